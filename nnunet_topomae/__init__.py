@@ -1,0 +1,6 @@
+"""Topology- and spatiality-aware masked pre-training for nnU-Net v2 (arXiv 2406.10519).
+
+This file imports nothing heavy: it is loaded by the start-up hook of every Python process that imports torch.
+"""
+
+__version__ = "0.1.0"

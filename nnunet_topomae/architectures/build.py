@@ -1,0 +1,80 @@
+"""Factories of the three networks. Numbers that neither the plan nor the rule gives stand here, once."""
+
+from torch import nn
+
+from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
+from nnunet_topomae.architectures.fusion import FusionNetwork, TokenFusion
+from nnunet_topomae.architectures.keypoint_head import KeyPointHead
+from nnunet_topomae.architectures.mae import MAEDecoder
+from nnunet_topomae.architectures.rule import NetworkShape
+from nnunet_topomae.architectures.unetrpp import UNETRPP, Dropout, UNETRPPDecoder, UNETRPPEncoder
+from nnunet_topomae.architectures.vit import VIT_PRESETS, ViTEncoder
+from nnunet_topomae.config import ArchitectureConfig
+
+# [18]'s dropout for segmentation; none while reconstructing, as in masked autoencoders.
+SEGMENTATION_DROPOUT = Dropout(attention=0.15, channel=0.1)
+PRETRAINING_DROPOUT = Dropout(attention=0.0, channel=0.0)
+
+DEEP_SUPERVISION_WEIGHTS = (4 / 7, 2 / 7, 1 / 7)
+
+_NO_DECAY_NAMES = frozenset({"position", "mask_token", "channel_temperature", "spatial_temperature"})
+
+
+def build_unetrpp(
+    shape: NetworkShape, in_channels: int, out_channels: int, architecture: ArchitectureConfig, deep_supervision: bool
+) -> UNETRPP:
+    """UNETR++ for segmentation."""
+    encoder, decoder = _segmentation_parts(shape, in_channels, out_channels, architecture, deep_supervision)
+    return UNETRPP(encoder, decoder)
+
+
+def build_fusion_network(
+    shape: NetworkShape, in_channels: int, out_channels: int, architecture: ArchitectureConfig, deep_supervision: bool
+) -> FusionNetwork:
+    """The fine-tuned network of ViT and UNETR++."""
+    preset = VIT_PRESETS[architecture.vit]
+    encoder, decoder = _segmentation_parts(shape, in_channels, out_channels, architecture, deep_supervision)
+    return FusionNetwork(
+        vit_encoder=ViTEncoder(shape.token_grid, shape.token_size, in_channels, preset, architecture.drop_path),
+        fusion=TokenFusion(preset.width, shape),
+        encoder=encoder,
+        decoder=decoder,
+    )
+
+
+def build_copretraining_network(
+    shape: NetworkShape, in_channels: int, architecture: ArchitectureConfig
+) -> CoPretrainingNetwork:
+    """The network of masked co-pre-training; its UNETR++ rebuilds the image at full resolution only."""
+    preset = VIT_PRESETS[architecture.vit]
+    grid, size = shape.token_grid, shape.token_size
+    return CoPretrainingNetwork(
+        vit_encoder=ViTEncoder(grid, size, in_channels, preset),
+        vit_decoder=MAEDecoder(grid, size, in_channels, preset),
+        vit_key_points=KeyPointHead(preset.width, grid),
+        encoder=UNETRPPEncoder(shape, in_channels, architecture, PRETRAINING_DROPOUT),
+        decoder=UNETRPPDecoder(shape, in_channels, architecture, PRETRAINING_DROPOUT, heads=1, float32_output=True),
+        key_points=KeyPointHead(shape.dims[-1], shape.grids[-1]),
+    )
+
+
+def deep_supervision_scales(shape: NetworkShape) -> list[list[float]]:
+    """Size of the decoder's outputs relative to the patch, fine to coarse, in nnU-Net's format."""
+    return [[1.0, 1.0, 1.0], *([1.0 / voxels for voxels in size] for size in shape.cell_sizes[:2])]
+
+
+def no_weight_decay(network: nn.Module) -> set[str]:
+    """Names of the parameters without weight decay: 1-D ones, position embeddings, temperatures and tokens."""
+    return {
+        name
+        for name, parameter in network.named_parameters()
+        if parameter.ndim <= 1 or name.rpartition(".")[2] in _NO_DECAY_NAMES
+    }
+
+
+def _segmentation_parts(
+    shape: NetworkShape, in_channels: int, out_channels: int, architecture: ArchitectureConfig, deep_supervision: bool
+) -> tuple[UNETRPPEncoder, UNETRPPDecoder]:
+    encoder = UNETRPPEncoder(shape, in_channels, architecture, SEGMENTATION_DROPOUT)
+    decoder = UNETRPPDecoder(shape, out_channels, architecture, SEGMENTATION_DROPOUT, deep_supervision)
+    return encoder, decoder

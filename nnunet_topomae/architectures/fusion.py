@@ -1,0 +1,79 @@
+"""The fine-tuned network "MAE + UNETR++" (paper Fig. 2): ViT features added to those of UNETR++."""
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from nnunet_topomae.architectures.layers import Pointwise, initialise_weights, upsample
+from nnunet_topomae.architectures.rule import NetworkShape
+from nnunet_topomae.architectures.unetrpp import UNETRPPDecoder, UNETRPPEncoder
+from nnunet_topomae.architectures.vit import ViTEncoder
+from nnunet_topomae.types import Size3, Volume
+
+
+class TokenFusion(nn.Module):
+    """Project ViT feature maps to the scale and the channels of every UNETR++ stage and add them.
+
+    Paper is silent on the projections. The stage of the token grid takes a 1x1x1 convolution; finer stages transposed
+    and coarser ones strided convolutions with the strides in between, with InstanceNorm and GELU between two of
+    them. The last layer of every projection starts at zero, so fine-tuning starts exactly at the pre-trained UNETR++.
+
+    Args:
+        width: channels of the ViT.
+        shape: sizes from the rule.
+    """
+
+    def __init__(self, width: int, shape: NetworkShape) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(_projection(width, stage, shape) for stage in range(len(shape.dims)))
+        self.apply(initialise_weights)
+        for projection in self.projections:
+            last = cast(nn.Sequential, projection)[-1]
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, stages: Sequence[Volume], taps: Sequence[Volume]) -> list[Volume]:
+        """Add the projected taps to the stages, both fine to coarse and of equal number."""
+        return [stage + projection(tap) for stage, tap, projection in zip(stages, taps, self.projections, strict=True)]
+
+
+class FusionNetwork(nn.Module):
+    """Pre-trained ViT encoder + pre-trained UNETR++; features of equal scale are added (paper Fig. 2)."""
+
+    def __init__(
+        self, vit_encoder: ViTEncoder, fusion: TokenFusion, encoder: UNETRPPEncoder, decoder: UNETRPPDecoder
+    ) -> None:
+        super().__init__()
+        self.vit_encoder = vit_encoder
+        self.fusion = fusion
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward(self, data: Volume) -> Volume | list[Volume]:
+        """Segment a batch of crops: logits (B, K, D, H, W), or a list fine to coarse with deep supervision."""
+        full_resolution, *stages = self.encoder(data)
+        taps = self.vit_encoder.forward_taps(data, taps=len(stages))
+        fused = self.fusion(stages, taps)
+        return cast("Tensor | list[Tensor]", self.decoder([full_resolution, *fused]))
+
+
+def _projection(width: int, stage: int, shape: NetworkShape) -> nn.Sequential:
+    """The layers between the token grid and one stage."""
+    source = shape.token_stage
+    if stage == source:
+        return nn.Sequential(Pointwise(width, shape.dims[stage]))
+    finer = stage < source
+    path = range(source - 1, stage - 1, -1) if finer else range(source + 1, stage + 1)
+    layers: list[nn.Module] = []
+    channels = width
+    for step in path:
+        if layers:
+            layers += [nn.InstanceNorm3d(channels, affine=True), nn.GELU()]
+        stride: Size3 = shape.strides[step + 1] if finer else shape.strides[step]
+        if finer:
+            layers.append(upsample(channels, shape.dims[step], stride, bias=True))
+        else:
+            layers.append(nn.Conv3d(channels, shape.dims[step], kernel_size=stride, stride=stride))
+        channels = shape.dims[step]
+    return nn.Sequential(*layers)

@@ -1,0 +1,79 @@
+"""Small building blocks that the networks share."""
+
+import math
+from typing import cast
+
+import torch
+from dynamic_network_architectures.building_blocks.residual import BasicBlockD
+from torch import Tensor, nn
+
+from nnunet_topomae.types import Size3
+
+LEAKY_SLOPE = 0.01
+SMALL_STD = 0.02
+
+
+def residual_block(in_channels: int, out_channels: int) -> nn.Module:
+    """Two 3x3x3 convolutions with InstanceNorm, LeakyReLU and a skip connection."""
+    block = BasicBlockD(
+        nn.Conv3d,
+        in_channels,
+        out_channels,
+        kernel_size=3,
+        stride=1,
+        norm_op=nn.InstanceNorm3d,
+        norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"negative_slope": LEAKY_SLOPE, "inplace": True},
+    )
+    return cast(nn.Module, block)
+
+
+def downsample(in_channels: int, out_channels: int, stride: Size3) -> nn.Sequential:
+    """Convolution with kernel = stride, then InstanceNorm."""
+    return nn.Sequential(
+        nn.Conv3d(in_channels, out_channels, kernel_size=stride, stride=stride, bias=False),
+        nn.InstanceNorm3d(out_channels, affine=True),
+    )
+
+
+def upsample(in_channels: int, out_channels: int, stride: Size3, bias: bool = False) -> nn.ConvTranspose3d:
+    """Transposed convolution with kernel = stride."""
+    return nn.ConvTranspose3d(in_channels, out_channels, kernel_size=stride, stride=stride, bias=bias)
+
+
+class Pointwise(nn.Conv3d):
+    """1x1x1 convolution that ends a residual branch or the network; it starts small."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=1)
+
+
+def run_in_float32(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Run ``module`` in float32 even inside autocast."""
+    device = inputs.device.type
+    if not torch.amp.is_autocast_available(device):
+        return cast(Tensor, module(inputs.float()))
+    with torch.autocast(device_type=device, enabled=False):
+        return cast(Tensor, module(inputs.float()))
+
+
+def initialise_weights(module: nn.Module) -> None:
+    """Set the weights of one layer; use with ``nn.Module.apply``.
+
+    Linear layers: Xavier, as in masked autoencoders. :class:`Pointwise`: truncated normal, so that features keep unit
+    variance through the residual blocks. Transposed convolutions with kernel = stride: unit gain (every output voxel
+    sees each input channel once, while Kaiming's fan-in counts the kernel). Other convolutions: Kaiming. Biases: zero.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+    elif isinstance(module, Pointwise):
+        nn.init.trunc_normal_(module.weight, std=SMALL_STD)
+    elif isinstance(module, nn.ConvTranspose3d):
+        nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.in_channels))
+    elif isinstance(module, nn.Conv3d):
+        nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,63 @@
+"""The light decoder that completes the ViT encoder to a masked autoencoder (paper Sec. II, [28])."""
+
+import math
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nnunet_topomae.architectures.layers import initialise_weights, run_in_float32
+from nnunet_topomae.architectures.vit import (
+    ViTPreset,
+    new_token,
+    scatter_tokens,
+    sincos_position_embedding,
+    transformer_blocks,
+    visible_index,
+)
+from nnunet_topomae.masking import unpatchify
+from nnunet_topomae.types import Size3, TokenMask, Volume
+
+
+class MAEDecoder(nn.Module):
+    """Rebuild the crop from the encoded visible tokens and a learned mask token in every hidden place.
+
+    The last linear layer runs in float32: half precision would quantise the intensities.
+
+    Args:
+        grid: tokens along (D, H, W).
+        token_size: voxels of a token.
+        out_channels: image channels.
+        preset: width of the encoder; width, depth and heads of the decoder.
+    """
+
+    positions: Tensor
+
+    def __init__(self, grid: Size3, token_size: Size3, out_channels: int, preset: ViTPreset) -> None:
+        super().__init__()
+        self.grid = grid
+        self.token_size = token_size
+        width = preset.decoder_width
+        self.embedding = nn.Linear(preset.width, width)
+        self.mask_token = new_token(width)
+        self.register_buffer("positions", sincos_position_embedding(grid, width), persistent=False)
+        self.blocks = transformer_blocks(width, preset.decoder_heads, [0.0] * preset.decoder_depth)
+        self.norm = nn.LayerNorm(width)
+        self.prediction = nn.Linear(width, out_channels * math.prod(token_size))
+        self.apply(initialise_weights)
+
+    def forward(self, tokens: Float[Tensor, "B V E"], token_mask: TokenMask) -> Volume:
+        """Reconstruct all voxels, hidden and visible.
+
+        Args:
+            tokens: the encoded visible tokens in raster order.
+            token_mask: the mask that the encoder was given.
+
+        Returns:
+            float32 (B, C, D, H, W).
+        """
+        index = visible_index(token_mask).to(tokens.device)
+        background = self.mask_token.expand(len(tokens), math.prod(self.grid), -1)
+        decoded = scatter_tokens(self.embedding(tokens), index, background) + self.positions
+        for block in self.blocks:
+            decoded = block(decoded)
+        return unpatchify(run_in_float32(self.prediction, self.norm(decoded)), self.grid, self.token_size)

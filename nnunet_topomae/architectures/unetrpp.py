@@ -1,0 +1,173 @@
+"""UNETR++ [18], sized by the rule: encoder and decoder of EPA stages with skip connections."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor, nn
+
+from nnunet_topomae.architectures.attention import EPAStage
+from nnunet_topomae.architectures.layers import (
+    Pointwise,
+    downsample,
+    initialise_weights,
+    residual_block,
+    run_in_float32,
+    upsample,
+)
+from nnunet_topomae.architectures.rule import NetworkShape
+from nnunet_topomae.config import ArchitectureConfig
+from nnunet_topomae.types import Size3, Volume
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout rates of UNETR++.
+
+    Attributes:
+        attention: of the attention matrices.
+        channel: of whole channels in front of a block's output.
+    """
+
+    attention: float
+    channel: float
+
+
+class UNETRPPEncoder(nn.Module):
+    """Full-resolution skip branch and the EPA stages, fine to coarse.
+
+    Args:
+        shape: sizes from the rule.
+        in_channels: image channels.
+        architecture: what the stages are made of.
+        dropout: dropout rates.
+    """
+
+    def __init__(self, shape: NetworkShape, in_channels: int, architecture: ArchitectureConfig, dropout: Dropout):
+        super().__init__()
+        channels = (in_channels, *shape.dims)
+        self.full_resolution = residual_block(in_channels, architecture.feature_size)
+        self.downsampling = nn.ModuleList(
+            downsample(channels[stage], channels[stage + 1], stride) for stage, stride in enumerate(shape.strides)
+        )
+        self.stages = nn.ModuleList(
+            EPAStage(dim, grid, projected, architecture, dropout.attention, dropout.channel)
+            for dim, grid, projected in zip(shape.dims, shape.grids, shape.projections, strict=True)
+        )
+        self.apply(initialise_weights)
+
+    def forward(self, data: Volume) -> list[Volume]:
+        """Features fine to coarse: the full-resolution skip, then one entry for every stage."""
+        features = [self.full_resolution(data)]
+        for down, stage in zip(self.downsampling, self.stages, strict=True):
+            data = stage(down(data))
+            features.append(data)
+        return features
+
+
+class UpStep(nn.Module):
+    """Upsample, add the skip connection, refine."""
+
+    def __init__(self, upsampling: nn.Module, refinement: nn.Module):
+        super().__init__()
+        self.upsampling = upsampling
+        self.refinement = refinement
+
+    def forward(self, features: Volume, skip: Volume) -> Volume:
+        """From the features of one stage to those of the next finer one."""
+        return cast(Tensor, self.refinement(self.upsampling(features) + skip))
+
+
+class UNETRPPDecoder(nn.Module):
+    """Decoder of UNETR++ with 1x1x1 heads on the finest levels.
+
+    Attributes:
+        deep_supervision: return the outputs of all heads, fine to coarse, instead of the finest one.
+        seg_layers: the heads; index 0 is full resolution. nnU-Net never transfers parameters of this name.
+
+    Args:
+        shape: sizes from the rule.
+        out_channels: channels of the heads.
+        architecture: what the stages are made of.
+        dropout: dropout rates.
+        deep_supervision: initial value of the attribute.
+        heads: number of heads, 1 to 3.
+        float32_output: run the heads in float32 outside autocast.
+
+    Raises:
+        ValueError: fewer than one head or more than three.
+    """
+
+    def __init__(
+        self,
+        shape: NetworkShape,
+        out_channels: int,
+        architecture: ArchitectureConfig,
+        dropout: Dropout,
+        deep_supervision: bool = False,
+        heads: int = 3,
+        float32_output: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 1 <= heads <= 3:
+            raise ValueError(f"the decoder has one to three heads, got {heads}")
+        self.deep_supervision = deep_supervision
+        self.float32_output = float32_output
+        steps = [
+            UpStep(
+                upsample(shape.dims[stage + 1], shape.dims[stage], shape.strides[stage + 1]),
+                EPAStage(
+                    shape.dims[stage],
+                    shape.grids[stage],
+                    shape.projections[stage],
+                    architecture,
+                    dropout.attention,
+                    dropout.channel,
+                ),
+            )
+            for stage in reversed(range(len(shape.dims) - 1))
+        ]
+        features = architecture.feature_size
+        last = UpStep(_last_upsampling(shape, architecture), residual_block(features, features))
+        self.steps = nn.ModuleList([*steps, last])
+        self.seg_layers = nn.ModuleList(
+            Pointwise(channels, out_channels) for channels in (features, *shape.dims[:2])[:heads]
+        )
+        self.apply(initialise_weights)
+
+    def forward(self, features: Sequence[Volume]) -> Volume | list[Volume]:
+        """Decode the encoder's features (fine to coarse); see ``deep_supervision`` for what is returned."""
+        levels = [features[-1]]
+        for step, skip in zip(self.steps, reversed(features[:-1]), strict=True):
+            levels.insert(0, step(levels[0], skip))
+        if self.deep_supervision:
+            return [self._head(head, level) for head, level in zip(self.seg_layers, levels, strict=False)]
+        return self._head(self.seg_layers[0], levels[0])
+
+    def _head(self, head: nn.Module, features: Volume) -> Volume:
+        return run_in_float32(head, features) if self.float32_output else cast(Tensor, head(features))
+
+
+class UNETRPP(nn.Module):
+    """UNETR++ for segmentation: (B, C, D, H, W) -> logits (B, K, D, H, W), or a list with deep supervision."""
+
+    def __init__(self, encoder: UNETRPPEncoder, decoder: UNETRPPDecoder):
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward(self, data: Volume) -> Volume | list[Volume]:
+        """Segment a batch of crops."""
+        return cast("Tensor | list[Tensor]", self.decoder(self.encoder(data)))
+
+
+def _last_upsampling(shape: NetworkShape, architecture: ArchitectureConfig) -> nn.Module:
+    """From the first stage to full resolution, as in the original or without its risk of checkerboards."""
+    stem: Size3 = shape.stem
+    if architecture.upsampling == "transposed":
+        return upsample(shape.dims[0], architecture.feature_size, stem)
+    scale = (float(stem[0]), float(stem[1]), float(stem[2]))
+    return nn.Sequential(
+        nn.Conv3d(shape.dims[0], architecture.feature_size, kernel_size=1, bias=False),
+        nn.Upsample(scale_factor=scale, mode="trilinear", align_corners=False),
+    )

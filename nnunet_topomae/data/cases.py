@@ -1,0 +1,56 @@
+"""Which cases a fold may read, and the manifest that proves what a pre-training has read."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+MIN_CASES_FOR_FOLDS = 5
+_IMAGE_SUFFIXES = (".b2nd", ".npy", ".npz")
+
+
+def check_enough_cases(identifiers: Iterable[str], fold: int | str, splits_file: Path) -> None:
+    """Refuse nnU-Net's automatic five folds where they cannot be made.
+
+    Raises:
+        ValueError: fewer than five cases, no splits file and a numbered fold.
+    """
+    count = len(list(identifiers))
+    if fold != "all" and count < MIN_CASES_FOR_FOLDS and not splits_file.is_file():
+        raise ValueError(
+            f"the data set has {count} cases, too few for nnU-Net's {MIN_CASES_FOR_FOLDS} automatic folds. "
+            f"Train with fold 'all', or write your own folds to {splits_file}."
+        )
+
+
+def image_file(folder: Path, case: str) -> Path:
+    """The preprocessed image of a case.
+
+    Raises:
+        FileNotFoundError: there is none, with the command that makes it.
+    """
+    for suffix in _IMAGE_SUFFIXES:
+        path = folder / f"{case}{suffix}"
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"no preprocessed image of case {case} in {folder}; run nnUNetv2_preprocess for this plan")
+
+
+def hash_images(folder: Path, cases: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of every case's preprocessed image file, by case, sorted."""
+    hashes = {}
+    for case in sorted(cases):
+        with image_file(folder, case).open("rb") as file:
+            hashes[case] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def hash_json(value: Mapping[str, Any] | list[Any]) -> str:
+    """SHA-256 of a JSON value, independent of key order and white space."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def hash_json_file(path: Path) -> str | None:
+    """SHA-256 of a JSON file's content, or None where there is no file."""
+    return hash_json(json.loads(path.read_text())) if path.is_file() else None

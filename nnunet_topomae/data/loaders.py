@@ -1,0 +1,167 @@
+"""Random crops with their place in the volume, drawn without looking at labels."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from numpy.random import Generator
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from nnunet_topomae.data.plan import Plan
+from nnunet_topomae.data.topology_target import TopologyTarget
+from nnunet_topomae.data.transforms import draw_flip_axes, flip_crop
+from nnunet_topomae.geometry import CropLocation
+from nnunet_topomae.types import Size3
+
+
+class Crop(NamedTuple):
+    """One augmented crop: voxels (C, D, H, W), key points (9, 3), and the place it was cut from."""
+
+    volume: Tensor
+    key_points: np.ndarray
+    location: CropLocation
+
+
+def draw_crop_bounds(shape: Sequence[int], patch_size: Size3, rng: Generator) -> tuple[list[int], list[int]]:
+    """Half-open bounds of a uniformly random crop.
+
+    Along an axis on which the volume is smaller than the patch, the crop is centred and leaves the volume on both
+    sides; along the others it stays inside.
+    """
+    lower = []
+    for size, patch in zip(shape, patch_size, strict=True):
+        free = size - patch
+        lower.append(int(rng.integers(0, free + 1)) if free >= 0 else -(-free // 2))
+    return lower, [lo + patch for lo, patch in zip(lower, patch_size, strict=True)]
+
+
+class CropLocationLoader(nnUNetDataLoader):  # type: ignore[misc]
+    """nnU-Net's loader for pre-training: images only, uniform crops, key points, target topology.
+
+    Every random number comes from one generator per worker, seeded by ``seed`` and the worker's number.
+
+    Args:
+        dataset: preprocessed cases.
+        batch_size: crops in a batch.
+        patch_size: shape of a crop in voxels.
+        label_manager: asked for by nnU-Net's loader; not used to choose crops.
+        flip_axes: spatial axes that may be flipped.
+        seed: seed of this loader's generators.
+        target: called with every augmented crop and the generator; its results are the batch's ``target_topology``.
+        target_every: call it in every n-th batch only; the other batches have no ``target_topology``.
+    """
+
+    def __init__(
+        self,
+        dataset: nnUNetBaseDataset,
+        batch_size: int,
+        patch_size: Size3,
+        label_manager: LabelManager,
+        flip_axes: Sequence[int],
+        seed: int,
+        target: TopologyTarget | None = None,
+        target_every: int = 1,
+    ) -> None:
+        super().__init__(dataset, batch_size, patch_size, patch_size, label_manager)
+        self.flip_axes = tuple(flip_axes)
+        self.seed = seed
+        self.target = target
+        self.target_every = target_every
+        self._rng: Generator | None = None
+        self._batches = 0
+
+    def reset(self) -> None:
+        """Start the random sequence again; the next batch is the first one."""
+        self._rng = None
+        self._batches = 0
+
+    def image(self, case: str) -> Any:
+        """The array (C, D, H, W) of a case, read from disk only where it is indexed."""
+        return self._data.load_case(case)[0]
+
+    def cut(self, case: str, image: Any, lower: Sequence[int], upper: Sequence[int]) -> tuple[Tensor, CropLocation]:
+        """Read the crop ``[lower, upper)`` of a case's image, padded with zeros outside the volume.
+
+        Raises:
+            ValueError: the crop holds NaN or infinity.
+        """
+        crop = crop_and_pad_nd(image, [list(bounds) for bounds in zip(lower, upper, strict=True)], 0)
+        volume = torch.from_numpy(np.ascontiguousarray(crop)).float()
+        if not torch.isfinite(volume).all():
+            raise ValueError(
+                f"case {case} holds NaN or infinite voxels in {lower} to {upper}. Mend its image in nnUNet_raw "
+                "and preprocess again with nnUNetv2_preprocess."
+            )
+        return volume, CropLocation(tuple(lower), tuple(upper), tuple(image.shape[1:]))  # type: ignore[arg-type]
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """Draw a batch.
+
+        Returns:
+            ``data`` (B, C, D, H, W) float32, ``key_points`` (B, 9, 3) float32, ``locations``, ``keys`` and, with a
+            target, ``target_topology``: its results, one a sample.
+        """
+        if self._rng is None:
+            self._rng = np.random.default_rng([self.seed, self.thread_id])
+        with torch.no_grad(), threadpool_limits(limits=1, user_api=None):
+            keys = [str(self._rng.choice(self.indices)) for _ in range(self.batch_size)]
+            crops = [self._draw_crop(case, self._rng) for case in keys]
+            batch = {
+                "data": torch.stack([crop.volume for crop in crops]),
+                "key_points": torch.from_numpy(np.stack([crop.key_points for crop in crops])),
+                "locations": [crop.location for crop in crops],
+                "keys": keys,
+            }
+            if self.target is not None and self._batches % self.target_every == 0:
+                batch["target_topology"] = [self.target(crop.volume, self._rng) for crop in crops]
+        self._batches += 1
+        return batch
+
+    def _draw_crop(self, case: str, rng: Generator) -> Crop:
+        image = self.image(case)
+        volume, location = self.cut(case, image, *draw_crop_bounds(image.shape[1:], self.patch_size, rng))
+        volume, key_points = flip_crop(volume, location.key_points(), draw_flip_axes(self.flip_axes, rng))
+        return Crop(volume.contiguous(), key_points, location)
+
+
+def build_pretraining_loader(
+    dataset: nnUNetBaseDataset, batch_size: int, plan: Plan, label_manager: LabelManager, seed: int
+) -> CropLocationLoader:
+    """The loader that a plan's `topomae` section asks for."""
+    topology = plan.config.topology
+    return CropLocationLoader(
+        dataset,
+        batch_size,
+        plan.shape.patch_size,
+        label_manager,
+        plan.config.pretraining.flip_axes,
+        seed,
+        TopologyTarget(topology) if topology.enabled else None,
+        topology.every,
+    )
+
+
+def start_workers(
+    loader: CropLocationLoader, device: torch.device
+) -> SingleThreadedAugmenter | NonDetMultiThreadedAugmenter:
+    """Run a loader in as many worker processes as nnU-Net allows (``nnUNet_n_proc_DA``)."""
+    processes = get_allowed_n_proc_DA()
+    if processes == 0:
+        return SingleThreadedAugmenter(loader, None)
+    return NonDetMultiThreadedAugmenter(
+        loader,
+        None,
+        processes,
+        num_cached=max(6, processes // 2),
+        pin_memory=device.type == "cuda",
+        wait_time=0.002,
+    )

@@ -1,0 +1,1 @@
+"""The terms of the pre-training loss, one file each, and their weighted sum (paper Sec. II-C)."""

@@ -1,0 +1,74 @@
+"""Token grid, random token masks and the way between tokens and voxels (paper Sec. II, "masked crop")."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from nnunet_topomae.geometry import as_size3
+from nnunet_topomae.types import Size3, TokenMask, Volume, VoxelMask
+
+
+def token_grid(patch_size: Sequence[int], token_size: Sequence[int]) -> Size3:
+    """Number of tokens along each axis.
+
+    Raises:
+        ValueError: ``patch_size`` is not a multiple of ``token_size``.
+    """
+    patch, token = as_size3(patch_size, "patch_size"), as_size3(token_size, "token_size")
+    if any(t <= 0 for t in token) or any(p % t for p, t in zip(patch, token, strict=True)):
+        raise ValueError(
+            f"patch size {patch} is not a multiple of the token size {token}. Plan with -pl TopoMAEPlanner, "
+            "or change the token size or the patch size in the plan."
+        )
+    return patch[0] // token[0], patch[1] // token[1], patch[2] // token[2]
+
+
+def random_token_mask(batch: int, grid: Size3, mask_ratio: float, generator: Generator) -> TokenMask:
+    """Hide exactly ``round(mask_ratio * tokens)`` random tokens of every sample (paper: mask ratio 0.5).
+
+    Args:
+        batch: number of samples, each with its own mask.
+        grid: tokens along (D, H, W).
+        mask_ratio: fraction of hidden tokens, in (0, 1).
+        generator: source of randomness; its device is the device of the result.
+
+    Returns:
+        bool tensor (B, d, h, w), True = hidden.
+
+    Raises:
+        ValueError: the ratio would hide no token or all of them.
+    """
+    tokens = grid[0] * grid[1] * grid[2]
+    hidden = round(mask_ratio * tokens)
+    if not 0 < hidden < tokens:
+        raise ValueError(
+            f"mask_ratio {mask_ratio} hides {hidden} of {tokens} tokens; at least one must be hidden and one visible"
+        )
+    noise = torch.rand(batch, tokens, generator=generator, device=generator.device)
+    ranks = noise.argsort(dim=1).argsort(dim=1)
+    return (ranks < hidden).view(batch, *grid)  # (B, N) -> (B, d, h, w)
+
+
+def token_to_voxel_mask(mask: TokenMask, token_size: Size3) -> VoxelMask:
+    """Spread a token mask over the voxels: (B, d, h, w) -> (B, 1, d*t0, h*t1, w*t2), True = hidden."""
+    for axis, size in enumerate(token_size, start=1):
+        mask = mask.repeat_interleave(size, dim=axis)
+    return mask.unsqueeze(1)
+
+
+def patchify(volume: Volume, token_size: Size3) -> Float[Tensor, "B N P"]:
+    """Cut a volume into its tokens' voxels: (B, C, D, H, W) -> (B, d*h*w, C*t0*t1*t2), tokens in raster order."""
+    batch, channels = volume.shape[:2]
+    grid = token_grid(volume.shape[2:], token_size)
+    blocks = volume.view(batch, channels, grid[0], token_size[0], grid[1], token_size[1], grid[2], token_size[2])
+    return blocks.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)  # (B, d, h, w, C, t0, t1, t2) -> (B, N, P)
+
+
+def unpatchify(tokens: Float[Tensor, "B N P"], grid: Size3, token_size: Size3) -> Volume:
+    """Inverse of :func:`patchify`: (B, d*h*w, C*t0*t1*t2) -> (B, C, D, H, W)."""
+    batch = tokens.shape[0]
+    blocks = tokens.view(batch, *grid, -1, *token_size).permute(0, 4, 1, 5, 2, 6, 3, 7)
+    size = (grid[0] * token_size[0], grid[1] * token_size[1], grid[2] * token_size[2])
+    return blocks.reshape(batch, -1, *size)  # (B, C, d, t0, h, t1, w, t2) -> (B, C, D, H, W)

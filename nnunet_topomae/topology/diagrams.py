@@ -1,0 +1,118 @@
+"""Persistence diagrams of volumes (paper Sec. II-A)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from nnunet_topomae.topology.backends import resolve_backend, voxel_pairs
+
+
+@dataclass(frozen=True, eq=False)
+class PersistenceDiagram:
+    """The diagram of one homology dimension.
+
+    Attributes:
+        points: float64 (n, 2), columns birth and death, birth >= death, in the units of the volume.
+        birth_voxels: int32 (n,), flat index (C order) of the voxel whose value is the birth.
+        death_voxels: int32 (n,), flat index of the voxel whose value is the death.
+    """
+
+    points: Float[ndarray, "n 2"]
+    birth_voxels: Int[ndarray, " n"]
+    death_voxels: Int[ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
+@dataclass(frozen=True, eq=False)
+class PersistenceDiagrams:
+    """The persistence diagrams of one volume; ``diagrams[k]`` is the one of homology dimension k.
+
+    Attributes:
+        volume_shape: shape of the volume that the voxel indices refer to.
+        dimensions: homology dimensions that were computed.
+        entries: one diagram for each of ``dimensions``, in their order.
+    """
+
+    volume_shape: tuple[int, ...]
+    dimensions: tuple[int, ...]
+    entries: tuple[PersistenceDiagram, ...]
+
+    def __getitem__(self, dimension: int) -> PersistenceDiagram:
+        if dimension not in self.dimensions:
+            raise ValueError(f"homology dimension {dimension} was not computed; present: {self.dimensions}")
+        return self.entries[self.dimensions.index(dimension)]
+
+
+def persistence_diagrams(
+    volume: Any, dimensions: Sequence[int] = (0, 1, 2), backend: str = "auto"
+) -> PersistenceDiagrams:
+    """Persistence diagrams of the super-level sets of a volume.
+
+    The voxels are the vertices of a cubical complex (V-construction); the level falls, so a class is born at a high
+    value and dies at a lower one. The one class that never dies, the first component, ends at the volume's minimum
+    (paper Sec. II-A is silent; the minimum is the level at which the complex is complete), so all points are finite.
+    Classes of zero persistence are left out, except that component.
+
+    Args:
+        volume: array or tensor of shape (D, H, W), (H, W) or (W,), any real or integer type, on any device.
+        dimensions: homology dimensions: 0 components, 1 loops, 2 voids.
+        backend: `cripser`, `gudhi`, or `auto` for the first that is installed.
+
+    Returns:
+        The diagrams, with values in float64 and the voxels that hold them. A constant volume has the single point
+        (value, value) in dimension 0.
+
+    Raises:
+        TypeError: the values are not real numbers.
+        ValueError: NaN or infinite values, an empty volume, other than one to three axes, unknown dimensions.
+        RuntimeError: no backend is installed.
+    """
+    values = _as_real_array(volume)
+    wanted = check_dimensions(dimensions)
+    padded = np.ascontiguousarray(values, dtype=np.float64).reshape((1,) * (3 - values.ndim) + values.shape)
+    flat = padded.reshape(-1)  # (D, H, W) -> (D*H*W,)
+    lowest = int(flat.argmin())
+    entries = []
+    for births, deaths in voxel_pairs(padded, wanted, resolve_backend(backend)):
+        deaths = np.where(deaths < 0, lowest, deaths)
+        points = np.stack([flat[births], flat[deaths]], axis=1)
+        entries.append(PersistenceDiagram(points, births.astype(np.int32), deaths.astype(np.int32)))
+    return PersistenceDiagrams(tuple(values.shape), wanted, tuple(entries))
+
+
+def check_dimensions(dimensions: Sequence[int]) -> tuple[int, ...]:
+    """``dimensions`` as a tuple.
+
+    Raises:
+        ValueError: none, repeated, or others than 0, 1 and 2.
+    """
+    wanted = tuple(int(dimension) for dimension in dimensions)
+    if not wanted or len(set(wanted)) != len(wanted) or not set(wanted) <= {0, 1, 2}:
+        raise ValueError(f"homology dimensions must be distinct and out of 0, 1, 2, got {wanted}")
+    return wanted
+
+
+def _as_real_array(volume: Any) -> ndarray:
+    """``volume`` as a finite numpy array of one to three axes."""
+    if isinstance(volume, Tensor):
+        volume = volume.detach().to("cpu", torch.float64 if volume.is_floating_point() else volume.dtype).numpy()
+    values = np.asarray(volume)
+    if values.dtype.kind not in "fiub":
+        raise TypeError(f"persistence diagrams need real numbers, got values of type {values.dtype}")
+    if not 1 <= values.ndim <= 3 or values.size == 0:
+        raise ValueError(
+            f"persistence diagrams need one volume of shape (D, H, W), (H, W) or (W,), got {values.shape}; "
+            "loop over batch and channels"
+        )
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        count = int(values.size - np.isfinite(values).sum())
+        raise ValueError(f"{count} of {values.size} values are NaN or infinite; persistence is undefined for them")
+    return values

@@ -1,0 +1,30 @@
+"""The decorator of all compiled functions, and whether they can be compiled here."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+try:
+    import numba
+except ImportError:
+    numba = None
+
+COMPILED = numba is not None and not numba.config.DISABLE_JIT
+
+
+def kernel(function: Function) -> Function:
+    """Compile ``function`` with numba: without the interpreter lock, cached on disk where that is possible.
+
+    Without numba, or with NUMBA_DISABLE_JIT=1, the function stays as it is.
+    """
+    if not COMPILED:
+        return function
+    plain = inspect.unwrap(function)  # numba cannot compile the wrapper of a run-time type checker
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        compiled: Function = numba.njit(cache=True, **options)(plain)
+    except RuntimeError:  # no folder for the cache can be written
+        compiled = numba.njit(**options)(plain)
+    return compiled

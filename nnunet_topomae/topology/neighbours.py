@@ -1,0 +1,262 @@
+"""Nearest-neighbour search under changing prices: a k-d tree over one diagram, in rotated coordinates.
+
+The reduced cost of sending a point (m, s) to point j is (|m - m_j| + |s - s_j|)^2 - p_j, with p_j the potential of j.
+A node of the tree knows the box of its points and their highest potential, which bounds the reduced costs below it.
+Potentials may change at any time; lowering one repairs the nodes above it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from nnunet_topomae.topology.kernels import kernel
+
+LEAF_SIZE = 8
+UNASSIGNED = -2
+ON_DIAGONAL = -1
+
+
+class Side(NamedTuple):
+    """One diagram of a matching; the points lie in the order of the tree's leaves.
+
+    The tree is a heap: node 1 is the root, the children of k are 2k and 2k + 1, the last half are the leaves. Leaf l
+    of L holds the points [l n // L, (l + 1) n // L).
+
+    Attributes:
+        midpoint: m of the points (n,).
+        half: s of the points (n,), positive.
+        diagonal: s^2, the cost of the diagonal (n,).
+        potential: dual variables (n,).
+        partner: index of the point of the other side (n,), or UNASSIGNED or ON_DIAGONAL.
+        boxes: lowest and highest m, lowest and highest s below each node (2L, 4).
+        highest: highest potential below each node (2L,).
+    """
+
+    midpoint: Float[ndarray, " n"]
+    half: Float[ndarray, " n"]
+    diagonal: Float[ndarray, " n"]
+    potential: Float[ndarray, " n"]
+    partner: Int[ndarray, " n"]
+    boxes: Float[ndarray, "nodes 4"]
+    highest: Float[ndarray, " nodes"]
+
+
+class Scratch(NamedTuple):
+    """Memory of a search, and the work it did.
+
+    Attributes:
+        nodes: nodes that wait for a visit (64,).
+        bounds: their lower bounds (64,).
+        values: reduced costs of the neighbours found so far (K,).
+        leaves: number of leaves visited (1,), the unit of the work budget.
+    """
+
+    nodes: Int[ndarray, " depth"]
+    bounds: Float[ndarray, " depth"]
+    values: Float[ndarray, " K"]
+    leaves: Int[ndarray, " 1"]
+
+
+def new_scratch(neighbours: int) -> Scratch:
+    """Memory for searches of up to ``neighbours`` points."""
+    return Scratch(np.zeros(64, np.int64), np.zeros(64), np.zeros(neighbours), np.zeros(1, np.int64))
+
+
+def build_side(points: Float[ndarray, "n 2"]) -> tuple[Side, Int[ndarray, " n"]]:
+    """Build the tree of a diagram.
+
+    Args:
+        points: columns m and s, s > 0, n > 0.
+
+    Returns:
+        The side, with potential s^2 and no partners, and the order of its points in ``points``.
+    """
+    leaves = 1
+    while leaves * LEAF_SIZE < len(points):
+        leaves *= 2
+    order = np.arange(len(points))
+    boxes = np.zeros((2 * leaves, 4))
+    _partition(np.ascontiguousarray(points), order, boxes)
+    midpoint, half = np.ascontiguousarray(points[order, 0]), np.ascontiguousarray(points[order, 1])
+    partner = np.full(len(points), UNASSIGNED, dtype=np.int64)
+    side = Side(midpoint, half, half**2, half**2, partner, boxes, np.zeros(2 * leaves))
+    refresh(side)
+    return side, order
+
+
+@kernel
+def _partition(points, order, boxes):
+    """Sort ``order`` into the leaves, every node at the median of its wider axis; fill the boxes."""
+    leaves, n = boxes.shape[0] // 2, points.shape[0]
+    width = leaves  # leaves below a node of the current level
+    for node in range(1, 2 * leaves):
+        if node & (node - 1) == 0 and node > 1:
+            width //= 2
+        first = (node * width - leaves) * n // leaves
+        last = ((node + 1) * width - leaves) * n // leaves
+        for axis in range(2):
+            low, high = np.inf, -np.inf
+            for position in range(first, last):
+                low = min(low, points[order[position], axis])
+                high = max(high, points[order[position], axis])
+            boxes[node, 2 * axis] = low
+            boxes[node, 2 * axis + 1] = high
+        if node < leaves:
+            middle = ((2 * node + 1) * (width // 2) - leaves) * n // leaves
+            wide_s = boxes[node, 3] - boxes[node, 2] > boxes[node, 1] - boxes[node, 0]
+            _select(points[:, 1 if wide_s else 0], order, first, last - 1, middle)
+
+
+@kernel
+def _select(keys, order, left, right, middle):
+    """Reorder ``order[left : right + 1]`` such that no key before ``middle`` exceeds one from it on (quickselect)."""
+    while left < right:
+        pivot = keys[order[(left + right) // 2]]
+        low, high = left, right
+        while low <= high:
+            while keys[order[low]] < pivot:
+                low += 1
+            while keys[order[high]] > pivot:
+                high -= 1
+            if low <= high:
+                order[low], order[high] = order[high], order[low]
+                low += 1
+                high -= 1
+        if middle <= high:
+            right = high
+        elif middle >= low:
+            left = low
+        else:
+            return
+
+
+@kernel
+def refresh(side):
+    """Recompute the highest potential of every node."""
+    leaves, n = side.highest.shape[0] // 2, side.potential.shape[0]
+    for leaf in range(leaves):
+        side.highest[leaves + leaf] = _leaf_highest(side.potential, leaf * n // leaves, (leaf + 1) * n // leaves)
+    for node in range(leaves - 1, 0, -1):
+        side.highest[node] = max(side.highest[2 * node], side.highest[2 * node + 1])
+
+
+@kernel
+def lower_potential(side, j, value):
+    """Lower the potential of point ``j`` to ``value`` and repair the nodes above it."""
+    leaves, n = side.highest.shape[0] // 2, side.potential.shape[0]
+    before = side.potential[j]
+    side.potential[j] = value
+    leaf = ((j + 1) * leaves - 1) // n
+    node = leaves + leaf
+    if before < side.highest[node]:
+        return
+    side.highest[node] = _leaf_highest(side.potential, leaf * n // leaves, (leaf + 1) * n // leaves)
+    node //= 2
+    while node > 0:
+        highest = max(side.highest[2 * node], side.highest[2 * node + 1])
+        if highest == side.highest[node]:
+            return
+        side.highest[node] = highest
+        node //= 2
+
+
+@kernel
+def _leaf_highest(potential, first, last):
+    """Highest of ``potential[first:last]``."""
+    highest = -np.inf
+    for j in range(first, last):
+        highest = max(highest, potential[j])
+    return highest
+
+
+@kernel
+def _bound(side, node, m, s):
+    """Lower bound of the reduced costs from (m, s) to the points below ``node``."""
+    box = side.boxes
+    distance = max(box[node, 0] - m, m - box[node, 1], 0.0) + max(box[node, 2] - s, s - box[node, 3], 0.0)
+    return distance * distance - side.highest[node]
+
+
+@kernel
+def nearest(side, m, s, limit, columns, costs, scratch):
+    """The K points of least reduced cost from (m, s), of those below ``limit``, in increasing order.
+
+    Args:
+        side: the points to search.
+        m: midpoint of the query.
+        s: half persistence of the query.
+        limit: reduced costs from here on do not matter.
+        columns: (K,) receives the points.
+        costs: (K,) receives their costs (not reduced).
+        scratch: memory.
+
+    Returns:
+        The number of points found, and the horizon: all other points have a reduced cost of at least that.
+    """
+    leaves = side.highest.shape[0] // 2
+    count, horizon = 0, limit
+    scratch.nodes[0], scratch.bounds[0] = 1, _bound(side, 1, m, s)
+    waiting = 1
+    while waiting > 0:
+        waiting -= 1
+        node, bound = scratch.nodes[waiting], scratch.bounds[waiting]
+        while node < leaves and bound < horizon:
+            near, far = 2 * node, 2 * node + 1
+            bound, far_bound = _bound(side, near, m, s), _bound(side, far, m, s)
+            if far_bound < bound:
+                near, far, bound, far_bound = far, near, far_bound, bound
+            if far_bound < horizon:
+                scratch.nodes[waiting], scratch.bounds[waiting] = far, far_bound
+                waiting += 1
+            node = near
+        if bound < horizon:
+            scratch.leaves[0] += 1
+            count, horizon = _scan_leaf(side, node - leaves, m, s, count, horizon, columns, costs, scratch.values)
+    return count, horizon
+
+
+@kernel
+def _scan_leaf(side, leaf, m, s, count, horizon, columns, costs, values):
+    """Insert the points of a leaf into the sorted list of :func:`nearest`; returns its length and the horizon."""
+    leaves, n = side.highest.shape[0] // 2, side.potential.shape[0]
+    for j in range(leaf * n // leaves, (leaf + 1) * n // leaves):
+        distance = abs(m - side.midpoint[j]) + abs(s - side.half[j])
+        cost = distance * distance
+        value = cost - side.potential[j]
+        if value < horizon:
+            place = count if count < columns.shape[0] else count - 1
+            count = place + 1
+            while place > 0 and values[place - 1] > value:
+                columns[place], costs[place], values[place] = columns[place - 1], costs[place - 1], values[place - 1]
+                place -= 1
+            columns[place], costs[place], values[place] = j, cost, value
+            if count == columns.shape[0]:
+                horizon = values[count - 1]
+    return count, horizon
+
+
+@kernel
+def all_within(side, m, s, limit, columns, costs, scratch):
+    """Write all points of reduced cost below ``limit`` to ``columns`` and ``costs`` (n,); returns their number."""
+    leaves, n = side.highest.shape[0] // 2, side.potential.shape[0]
+    count, waiting = 0, 1
+    scratch.nodes[0] = 1
+    while waiting > 0:
+        waiting -= 1
+        node = scratch.nodes[waiting]
+        if _bound(side, node, m, s) >= limit:
+            continue
+        if node < leaves:
+            scratch.nodes[waiting], scratch.nodes[waiting + 1] = 2 * node, 2 * node + 1
+            waiting += 2
+            continue
+        scratch.leaves[0] += 1
+        leaf = node - leaves
+        for j in range(leaf * n // leaves, (leaf + 1) * n // leaves):
+            distance = abs(m - side.midpoint[j]) + abs(s - side.half[j])
+            if distance * distance - side.potential[j] < limit:
+                columns[count], costs[count] = j, distance * distance
+                count += 1
+    return count

@@ -1,0 +1,120 @@
+"""The steps of the topological loss that run in threads, and the tensor that comes out of them."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+from torch import Tensor
+
+from nnunet_topomae.topology.diagrams import PersistenceDiagrams, persistence_diagrams
+from nnunet_topomae.topology.matching import matching_gradient, wasserstein_matching
+from nnunet_topomae.types import Scalar
+
+
+class DimensionTerm(NamedTuple):
+    """Squared distance of one homology dimension and its gradient by the points of the reconstruction's diagram."""
+
+    dimension: int
+    cost: float
+    gradient: Float[ndarray, "n 2"]
+
+
+class ChannelTerm(NamedTuple):
+    """Loss of one channel of one sample and its gradient by the voxels of the region."""
+
+    value: float
+    gradient: Float[ndarray, "..."]
+
+
+class HostCopy:
+    """The values of a tensor in CPU memory; a copy from a GPU is awaited by the thread that reads it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        values = tensor.detach()
+        self._event: Any = None
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(values.device))
+        else:
+            self._values = values.cpu().clone()
+
+    def read(self, index: tuple[int, ...]) -> Tensor:
+        """The entry ``index`` of the leading axes, once it has arrived."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._values[index]
+
+
+def diagrams_of(
+    copy: HostCopy, index: tuple[int, ...], dimensions: tuple[int, ...], backend: str
+) -> PersistenceDiagrams:
+    """Persistence diagrams of one channel of one sample."""
+    return persistence_diagrams(copy.read(index), dimensions, backend)
+
+
+def match_dimension(dimension: int, target: PersistenceDiagrams, diagrams: PersistenceDiagrams) -> DimensionTerm:
+    """Squared distance of the diagrams of one dimension, and its gradient."""
+    first, second = target[dimension].points, diagrams[dimension].points
+    matching = wasserstein_matching(first, second)
+    return DimensionTerm(dimension, matching.cost, matching_gradient(first, second, matching.pairs))
+
+
+def sum_dimensions(diagrams: PersistenceDiagrams, *terms: DimensionTerm) -> ChannelTerm:
+    """L = sqrt(sum_k cost_k) and dL/dI' = sum_k dcost_k/dI' / (2 L); at L = 0 the subgradient 0."""
+    value = float(np.sqrt(sum(term.cost for term in terms)))
+    size = int(np.prod(diagrams.volume_shape))
+    if value == 0.0:
+        return ChannelTerm(value, np.zeros(diagrams.volume_shape))
+    entries = [diagrams[term.dimension] for term in terms]
+    voxels = np.concatenate([index for entry in entries for index in (entry.birth_voxels, entry.death_voxels)])
+    slopes = np.concatenate([term.gradient[:, end] for term in terms for end in (0, 1)])
+    gradient = np.bincount(voxels, weights=slopes, minlength=size) / (2.0 * value)
+    return ChannelTerm(value, gradient.reshape(diagrams.volume_shape))  # (d*h*w,) -> (d, h, w)
+
+
+class PendingLoss:
+    """A topological loss that is being computed."""
+
+    def __init__(self, regions: Tensor, terms: Sequence["Future[ChannelTerm]"], scale: float) -> None:
+        self._regions = regions
+        self._terms = terms
+        self._scale = scale
+
+    def done(self) -> bool:
+        """Whether :meth:`result` would return without waiting."""
+        return all(term.done() for term in self._terms)
+
+    def result(self) -> Scalar:
+        """Wait for the threads and return the loss, differentiable by the reconstruction.
+
+        Raises:
+            ValueError: NaN or infinite values in the input or the reconstruction.
+        """
+        terms = [term.result() for term in self._terms]
+        scale = self._scale / len(terms)
+        value = scale * sum(term.value for term in terms)
+        gradient = np.stack([scale * term.gradient for term in terms]).reshape(self._regions.shape)  # (B*C, d, h, w)
+        moved = torch.from_numpy(gradient).to(self._regions.dtype).to(self._regions.device)
+        result: Tensor = _KnownGradient.apply(self._regions, value, moved)
+        return result
+
+
+class _KnownGradient(torch.autograd.Function):
+    """A scalar whose gradient was computed elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, regions: Tensor, value: float, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return regions.new_tensor(value)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return upstream * gradient, None, None

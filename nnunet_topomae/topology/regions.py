@@ -1,0 +1,96 @@
+"""The part of a crop that the topological loss looks at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+from torch.nn.functional import avg_pool3d
+
+from nnunet_topomae.geometry import as_size3
+from nnunet_topomae.types import Size3, Volume
+
+
+def region_shape(shape: Sequence[int], region_size: int) -> Size3:
+    """Shape of a sub-crop of edge ``region_size``; shorter axes are used whole."""
+    sizes = as_size3(shape, "shape")
+    return min(sizes[0], region_size), min(sizes[1], region_size), min(sizes[2], region_size)
+
+
+def draw_region_origin(shape: Sequence[int], region_size: int, generator: Generator) -> Size3:
+    """Lowest voxel (D, H, W) of a uniformly random sub-crop of edge ``region_size`` inside ``shape``."""
+    sizes = as_size3(shape, "shape")
+    room = [size - part for size, part in zip(sizes, region_shape(sizes, region_size), strict=True)]
+    drawn = [int(torch.randint(free + 1, (), generator=generator, device=generator.device)) for free in room]
+    return drawn[0], drawn[1], drawn[2]
+
+
+@dataclass(frozen=True)
+class TopologyRegion:
+    """Cuts volumes down to the region of the topological loss.
+
+    The same object serves the loader's workers, which compute target diagrams, and the loss.
+
+    Attributes:
+        policy: `full` the whole volume, `crop` a sub-crop of edge `size` (exact on what it sees), `pool` the volume
+            average-pooled with the smallest integer factors that make every axis fit `size`.
+        size: edge in voxels; shorter axes are used whole.
+
+    Raises:
+        ValueError: unknown policy or a size below 2.
+    """
+
+    policy: Literal["full", "crop", "pool"] = "full"
+    size: int = 48
+
+    def __post_init__(self) -> None:
+        if self.policy not in ("full", "crop", "pool"):
+            raise ValueError(f"unknown region policy {self.policy!r}; allowed: full, crop, pool")
+        if self.size < 2:
+            raise ValueError(f"region size must be at least 2 voxels, got {self.size}")
+
+    def shape(self, shape: Sequence[int]) -> Size3:
+        """Shape of the region of a volume of ``shape`` (D, H, W)."""
+        sizes = as_size3(shape, "shape")
+        if self.policy == "full":
+            return sizes
+        if self.policy == "crop":
+            return region_shape(sizes, self.size)
+        return as_size3([-(-size // factor) for size, factor in zip(sizes, self._factors(sizes), strict=True)], "shape")
+
+    def centred_origin(self, shape: Sequence[int]) -> Size3:
+        """Lowest voxel of the centred sub-crop of policy `crop`."""
+        sizes = as_size3(shape, "shape")
+        part = region_shape(sizes, self.size)
+        return (sizes[0] - part[0]) // 2, (sizes[1] - part[1]) // 2, (sizes[2] - part[2]) // 2
+
+    def extract(self, volume: Volume, origin: Sequence[int] | None = None) -> Float[Tensor, "B C d h w"]:
+        """The region of ``volume``; differentiable.
+
+        Args:
+            volume: (B, C, D, H, W).
+            origin: lowest voxel (D, H, W) of the sub-crop of policy `crop`, by default the centred one. The other
+                policies know no origin.
+
+        Raises:
+            ValueError: an origin with another policy, or one that puts the sub-crop outside the volume.
+        """
+        sizes = as_size3(volume.shape[2:], "volume shape")
+        if origin is not None and self.policy != "crop":
+            raise ValueError(f"region policy {self.policy!r} takes no origin, got {tuple(origin)}")
+        if self.policy == "full":
+            return volume
+        if self.policy == "pool":
+            factors = self._factors(sizes)
+            return avg_pool3d(volume, factors, ceil_mode=True, count_include_pad=False)
+        lower = self.centred_origin(sizes) if origin is None else as_size3(origin, "region origin")
+        upper = [low + part for low, part in zip(lower, self.shape(sizes), strict=True)]
+        if any(low < 0 or up > size for low, up, size in zip(lower, upper, sizes, strict=True)):
+            raise ValueError(f"region [{lower}, {tuple(upper)}) leaves the volume of shape {sizes}")
+        return volume[:, :, lower[0] : upper[0], lower[1] : upper[1], lower[2] : upper[2]]
+
+    def _factors(self, sizes: Size3) -> Size3:
+        """Pooling factors of policy `pool`."""
+        return -(-sizes[0] // self.size), -(-sizes[1] // self.size), -(-sizes[2] // self.size)

@@ -1,0 +1,82 @@
+"""Threads for persistent homology and matching; both release the interpreter lock while they compute."""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+MAX_AUTOMATIC_THREADS = 8
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class WorkerPool:
+    """A thread pool that starts on first use, survives a fork and can be copied and pickled.
+
+    A copy, an unpickled pool and the pool in a forked child each start their own threads.
+
+    Args:
+        threads: number of threads; 0 takes the number of cores, at most 8.
+
+    Raises:
+        ValueError: a negative number.
+    """
+
+    def __init__(self, threads: int = 0) -> None:
+        if threads < 0:
+            raise ValueError(f"threads must be 0 (automatic) or a positive number, got {threads}")
+        self.threads = threads
+        self._lock = threading.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+        self._owner = os.getpid()
+
+    def __reduce__(self) -> tuple[type["WorkerPool"], tuple[int]]:
+        return WorkerPool, (self.threads,)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Run ``function(*arguments)`` in a thread."""
+        return self._running().submit(function, *arguments)
+
+    def when_all(self, futures: Sequence[Future[Any]], function: Callable[..., Any]) -> Future[Any]:
+        """Run ``function(*results)`` in a thread once all ``futures`` are done.
+
+        No thread waits meanwhile, so chains of any length cannot lock up the pool. The first exception among
+        ``futures``, in their order, becomes the exception of the returned future.
+        """
+        outcome: Future[Any] = Future()
+        remaining = len(futures)
+        lock = threading.Lock()
+
+        def run() -> None:
+            try:
+                outcome.set_result(function(*[future.result() for future in futures]))
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        def one_done(_: Future[Any]) -> None:
+            nonlocal remaining
+            with lock:
+                remaining -= 1
+                last = remaining == 0
+            if last:
+                self._running().submit(run)
+
+        for future in futures:
+            future.add_done_callback(one_done)
+        return outcome
+
+    def _running(self) -> ThreadPoolExecutor:
+        """The executor of this process."""
+        if self._owner != os.getpid():
+            self._lock, self._executor, self._owner = threading.Lock(), None, os.getpid()
+        with self._lock:
+            if self._executor is None:
+                count = self.threads or min(available_cores(), MAX_AUTOMATIC_THREADS)
+                self._executor = ThreadPoolExecutor(count, thread_name_prefix="topology")
+            return self._executor

@@ -1,0 +1,1 @@
+"""How the trainers train: steps, schedules, checkpoints, progress and validation of a reconstruction."""

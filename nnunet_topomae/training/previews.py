@@ -1,0 +1,152 @@
+"""Preview of one pre-training case: what was masked and what the two networks made of it."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+
+from nnunet_topomae.geometry import CropLocation, as_size3
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PLANES = ("axial", "coronal", "sagittal")
+COLUMNS = ("input", "masked", "vit", "unetrpp")
+TITLES = ("Input", "Masked", "ViT reconstruction", "UNETR++ reconstruction")
+HIDDEN_COLOUR = (0.16, 0.30, 0.44)
+_CROP_BOUNDS = ("lower", "upper", "volume_shape")
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """The first channel of one crop, in normalised intensities, with its two reconstructions.
+
+    Attributes:
+        case: case identifier, also the name of the files.
+        input: the crop (D, H, W).
+        masked: the crop as UNETR++ sees it, hidden voxels blanked.
+        hidden: voxel mask, True = hidden.
+        vit: reconstruction by the ViT-MAE.
+        unetrpp: reconstruction by UNETR++.
+        spacing: voxel size in mm along (D, H, W).
+        crop: where the crop lies in its volume.
+        key_points_true: nine key points in the normalised frame of the volume (paper Sec. II-B).
+        key_points_vit: prediction of the ViT branch.
+        key_points_unetrpp: prediction of the UNETR++ branch.
+
+    Raises:
+        ValueError: a spacing that is not positive, or a case name that is not a plain file name.
+    """
+
+    case: str
+    input: Float[ndarray, "D H W"]
+    masked: Float[ndarray, "D H W"]
+    hidden: Bool[ndarray, "D H W"]
+    vit: Float[ndarray, "D H W"]
+    unetrpp: Float[ndarray, "D H W"]
+    spacing: tuple[float, float, float]
+    crop: CropLocation
+    key_points_true: Float[ndarray, "9 3"]
+    key_points_vit: Float[ndarray, "9 3"]
+    key_points_unetrpp: Float[ndarray, "9 3"]
+
+    def __post_init__(self) -> None:
+        if not self.case or Path(self.case).name != self.case:
+            raise ValueError(f"case must be a plain file name, got {self.case!r}")
+        if len(self.spacing) != 3 or min(self.spacing) <= 0:
+            raise ValueError(f"spacing must be three positive numbers in mm, got {self.spacing}")
+        shapes = {name: getattr(self, name).shape for name in (*COLUMNS, "hidden")}
+        if len(set(shapes.values())) != 1:
+            raise ValueError(f"all volumes of a preview must have the same shape, got {shapes}")
+
+    def save(self, folder: Path) -> None:
+        """Write `<case>.npz` and `<case>.png` into ``folder``; neither is ever seen half written."""
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "crop"}
+        bounds = {name: getattr(self.crop, name) for name in _CROP_BOUNDS}
+        _write(folder / f"{self.case}.npz", lambda file: np.savez_compressed(file, **arrays, **bounds))
+        _write(folder / f"{self.case}.png", lambda file: preview_figure(self).savefig(file, format="png"))
+
+    @classmethod
+    def load(cls, path: Path) -> "Preview":
+        """Read a `.npz` file that :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file lacks an entry.
+        """
+        with np.load(path, allow_pickle=False) as stored:
+            names = [item.name for item in fields(cls) if item.name != "crop"]
+            missing = sorted({*names, *_CROP_BOUNDS} - set(stored.files))
+            if missing:
+                raise ValueError(f"{path} is not a preview: it lacks {', '.join(missing)}. Run the validation again.")
+            values: dict[str, Any] = {name: stored[name] for name in names}
+            crop = CropLocation(*(as_size3(stored[name], name) for name in _CROP_BOUNDS))
+        values["case"] = str(values["case"])
+        values["spacing"] = tuple(map(float, values["spacing"]))
+        return cls(**values, crop=crop)
+
+
+def preview_figure(preview: Preview) -> "Figure":
+    """Draw input, masked input and both reconstructions in three planes through the centre of the crop.
+
+    All panels share one grey window, the 0.5 to 99.5 percentile of the input; hidden voxels are blue in the masked
+    column. Pixels have the aspect of the voxels in mm. Axial and sagittal follow the array order of nnU-Net, in which
+    the first axis runs along the body.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    low, high = np.percentile(preview.input, (0.5, 99.5))
+    extent = np.array(preview.input.shape) * np.array(preview.spacing)  # mm
+    heights = [extent[_plane_axes(plane)[0]] / extent[_plane_axes(plane)[1]] for plane in range(3)]
+    figure = Figure(figsize=(9.0, 0.3 + 2.2 * sum(heights)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(3, len(COLUMNS), gridspec_kw={"height_ratios": heights}, squeeze=False)
+    for plane, plane_name in enumerate(PLANES):
+        rows, columns = _plane_axes(plane)
+        hidden = _slice(preview.hidden, plane)
+        for axis, name, title in zip(axes[plane], COLUMNS, TITLES, strict=True):
+            pixels = grey_rgb(_slice(getattr(preview, name), plane), low, high)
+            if name == "masked":
+                pixels[hidden] = HIDDEN_COLOUR
+            aspect = preview.spacing[rows] / preview.spacing[columns]
+            axis.imshow(pixels, aspect=aspect, interpolation="nearest", origin="upper" if plane == 0 else "lower")
+            axis.set(xticks=[], yticks=[])
+            if plane == 0:
+                axis.set_title(title, fontsize=10)
+        axes[plane][0].set_ylabel(plane_name, fontsize=10)
+    return figure
+
+
+def grey_rgb(pixels: Float[ndarray, "height width"], low: float, high: float) -> Float[ndarray, "height width 3"]:
+    """Map the window [low, high] to grey RGB values in [0, 1]."""
+    grey = np.clip((pixels - low) / max(high - low, 1e-8), 0.0, 1.0)
+    return np.repeat(grey[..., None], 3, axis=-1)  # (height, width) -> (height, width, 3)
+
+
+def _plane_axes(plane: int) -> tuple[int, int]:
+    """Array axes that run down and across the picture of a plane; plane 0, 1, 2 cuts axis D, H, W."""
+    return ((1, 2), (0, 2), (0, 1))[plane]
+
+
+def _slice(volume: Any, plane: int) -> Any:
+    """The middle slice of ``volume`` across axis ``plane``."""
+    return volume.take(volume.shape[plane] // 2, axis=plane)
+
+
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file under a temporary name and move it to ``path``."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,144 @@
+"""One training step: the only place with autocast, gradient scaling, clipping and the optimiser call."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import GradScaler, Tensor, nn
+from torch.optim import Optimizer
+
+from nnunet_topomae.architectures.copretraining import BranchOutput, CoPretrainingOutput
+from nnunet_topomae.config import TopologyConfig
+from nnunet_topomae.data.topology_target import TargetTopology
+from nnunet_topomae.losses.copretraining import CoPretrainingLoss, TopologicalTerms, compose_reconstruction
+from nnunet_topomae.masking import token_to_voxel_mask
+from nnunet_topomae.topology import PendingLoss, TopologicalLoss
+from nnunet_topomae.types import Scalar, Size3, TokenMask, Volume, VoxelMask
+
+
+def autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Mixed precision on CUDA; nothing elsewhere, as in nnU-Net."""
+    return torch.autocast("cuda") if device.type == "cuda" else nullcontext()
+
+
+def optimise(
+    compute_loss: Callable[[], Tensor],
+    network: nn.Module,
+    optimizer: Optimizer,
+    scaler: GradScaler | None,
+    clip: float,
+    device: torch.device,
+    cases: Sequence[str],
+) -> None:
+    """Do one optimiser step on the loss that ``compute_loss`` returns.
+
+    Args:
+        compute_loss: forward pass and loss, run under autocast.
+        network: its gradients are clipped.
+        optimizer: optimiser.
+        scaler: gradient scaler on CUDA, else None.
+        clip: largest gradient norm.
+        device: device of the network.
+        cases: names of the batch's cases, for the error.
+
+    Raises:
+        RuntimeError: the loss is not finite.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    with autocast(device):
+        loss = compute_loss()
+    if not torch.isfinite(loss):
+        raise RuntimeError(
+            f"the loss is {loss.item()} on a batch of the cases {', '.join(cases)}. Look at their images for NaN or "
+            "extreme values; if they are fine, lower the learning rate in the plan's topomae section. "
+            "Checkpoints on disk are untouched: --c continues from the last one."
+        )
+    if scaler is None:
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), clip)
+        optimizer.step()
+        return
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    nn.utils.clip_grad_norm_(network.parameters(), clip)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+class CoPretrainingStep:
+    """Forward pass of both networks and all loss terms of one batch (paper Fig. 1 and Sec. II).
+
+    The ViT runs first; its persistent homology is computed in threads while UNETR++ runs.
+
+    Args:
+        network: callable ``(data, token_mask, on_vit)``, see architectures.copretraining.CoPretrainingNetwork.
+        loss: overall loss.
+        topological_loss: L_topo, or None to leave it out.
+        topology: composition of the reconstructed volume.
+        token_size: voxels of a ViT token.
+        device: device of the network.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., CoPretrainingOutput],
+        loss: CoPretrainingLoss,
+        topological_loss: TopologicalLoss | None,
+        topology: TopologyConfig,
+        token_size: Size3,
+        device: torch.device,
+    ) -> None:
+        self.network = network
+        self.loss = loss
+        self.topological_loss = topological_loss
+        self.topology = topology
+        self.token_size = token_size
+        self.device = device
+
+    def __call__(self, batch: Mapping[str, Any], mask: TokenMask, topology_scale: float) -> dict[str, Tensor]:
+        """Compute all terms.
+
+        Args:
+            batch: from data.loaders.CropLocationLoader; without ``target_topology`` L_topo is not computed.
+            mask: token mask (B, d, h, w), best on the CPU, where its visible tokens are listed.
+            topology_scale: warm-up factor of L_topo; at 0 it is not computed.
+
+        Returns:
+            the terms by name, see losses.copretraining.CoPretrainingLoss.
+        """
+        data = batch["data"].to(self.device, non_blocking=True)
+        key_points = batch["key_points"].to(self.device, non_blocking=True)
+        hidden = token_to_voxel_mask(mask.to(self.device), self.token_size)
+        if self.topological_loss is None or topology_scale == 0.0 or "target_topology" not in batch:
+            output = self.network(data, mask)
+            return self.loss(output, data, hidden, key_points)
+        pending: list[PendingLoss] = []
+
+        def start(branch: BranchOutput) -> None:
+            pending.append(self._start_topology(branch.reconstruction, data, hidden, batch))
+
+        output = self.network(data, mask, torch.compiler.disable(start))
+        start(output.unetrpp)
+        topology = TopologicalTerms(pending[0].result(), pending[1].result())
+        return self.loss(output, data, hidden, key_points, topology, topology_scale)
+
+    def _start_topology(
+        self, reconstruction: Volume, data: Volume, hidden: VoxelMask, batch: Mapping[str, Any]
+    ) -> PendingLoss:
+        assert self.topological_loss is not None
+        composed = compose_reconstruction(reconstruction, data, hidden, self.topology.composition)
+        targets: Sequence[TargetTopology] = batch["target_topology"]
+        origins = [target.origin for target in targets if target.origin is not None]
+        return self.topological_loss.start(
+            None,
+            composed,
+            target_diagrams=[target.diagrams for target in targets],
+            region_origin=origins or None,
+        )
+
+
+def detach_terms(terms: Mapping[str, Scalar]) -> dict[str, float]:
+    """The terms as Python floats, one transfer for all of them."""
+    values = torch.stack([value.detach().float() for value in terms.values()]).tolist()
+    return dict(zip(terms, values, strict=True))

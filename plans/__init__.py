@@ -1,0 +1,1 @@
+"""Experiment planner and presets, importable as ``nnunet_topomae.plans``."""

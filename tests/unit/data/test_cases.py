@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+
+from nnunet_topomae.data.cases import check_enough_cases, hash_images, hash_json
+
+
+def test_hash_images_is_sha256_by_sorted_case(tmp_path: Path) -> None:
+    (tmp_path / "b.b2nd").write_bytes(b"abc")
+    (tmp_path / "a.npz").write_bytes(b"")
+    hashes = hash_images(tmp_path, ["b", "a"])
+    # SHA-256 of "abc" and of the empty string, from FIPS 180-4's examples.
+    assert list(hashes) == ["a", "b"]
+    assert hashes["b"] == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert hashes["a"] == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_missing_image_is_an_error_with_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nnUNetv2_preprocess"):
+        hash_images(tmp_path, ["a"])
+
+
+def test_hash_json_ignores_key_order() -> None:
+    assert hash_json({"a": 1, "b": [1, 2]}) == hash_json({"b": [1, 2], "a": 1})
+    assert hash_json({"a": 1}) != hash_json({"a": 2})
+
+
+def test_fewer_than_five_cases(tmp_path: Path) -> None:
+    splits = tmp_path / "splits_final.json"
+    with pytest.raises(ValueError, match="fold 'all'"):
+        check_enough_cases("abcd", 0, splits)
+    check_enough_cases("abcd", "all", splits)
+    check_enough_cases("abcde", 0, splits)
+    splits.write_text("[]")
+    check_enough_cases("abcd", 0, splits)

@@ -1,0 +1,131 @@
+"""The loader on volumes that store their own coordinates: the batch must give the key points back."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_topomae.config import TopologyConfig
+from nnunet_topomae.data.loaders import CropLocationLoader, draw_crop_bounds
+from nnunet_topomae.data.topology_target import TopologyTarget
+from nnunet_topomae.topology import TopologyRegion, persistence_diagrams
+
+
+class _Cases:
+    """Cases in memory with the interface of nnU-Net's datasets."""
+
+    def __init__(self, volumes: dict[str, np.ndarray]) -> None:
+        self.volumes = volumes
+        self.identifiers = list(volumes)
+
+    def load_case(self, case: str) -> tuple[np.ndarray, None, None, dict[str, Any]]:
+        return self.volumes[case], None, None, {}
+
+
+class _Labels:
+    all_labels = (1, 2)
+    has_ignore_label = True  # must not lead to label-driven crops
+
+
+def _coordinates(shape: tuple[int, int, int]) -> np.ndarray:
+    grids = np.meshgrid(*[np.arange(s) + 0.5 for s in shape], indexing="ij")
+    return np.stack(grids).astype(np.float32)
+
+
+def _loader(volumes: dict[str, np.ndarray], patch: tuple[int, int, int], **kwargs: Any) -> CropLocationLoader:
+    options: dict[str, Any] = {"flip_axes": (0, 1, 2), "seed": 3} | kwargs
+    return CropLocationLoader(_Cases(volumes), 2, patch, _Labels(), **options)
+
+
+def _corner_coordinates(volume: torch.Tensor, row: int) -> np.ndarray:
+    """Coordinates at a corner of the crop, extrapolated half a voxel outwards from its two outermost voxels."""
+    ends = [(row >> (2 - axis)) & 1 for axis in range(3)]
+    outer = volume[(slice(None), *[-1 if end else 0 for end in ends])].numpy()
+    inner = volume[(slice(None), *[-2 if end else 1 for end in ends])].numpy()
+    return np.asarray(outer + (outer - inner) / 2)
+
+
+def test_volume_of_coordinates_gives_back_its_key_points() -> None:
+    shapes = {"a": (11, 16, 14), "b": (9, 12, 20)}
+    loader = _loader({case: _coordinates(shape) for case, shape in shapes.items()}, (5, 7, 6))
+    seen = set()
+    for _ in range(40):
+        batch = next(loader)
+        for volume, points, case in zip(batch["data"], batch["key_points"], batch["keys"], strict=True):
+            shape = np.array(shapes[case])
+            for row in range(8):
+                expected = 2 * _corner_coordinates(volume, row) / shape - 1
+                np.testing.assert_allclose(points[row].numpy(), expected, atol=1e-5)
+            np.testing.assert_allclose(points[8].numpy(), points[:8].numpy().mean(axis=0), atol=1e-6)
+            seen.add((case, *np.sign(points[7].numpy() - points[0].numpy())))
+    assert len(seen) == 16  # both cases in all eight orientations
+
+
+def test_crop_larger_than_the_volume_is_centred_padded_and_clamped() -> None:
+    loader = _loader({"a": _coordinates((4, 16, 14))}, (7, 7, 6), flip_axes=())
+    batch = next(loader)
+    location = batch["locations"][0]
+    assert (location.lower[0], location.upper[0]) == (-2, 5)
+    assert torch.all(batch["data"][0, :, :2] == 0) and torch.all(batch["data"][0, :, 6:] == 0)
+    assert torch.equal(batch["key_points"][0, :4, 0], torch.full((4,), -1.0))
+    assert torch.equal(batch["key_points"][0, 4:8, 0], torch.full((4,), 1.0))
+
+
+def test_same_seed_same_batches_and_workers_differ() -> None:
+    volumes = {"a": _coordinates((11, 16, 14)), "b": _coordinates((9, 12, 20))}
+    first, second, other_worker = (_loader(volumes, (5, 7, 6)) for _ in range(3))
+    other_worker.set_thread_id(1)
+    batches = [next(loader) for loader in (first, second, other_worker)]
+    assert torch.equal(batches[0]["data"], batches[1]["data"])
+    assert not torch.equal(batches[0]["data"], batches[2]["data"])
+    repeated = next(first)
+    first.reset()
+    assert torch.equal(next(first)["data"], batches[0]["data"])
+    assert not torch.equal(repeated["data"], batches[0]["data"])
+
+
+def test_global_random_state_is_neither_used_nor_changed() -> None:
+    loader = _loader({"a": _coordinates((11, 16, 14))}, (5, 7, 6))
+    np.random.seed(1)
+    torch.manual_seed(1)
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()
+    first = next(loader)
+    assert np.array_equal(np.random.get_state()[1], before[0]) and torch.equal(torch.get_rng_state(), before[1])
+    np.random.seed(2)
+    torch.manual_seed(2)
+    loader.reset()
+    assert torch.equal(next(loader)["data"], first["data"])
+
+
+def test_bounds_are_uniform_and_inside() -> None:
+    rng = np.random.default_rng(0)
+    lowers = [draw_crop_bounds((8, 5, 6), (5, 5, 9), rng)[0] for _ in range(400)]
+    assert {lower[0] for lower in lowers} == {0, 1, 2, 3}
+    assert {lower[1] for lower in lowers} == {0}
+    assert {lower[2] for lower in lowers} == {-1}
+
+
+def test_nan_names_the_case() -> None:
+    volume = _coordinates((11, 16, 14))
+    volume[0, 5, 5:9, 5:9] = np.nan
+    loader = _loader({"broken": volume}, (11, 16, 14))
+    with pytest.raises(ValueError, match="case broken holds NaN"):
+        next(loader)
+
+
+@pytest.mark.parametrize("region", ["full", "crop", "pool"])
+def test_target_topology_is_that_of_the_region(region: str) -> None:
+    rng = np.random.default_rng(0)
+    volume = rng.normal(size=(2, 9, 12, 11)).astype(np.float32)
+    config = TopologyConfig(region=region, region_size=5)
+    loader = _loader({"a": volume}, (7, 9, 8), target=TopologyTarget(config), target_every=2)
+    batch = next(loader)
+    for data, target in zip(batch["data"], batch["target_topology"], strict=True):
+        channels = TopologyRegion(config.region, 5).extract(data[None], target.origin)[0]
+        for channel, diagrams in zip(channels, target.diagrams, strict=True):
+            direct = persistence_diagrams(channel)
+            for dimension in (0, 1, 2):
+                np.testing.assert_array_equal(direct[dimension].points, diagrams[dimension].points)
+    assert "target_topology" not in next(loader)
+    assert "target_topology" in next(loader)

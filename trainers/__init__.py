@@ -1,0 +1,1 @@
+"""nnU-Net trainers, importable as ``nnunet_topomae.trainers``."""

@@ -1,0 +1,116 @@
+"""What all our trainers share: the plan's `topomae` section, self-describing checkpoints and the record of epochs."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import distributed
+
+from nnunet_topomae.config import FinetuningConfig, PretrainingConfig
+from nnunet_topomae.data.cases import check_enough_cases, hash_json_file
+from nnunet_topomae.data.plan import Plan, read_plan
+from nnunet_topomae.training.checkpoints import ENTRY, describe, save_atomically, training_state
+from nnunet_topomae.training.progress import PLOT_FILE, average_terms, plot_terms, write_epoch
+
+
+class TopoMAETrainer(nnUNetTrainer):  # type: ignore[misc]
+    """nnU-Net trainer configured by the plan's `topomae` section; not trained itself.
+
+    The parameters' names are nnU-Net's, which reads them from the signature and stores them in checkpoints.
+    """
+
+    role: Literal["pretraining", "finetuning"]
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        channels = len(dataset_json.get("channel_names", dataset_json.get("modality", ())))
+        self.plan: Plan = read_plan(self.configuration_manager, channels)
+        section = self.section
+        self.initial_lr = section.learning_rate
+        self.weight_decay = section.weight_decay
+        self.num_epochs = section.epochs
+        self.num_iterations_per_epoch = section.iterations_per_epoch
+        self.num_val_iterations_per_epoch = section.validation_iterations
+        self.save_every = max(1, min(self.save_every, section.epochs // 20))
+        self.seed = secrets.randbits(32) if section.seed is None else section.seed
+        self.cases_read: dict[str, str] = {}
+        self.epoch_terms: dict[str, dict[str, float]] = {}
+
+    @property
+    def section(self) -> PretrainingConfig | FinetuningConfig:
+        """The part of the `topomae` section that schedules this training."""
+        return getattr(self.plan.config, self.role)  # type: ignore[no-any-return]
+
+    def initialize(self) -> None:
+        """Build network, optimiser and loss with seeded weights, and log the sizes."""
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(self.seed)
+            super().initialize()
+        self.print_to_log_file(f"seed {self.seed}; {self.plan.shape}")
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split, with a clear error where five folds cannot be made."""
+        splits = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        cases = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        check_enough_cases(cases, self.fold, splits)
+        training, validation = super().do_split()
+        return list(training), list(validation)
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write a stock nnU-Net checkpoint plus the entry that describes it; never half of it."""
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        manifest = {
+            "dataset": self.plans_manager.dataset_name,
+            "plans_name": self.plans_manager.plans_name,
+            "configuration": self.configuration_name,
+            "fold": self.fold,
+            "splits_hash": hash_json_file(Path(self.preprocessed_dataset_folder_base) / "splits_final.json"),
+            "cases": self.cases_read,
+        }
+        save_atomically({**self.training_state(), ENTRY: describe(self.role, self.plan, manifest)}, filename)
+
+    def training_state(self) -> dict[str, Any]:
+        """The stock entries of a checkpoint."""
+        return training_state(self)
+
+    def record_terms(self, part: Literal["train", "validation"], steps: Sequence[Mapping[str, float]]) -> None:
+        """Average the terms of an epoch's steps, over all GPUs too."""
+        terms = average_terms(steps)
+        if self.is_ddp:
+            gathered: list[dict[str, float]] = [{}] * distributed.get_world_size()
+            distributed.all_gather_object(gathered, terms)
+            terms = average_terms(gathered)
+        self.epoch_terms[part] = terms
+        for name, value in terms.items():
+            for logger in self.logger.loggers:
+                logger.log(f"{part}/{name}", value, self.current_epoch)
+
+    def write_record(self, epoch: int) -> None:
+        """Add the epoch to ``metrics.jsonl``."""
+        if self.local_rank != 0:
+            return
+        times = [self.logger.get_value(f"epoch_{end}_timestamps", step=epoch) for end in ("start", "end")]
+        record = {
+            "epoch": epoch,
+            "seconds": times[1] - times[0],
+            "learning_rate": self.logger.get_value("lrs", step=epoch),
+            **self.epoch_terms,
+        }
+        records = write_epoch(Path(self.output_folder), record)
+        if self.role == "pretraining":
+            plot_terms(records, Path(self.output_folder) / PLOT_FILE)

@@ -1,0 +1,156 @@
+"""Masked co-pre-training of a ViT and UNETR++ on the images of a fold's training cases (paper Sec. II)."""
+
+from pathlib import Path
+from time import time
+from typing import Any
+
+import numpy as np
+import torch
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Generator, nn
+from torch.optim import Optimizer
+
+from nnunet_topomae.architectures.build import build_copretraining_network
+from nnunet_topomae.data.cases import hash_images
+from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_loader, start_workers
+from nnunet_topomae.data.plan import read_plan
+from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
+from nnunet_topomae.masking import random_token_mask
+from nnunet_topomae.trainers.base import TopoMAETrainer
+from nnunet_topomae.training.checkpoints import add_fresh_fusion_weights, ignore_fusion_weights, unwrap
+from nnunet_topomae.training.reconstruction import ReconstructionValidation
+from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, cosine
+from nnunet_topomae.training.steps import CoPretrainingStep, autocast, detach_terms, optimise
+from nnunet_topomae.types import TokenMask
+
+VALIDATION_SEED = 0
+
+
+class TopoMAEPretrainer(TopoMAETrainer):
+    """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr TopoMAEPretrainer [-p PLANS]`.
+
+    Reads the images of the fold's training cases only, also for monitoring: validation cases stay unseen, and no
+    label decides where a crop is taken.
+    """
+
+    role = "pretraining"
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """ViT-MAE and UNETR++, both rebuilding the image; the number of labels does not matter."""
+        plan = read_plan(configuration_manager)
+        return build_copretraining_network(plan.shape, num_input_channels, plan.config.architecture)
+
+    def initialize(self) -> None:
+        """Build everything a training step needs; labels choose neither crops nor checkpoints."""
+        self.enable_deep_supervision = False
+        self.oversample_foreground_percent = 0.0
+        super().initialize()
+        self.mask_generators = {part: Generator() for part in ("train", "validation")}
+        ignore_fusion_weights(unwrap(self.network))
+        topology = self.plan.config.topology
+        topological_loss = build_topological_loss(topology) if topology.enabled else None
+        self.step = CoPretrainingStep(self.network, self.loss, topological_loss, topology, self.plan.shape.token_size, self.device)
+
+    def training_state(self) -> dict[str, Any]:
+        """The stock entries; the weights also satisfy the stock `-pretrained_weights` of the fusion trainer."""
+        state = super().training_state()
+        weights = add_fresh_fusion_weights(state["network_weights"], self.plan, self.num_input_channels, self.seed)
+        return {**state, "network_weights": weights}
+
+    def _build_loss(self) -> CoPretrainingLoss:
+        return CoPretrainingLoss(self.plan.config.pretraining, self.plan.config.topology)
+
+    def configure_optimizers(self) -> tuple[Optimizer, WarmupSchedule]:
+        """AdamW with linear warm-up and cosine decay."""
+        section = self.plan.config.pretraining
+        optimizer = build_adamw(self.network, section.learning_rate, section.weight_decay, section.betas)
+        return optimizer, WarmupSchedule(optimizer, section.epochs, section.warmup_epochs, cosine)
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Random crops of the training cases; monitoring repeats the same crops of the same cases every epoch."""
+        training_cases, _ = self.do_split()
+        self.cases_read = hash_images(Path(self.preprocessed_dataset_folder), training_cases)
+        seed = np.random.SeedSequence([self.seed, self.current_epoch, self.local_rank]).generate_state(1)[0]
+        loader = self.build_loader(training_cases, int(seed))
+        self.validation_loader = self.build_loader(training_cases, VALIDATION_SEED)
+        return start_workers(loader, self.device), SingleThreadedAugmenter(self.validation_loader, None)
+
+    def build_loader(self, cases: list[str], seed: int) -> CropLocationLoader:
+        """A loader of crops with key points and target topology."""
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, cases)
+        return build_pretraining_loader(dataset, self.batch_size, self.plan, self.label_manager, seed)
+
+    def draw_mask(self, part: str, batch: int) -> TokenMask:
+        """Token masks of a batch, on the CPU."""
+        ratio = self.plan.config.pretraining.mask_ratio
+        return random_token_mask(batch, self.plan.shape.token_grid, ratio, self.mask_generators[part])
+
+    def on_train_epoch_start(self) -> None:
+        """Seed the masks of this epoch."""
+        super().on_train_epoch_start()
+        self.mask_generators["train"].manual_seed(self.seed + 1000 * self.current_epoch + self.local_rank)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, float]:
+        """One step of both networks; returns every term."""
+        terms: dict[str, torch.Tensor] = {}
+
+        def compute_loss() -> torch.Tensor:
+            mask = self.draw_mask("train", len(batch["data"]))
+            terms.update(self.step(batch, mask, self.plan.config.topology.warmup_factor(self.current_epoch)))
+            return terms["total"]
+
+        clip = self.plan.config.pretraining.clip
+        optimise(compute_loss, self.network, self.optimizer, self.grad_scaler, clip, self.device, batch["keys"])
+        return detach_terms(terms)
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, float]]) -> None:
+        """Average the terms of the epoch."""
+        self.record_terms("train", train_outputs)
+        self.logger.log("train_losses", self.epoch_terms["train"]["total"], self.current_epoch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Go back to the fixed crops and masks."""
+        super().on_validation_epoch_start()
+        self.validation_loader.reset()
+        self.mask_generators["validation"].manual_seed(VALIDATION_SEED)
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, float]:
+        """All terms of one fixed batch, with the full weight of L_topo."""
+        mask = self.draw_mask("validation", len(batch["data"]))
+        with autocast(self.device):
+            return detach_terms(self.step(batch, mask, topology_scale=1.0))
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, float]]) -> None:
+        """Average the terms of the fixed batches."""
+        self.record_terms("validation", val_outputs)
+        self.logger.log("val_losses", self.epoch_terms["validation"]["total"], self.current_epoch)
+
+    def on_epoch_end(self) -> None:
+        """Log every term, write the record and the latest checkpoint. No checkpoint is chosen by its loss."""
+        self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
+        for part, terms in self.epoch_terms.items():
+            self.print_to_log_file(part, ", ".join(f"{name} {value:.4f}" for name, value in terms.items()))
+        self.write_record(self.current_epoch)
+        if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch + 1 < self.num_epochs:
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+        self.current_epoch += 1
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Rebuild fixed crops of the training cases: metrics in ``summary.json``, pictures in ``previews``."""
+        if self.local_rank != 0:
+            return
+        self.network.eval()
+        training_cases, _ = self.do_split()
+        loader = self.build_loader(training_cases, VALIDATION_SEED)
+        validation = ReconstructionValidation(unwrap(self.network), loader, self.plan, self.device)
+        folder = Path(self.output_folder) / "validation"
+        mean = validation.run(sorted(training_cases), folder, self.print_to_log_file)["reconstruction"]["mean"]
+        self.print_to_log_file("Mean reconstruction:", mean)

@@ -1,0 +1,76 @@
+"""Supervised training of a self-configured UNETR++ from scratch: the baseline, and the base of the fusion trainer."""
+
+from typing import Any
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+from torch.optim import Optimizer
+
+from nnunet_topomae.architectures.build import DEEP_SUPERVISION_WEIGHTS, build_unetrpp, deep_supervision_scales
+from nnunet_topomae.data.plan import read_plan
+from nnunet_topomae.trainers.base import TopoMAETrainer
+from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
+from nnunet_topomae.training.steps import optimise
+
+
+class UNETRPPTrainer(TopoMAETrainer):
+    """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr UNETRPPTrainer [-p PLANS]`."""
+
+    role = "finetuning"
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """UNETR++ shaped by the plan."""
+        plan = read_plan(configuration_manager)
+        return build_unetrpp(
+            plan.shape, num_input_channels, num_output_channels, plan.config.architecture, enable_deep_supervision
+        )
+
+    def configure_optimizers(self) -> tuple[Optimizer, WarmupSchedule]:
+        """AdamW with linear warm-up and polynomial decay."""
+        section = self.plan.config.finetuning
+        optimizer = build_adamw(self.network, section.learning_rate, section.weight_decay)
+        return optimizer, WarmupSchedule(optimizer, section.epochs, section.warmup_epochs, poly)
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        return deep_supervision_scales(self.plan.shape) if self.enable_deep_supervision else None
+
+    def _build_loss(self) -> nn.Module:
+        """nnU-Net's loss with UNETR++'s weights of the three outputs; nnU-Net would give the coarsest one none."""
+        loss = super()._build_loss()
+        if self.enable_deep_supervision:
+            loss.weight_factors = DEEP_SUPERVISION_WEIGHTS
+        return loss
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One supervised step."""
+        data = batch["data"].to(self.device, non_blocking=True)
+        target = [scale.to(self.device, non_blocking=True) for scale in batch["target"]]
+        losses: list[torch.Tensor] = []
+
+        def compute_loss() -> torch.Tensor:
+            losses.append(self.loss(self.network(data), target))
+            return losses[0]
+
+        clip = self.plan.config.finetuning.clip
+        optimise(compute_loss, self.network, self.optimizer, self.grad_scaler, clip, self.device, batch["keys"])
+        return {"loss": losses[0].detach().cpu().numpy()}
+
+    def on_epoch_end(self) -> None:
+        """nnU-Net's log and checkpoints, then our record."""
+        epoch = self.current_epoch
+        super().on_epoch_end()
+        values = {name: float(self.logger.get_value(name, step=epoch)) for name in ("train_losses", "val_losses")}
+        dice = float(self.logger.get_value("mean_fg_dice", step=epoch))
+        self.epoch_terms = {
+            "train": {"loss": values["train_losses"]},
+            "validation": {"loss": values["val_losses"], "pseudo_dice": dice},
+        }
+        self.write_record(epoch)
