@@ -40,7 +40,7 @@ def draw_crop_bounds(shape: Sequence[int], patch_size: Size3, rng: Generator) ->
     lower = []
     for size, patch in zip(shape, patch_size, strict=True):
         free = size - patch
-        lower.append(int(rng.integers(0, free + 1)) if free >= 0 else -(-free // 2))
+        lower.append(int(rng.integers(0, free + 1)) if free >= 0 else free // 2)
     return lower, [lo + patch for lo, patch in zip(lower, patch_size, strict=True)]
 
 

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetNumpy
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_topomae.config import TopologyConfig
 from nnunet_topomae.data.loaders import CropLocationLoader, draw_crop_bounds
@@ -12,7 +14,7 @@ from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.topology import TopologyRegion, persistence_diagrams
 
 
-class _Cases:
+class _Cases(nnUNetDatasetNumpy):
     """Cases in memory with the interface of nnU-Net's datasets."""
 
     def __init__(self, volumes: dict[str, np.ndarray]) -> None:
@@ -23,9 +25,8 @@ class _Cases:
         return self.volumes[case], None, None, {}
 
 
-class _Labels:
-    all_labels = (1, 2)
-    has_ignore_label = True  # must not lead to label-driven crops
+# An ignore label makes nnU-Net's own loader look for annotated voxels; ours must not.
+_LABELS = LabelManager({"background": 0, "organ": 1, "ignore": 2}, None)
 
 
 def _coordinates(shape: tuple[int, int, int]) -> np.ndarray:
@@ -35,7 +36,7 @@ def _coordinates(shape: tuple[int, int, int]) -> np.ndarray:
 
 def _loader(volumes: dict[str, np.ndarray], patch: tuple[int, int, int], **kwargs: Any) -> CropLocationLoader:
     options: dict[str, Any] = {"flip_axes": (0, 1, 2), "seed": 3} | kwargs
-    return CropLocationLoader(_Cases(volumes), 2, patch, _Labels(), **options)
+    return CropLocationLoader(_Cases(volumes), 2, patch, _LABELS, **options)
 
 
 def _corner_coordinates(volume: torch.Tensor, row: int) -> np.ndarray:
@@ -103,7 +104,7 @@ def test_bounds_are_uniform_and_inside() -> None:
     lowers = [draw_crop_bounds((8, 5, 6), (5, 5, 9), rng)[0] for _ in range(400)]
     assert {lower[0] for lower in lowers} == {0, 1, 2, 3}
     assert {lower[1] for lower in lowers} == {0}
-    assert {lower[2] for lower in lowers} == {-1}
+    assert {lower[2] for lower in lowers} == {-2}  # three voxels too few: two in front, one behind, as nnU-Net pads
 
 
 def test_nan_names_the_case() -> None:

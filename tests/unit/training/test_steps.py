@@ -1,0 +1,103 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nnunet_topomae.architectures.build import build_copretraining_network
+from nnunet_topomae.architectures.rule import derive_network_shape
+from nnunet_topomae.config import ArchitectureConfig, PretrainingConfig, TopologyConfig
+from nnunet_topomae.data.topology_target import TopologyTarget
+from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
+from nnunet_topomae.masking import random_token_mask, token_to_voxel_mask
+from nnunet_topomae.topology import TopologicalLoss
+from nnunet_topomae.training.steps import CoPretrainingStep, detach_terms, optimise
+
+CPU = torch.device("cpu")
+TINY = ArchitectureConfig(vit="tiny", dims=(8, 16, 32, 64), depth=1)
+SHAPE = derive_network_shape((16, 32, 24), [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]], TINY)
+
+
+def _step(topology: TopologyConfig) -> tuple[CoPretrainingStep, nn.Module, dict[str, object], torch.Tensor]:
+    torch.manual_seed(0)
+    network = build_copretraining_network(SHAPE, 2, TINY)
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(2, 2, 16, 32, 24, generator=generator)
+    rng = np.random.default_rng(0)
+    batch = {
+        "data": data,
+        "key_points": torch.rand(2, 9, 3, generator=generator),
+        "target_topology": [TopologyTarget(topology)(volume, rng) for volume in data],
+    }
+    loss = CoPretrainingLoss(PretrainingConfig(), topology)
+    step = CoPretrainingStep(network, loss, build_topological_loss(topology), topology, SHAPE.token_size, CPU)
+    return step, network, batch, random_token_mask(2, SHAPE.token_grid, 0.5, generator)
+
+
+@pytest.mark.parametrize("region", ["full", "crop", "pool"])
+@pytest.mark.parametrize("composition", ["paste", "full"])
+def test_topological_terms_are_those_of_the_composed_reconstructions(region: str, composition: str) -> None:
+    topology = TopologyConfig(region=region, region_size=7, composition=composition, normalisation="paper")
+    step, network, batch, mask = _step(topology)
+    terms = step(batch, mask, 1.0)
+    data, hidden = batch["data"], token_to_voxel_mask(mask, SHAPE.token_size)
+    direct = TopologicalLoss(region, 7, normalisation="paper")
+    origins = [target.origin for target in batch["target_topology"]]
+    for name, branch in zip(("vit", "unetrpp"), network(data, mask), strict=True):
+        volume = branch.reconstruction
+        volume = torch.where(hidden, volume, data) if composition == "paste" else volume
+        expected = direct(data, volume, region_origin=origins if region == "crop" else None)
+        assert terms[f"topo_{name}"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_total_reaches_every_weight_and_topology_is_left_out_on_request() -> None:
+    step, network, batch, mask = _step(TopologyConfig(region_size=9))
+    terms = step(batch, mask, 1.0)
+    terms["total"].backward()
+    without_gradient = [name for name, parameter in network.named_parameters() if parameter.grad is None]
+    assert without_gradient == []
+    assert "topo_vit" not in step(batch, mask, 0.0)
+    del batch["target_topology"]
+    assert "topo_vit" not in step(batch, mask, 1.0)
+
+
+def test_pre_training_learns() -> None:
+    step, network, batch, mask = _step(TopologyConfig(region_size=9))
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+    totals = []
+    for _ in range(15):
+        terms: dict[str, torch.Tensor] = {}
+
+        def compute_loss(terms: dict[str, torch.Tensor] = terms) -> torch.Tensor:
+            terms.update(step(batch, mask, 1.0))
+            return terms["total"]
+
+        optimise(compute_loss, network, optimizer, None, 1.0, CPU, ["a"])
+        totals.append(detach_terms(terms)["total"])
+    assert totals[-1] < 0.7 * totals[0]
+
+
+def test_compiled_network_runs_with_topology() -> None:
+    step, network, batch, mask = _step(TopologyConfig(region_size=9))
+    expected = detach_terms(step(batch, mask, 1.0))
+    step.network = torch.compile(network, backend="eager")
+    assert detach_terms(step(batch, mask, 1.0)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_clipping_bounds_the_gradient() -> None:
+    layer = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    before = torch.cat([p.detach().flatten().clone() for p in layer.parameters()])
+    optimise(lambda: 1e6 * layer(torch.ones(1, 3)).sum(), layer, optimizer, None, 0.25, CPU, ["a"])
+    after = torch.cat([p.detach().flatten() for p in layer.parameters()])
+    assert torch.linalg.norm(after - before).item() == pytest.approx(0.25, rel=1e-3)
+
+
+def test_a_loss_that_is_not_finite_names_the_cases_and_changes_nothing() -> None:
+    layer = nn.Linear(3, 1)
+    before = layer.weight.detach().clone()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    with pytest.raises(RuntimeError, match="cases a, b"):
+        optimise(lambda: layer(torch.full((1, 3), math.nan)).sum(), layer, optimizer, None, 1.0, CPU, ["a", "b"])
+    assert torch.equal(layer.weight, before)
