@@ -208,15 +208,15 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     return value
 
 
-def _unit(value: float) -> bool:
+def _unit(value: float | int) -> bool:
     return 0.0 <= value <= 1.0
 
 
-def _positive(value: float) -> bool:
+def _positive(value: float | int) -> bool:
     return value > 0
 
 
-def _not_negative(value: float) -> bool:
+def _not_negative(value: float | int) -> bool:
     return value >= 0
 
 

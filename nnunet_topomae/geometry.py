@@ -73,7 +73,7 @@ class CropLocation:
         corners = [[bounds[end, axis] for axis, end in enumerate(ends)] for ends in product((0, 1), repeat=3)]
         points = np.array([*corners, bounds.mean(axis=0)])
         normalised = 2.0 * points / np.array(self.volume_shape) - 1.0
-        return np.clip(normalised, -1.0, 1.0).astype(np.float32)
+        return np.asarray(np.clip(normalised, -1.0, 1.0), dtype=np.float32)
 
 
 def flip_key_points(points: Float[ndarray, "9 3"], axes: Sequence[int]) -> Float[ndarray, "9 3"]:

@@ -5,7 +5,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from nnunet_topomae.architectures.layers import Pointwise, initialise_weights, upsample
+from nnunet_topomae.architectures.layers import Features, Pointwise, initialise_weights, upsample
 from nnunet_topomae.architectures.rule import NetworkShape
 from nnunet_topomae.architectures.unetrpp import UNETRPPDecoder, UNETRPPEncoder
 from nnunet_topomae.architectures.vit import ViTEncoder
@@ -33,7 +33,7 @@ class TokenFusion(nn.Module):
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, stages: Sequence[Volume], taps: Sequence[Volume]) -> list[Volume]:
+    def forward(self, stages: Sequence[Features], taps: Sequence[Features]) -> list[Features]:
         """Add the projected taps to the stages, both fine to coarse and of equal number."""
         return [stage + projection(tap) for stage, tap, projection in zip(stages, taps, self.projections, strict=True)]
 
@@ -50,7 +50,7 @@ class FusionNetwork(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
 
-    def forward(self, data: Volume) -> Volume | list[Volume]:
+    def forward(self, data: Volume) -> Features | list[Features]:
         """Segment a batch of crops: logits (B, K, D, H, W), or a list fine to coarse with deep supervision."""
         full_resolution, *stages = self.encoder(data)
         taps = self.vit_encoder.forward_taps(data, taps=len(stages))

@@ -1,10 +1,11 @@
 """The head that predicts the nine key points of a crop (paper Sec. II-B)."""
 
 import math
+from typing import cast
 
 from torch import nn
 
-from nnunet_topomae.architectures.layers import initialise_weights, run_in_float32
+from nnunet_topomae.architectures.layers import SMALL_STD, initialise_weights, run_in_float32
 from nnunet_topomae.geometry import N_KEY_POINTS
 from nnunet_topomae.types import KeyPoints, Size3, Volume
 
@@ -39,6 +40,7 @@ class KeyPointHead(nn.Module):
             nn.Tanh(),
         )
         self.apply(initialise_weights)
+        nn.init.trunc_normal_(cast(nn.Linear, self.mlp[2]).weight, std=SMALL_STD)  # far from where tanh saturates
 
     def forward(self, features: Volume) -> KeyPoints:
         """Key points (B, 9, 3) in (-1, 1), columns in axis order (D, H, W)."""

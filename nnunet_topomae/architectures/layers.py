@@ -5,12 +5,16 @@ from typing import cast
 
 import torch
 from dynamic_network_architectures.building_blocks.residual import BasicBlockD
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from nnunet_topomae.types import Size3
 
 LEAKY_SLOPE = 0.01
 SMALL_STD = 0.02
+
+# Feature maps of any scale: only the batch size ties them to other arguments.
+Features = Float[Tensor, "B _ _ _ _"]
 
 
 def residual_block(in_channels: int, out_channels: int) -> nn.Module:

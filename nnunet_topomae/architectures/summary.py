@@ -1,10 +1,10 @@
 """Parameters and multiply-accumulate operations (MACs) of a network."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
@@ -29,10 +29,11 @@ def count_macs(network: nn.Module, input_shape: tuple[int, int, int, int], *inpu
         input_shape: (C, D, H, W).
         inputs: further arguments of ``forward``.
     """
-    state = {name: tensor.to("meta") for name, tensor in [*network.named_parameters(), *network.named_buffers()]}
+    weightless = {id(tensor): tensor.to("meta") for tensor in [*network.parameters(), *network.buffers()]}
+    twin = copy.deepcopy(network, memo=weightless)
     data = torch.empty(1, *input_shape, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        functional_call(network, state, (data, *inputs))
+        twin(data, *inputs)
     return int(counter.get_total_flops()) // 2
 
 

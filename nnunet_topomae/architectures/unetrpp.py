@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nnunet_topomae.architectures.attention import EPAStage
 from nnunet_topomae.architectures.layers import (
+    Features,
     Pointwise,
     downsample,
     initialise_weights,
@@ -56,7 +57,7 @@ class UNETRPPEncoder(nn.Module):
         )
         self.apply(initialise_weights)
 
-    def forward(self, data: Volume) -> list[Volume]:
+    def forward(self, data: Features) -> list[Features]:
         """Features fine to coarse: the full-resolution skip, then one entry for every stage."""
         features = [self.full_resolution(data)]
         for down, stage in zip(self.downsampling, self.stages, strict=True):
@@ -73,7 +74,7 @@ class UpStep(nn.Module):
         self.upsampling = upsampling
         self.refinement = refinement
 
-    def forward(self, features: Volume, skip: Volume) -> Volume:
+    def forward(self, features: Features, skip: Features) -> Features:
         """From the features of one stage to those of the next finer one."""
         return cast(Tensor, self.refinement(self.upsampling(features) + skip))
 
@@ -135,7 +136,7 @@ class UNETRPPDecoder(nn.Module):
         )
         self.apply(initialise_weights)
 
-    def forward(self, features: Sequence[Volume]) -> Volume | list[Volume]:
+    def forward(self, features: Sequence[Features]) -> Features | list[Features]:
         """Decode the encoder's features (fine to coarse); see ``deep_supervision`` for what is returned."""
         levels = [features[-1]]
         for step, skip in zip(self.steps, reversed(features[:-1]), strict=True):
@@ -144,7 +145,7 @@ class UNETRPPDecoder(nn.Module):
             return [self._head(head, level) for head, level in zip(self.seg_layers, levels, strict=False)]
         return self._head(self.seg_layers[0], levels[0])
 
-    def _head(self, head: nn.Module, features: Volume) -> Volume:
+    def _head(self, head: nn.Module, features: Features) -> Features:
         return run_in_float32(head, features) if self.float32_output else cast(Tensor, head(features))
 
 
@@ -156,7 +157,7 @@ class UNETRPP(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
 
-    def forward(self, data: Volume) -> Volume | list[Volume]:
+    def forward(self, data: Volume) -> Features | list[Features]:
         """Segment a batch of crops."""
         return cast("Tensor | list[Tensor]", self.decoder(self.encoder(data)))
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from nnunet_topomae.architectures.layers import SMALL_STD, initialise_weights
+from nnunet_topomae.architectures.layers import SMALL_STD, Features, initialise_weights
 from nnunet_topomae.masking import patchify
 from nnunet_topomae.types import Size3, TokenMask, Volume
 
@@ -88,7 +88,7 @@ class ViTEncoder(nn.Module):
             tokens = block(tokens)
         return cast(Tensor, self.norm(tokens))
 
-    def forward_taps(self, data: Volume, taps: int = 4) -> list[Volume]:
+    def forward_taps(self, data: Volume, taps: int = 4) -> list[Features]:
         """Encode a whole crop and return what ``taps`` evenly spaced layers give, the last after the final norm.
 
         Four taps of twelve layers are those of UNETR: 3, 6, 9 and 12.
@@ -169,7 +169,7 @@ def scatter_tokens(
     return background.to(tokens.dtype).scatter(1, index[..., None].expand_as(tokens), tokens)
 
 
-def tokens_to_grid(tokens: Float[Tensor, "B N E"], grid: Size3) -> Volume:
+def tokens_to_grid(tokens: Float[Tensor, "B N E"], grid: Size3) -> Float[Tensor, "B E d h w"]:
     """Tokens in raster order as a feature map (B, E, d, h, w)."""
     return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)  # (B, N, E) -> (B, E, d, h, w)
 

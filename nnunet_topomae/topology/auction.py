@@ -16,6 +16,8 @@ from nnunet_topomae.topology.neighbours import ON_DIAGONAL, UNASSIGNED, lower_po
 
 # A search looks at most this many epsilon beyond the best known object, then further by this factor.
 _REACH = 8.0
+# A gain over the diagonal of less than this many epsilon is not worth a bid (and could be lost to rounding).
+_INDIFFERENT = 1e-3
 
 
 class Lists(NamedTuple):
@@ -112,7 +114,7 @@ def auction(bidders, objects, lists, waiting, epsilon, scratch, budget):
         length -= 1
         bids += 1
         best, second, place = _choose(bidders, objects, lists, i, epsilon, scratch)
-        if place < 0 or best >= bidders.diagonal[i]:
+        if place < 0 or best + _INDIFFERENT * epsilon >= bidders.diagonal[i]:
             bidders.potential[i] = bidders.diagonal[i]
             bidders.partner[i] = ON_DIAGONAL
             continue

@@ -14,8 +14,12 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from nnunet_topomae.topology import network_simplex
+from nnunet_topomae.topology import assignment, network_simplex
+from nnunet_topomae.topology.kernels import COMPILED
 from nnunet_topomae.topology.network_simplex import Solution
+
+# Work allowed for each point, in visits of tree leaves; real volumes need about 300.
+BUDGET = 20_000
 
 Points = Float[ndarray, "n 2"]
 
@@ -142,7 +146,9 @@ def _solve(first: Points, second: Float[ndarray, "m 2"]) -> Solution:
     """Match points of positive persistence in rotated coordinates."""
     if len(first) == 0 or len(second) == 0:
         return Solution(np.full(len(first), -1, dtype=np.int64), first[:, 1] ** 2, second[:, 1] ** 2)
-    return network_simplex.match(first, second)
+    if not COMPILED:
+        return network_simplex.match(first, second)
+    return assignment.match(first, second, BUDGET * (len(first) + len(second)))
 
 
 def _cost(rotated: tuple[Points, Float[ndarray, "m 2"]], pairs: Int[ndarray, "k 2"]) -> float:

@@ -86,7 +86,7 @@ class Preview:
             if missing:
                 raise ValueError(f"{path} is not a preview: it lacks {', '.join(missing)}. Run the validation again.")
             values: dict[str, Any] = {name: stored[name] for name in names}
-            crop = CropLocation(*(as_size3(stored[name], name) for name in _CROP_BOUNDS))
+            crop = CropLocation(*(as_size3(stored[name].tolist(), name) for name in _CROP_BOUNDS))
         values["case"] = str(values["case"])
         values["spacing"] = tuple(map(float, values["spacing"]))
         return cls(**values, crop=crop)
@@ -96,8 +96,8 @@ def preview_figure(preview: Preview) -> "Figure":
     """Draw input, masked input and both reconstructions in three planes through the centre of the crop.
 
     All panels share one grey window, the 0.5 to 99.5 percentile of the input; hidden voxels are blue in the masked
-    column. Pixels have the aspect of the voxels in mm. Axial and sagittal follow the array order of nnU-Net, in which
-    the first axis runs along the body.
+    column. The reconstructions have the input at visible voxels, where masked autoencoders learn nothing. Pixels have
+    the aspect of the voxels in mm. The first axis is taken to run along the body, as in nnU-Net's array order.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -110,9 +110,10 @@ def preview_figure(preview: Preview) -> "Figure":
     axes = figure.subplots(3, len(COLUMNS), gridspec_kw={"height_ratios": heights}, squeeze=False)
     for plane, plane_name in enumerate(PLANES):
         rows, columns = _plane_axes(plane)
-        hidden = _slice(preview.hidden, plane)
+        hidden, visible = _slice(preview.hidden, plane), _slice(preview.input, plane)
         for axis, name, title in zip(axes[plane], COLUMNS, TITLES, strict=True):
-            pixels = grey_rgb(_slice(getattr(preview, name), plane), low, high)
+            composed = np.where(hidden, _slice(getattr(preview, name), plane), visible)
+            pixels = _grey(composed, low, high)
             if name == "masked":
                 pixels[hidden] = HIDDEN_COLOUR
             aspect = preview.spacing[rows] / preview.spacing[columns]
@@ -124,7 +125,7 @@ def preview_figure(preview: Preview) -> "Figure":
     return figure
 
 
-def grey_rgb(pixels: Float[ndarray, "height width"], low: float, high: float) -> Float[ndarray, "height width 3"]:
+def _grey(pixels: Float[ndarray, "height width"], low: float, high: float) -> Float[ndarray, "height width 3"]:
     """Map the window [low, high] to grey RGB values in [0, 1]."""
     grey = np.clip((pixels - low) / max(high - low, 1e-8), 0.0, 1.0)
     return np.repeat(grey[..., None], 3, axis=-1)  # (height, width) -> (height, width, 3)

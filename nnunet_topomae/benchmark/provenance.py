@@ -1,0 +1,48 @@
+"""On which machine and with which versions a result was made."""
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = (
+    "nnunet-topomae", "nnunetv2", "torch", "numpy", "scipy", "scikit-image", "SimpleITK", "batchgeneratorsv2",
+    "dynamic-network-architectures", "timm", "cripser", "POT", "numba",
+)  # fmt: skip
+
+
+def describe_versions() -> dict[str, str]:
+    """Version of Python and of every package that can change a number; absent ones are left out."""
+    versions = {"Python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def describe_machine() -> dict[str, str]:
+    """Operating system, processor, memory and GPU."""
+    import torch
+
+    machine = {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+    }
+    if sys.platform == "linux":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        machine["memory"] = f"{memory / 2**30:.0f} GiB"
+    if torch.cuda.is_available():
+        machine["GPU"] = torch.cuda.get_device_name()
+    return machine
+
+
+def _processor() -> str:
+    """Model of the processor; Python alone does not know it on Linux."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or "unknown"

@@ -1,0 +1,64 @@
+"""The command ``nnunet-topomae``: chooses a command's module and imports only that one."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from nnunet_topomae import __version__
+
+USER_ERROR = 2
+
+
+class Command(NamedTuple):
+    """A module with ``add_arguments(parser)`` and ``run(args) -> exit code``, and a line of help."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "demo": Command("nnunet_topomae.benchmark.demo", "the whole chain on synthetic volumes, with a report"),
+    "plan": Command("nnunet_topomae.plans.command", "plan and preprocess a data set with TopoMAEPlanner"),
+    "doctor": Command("nnunet_topomae.doctor.command", "check the installation, or describe a checkpoint"),
+    "report": Command("nnunet_topomae.benchmark.report", "make an HTML report of trainings"),
+    "parameters": Command("nnunet_topomae.parameters", "parameters and operations of the networks of a plan"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: arguments after the program's name; ``sys.argv`` if not given.
+    """
+    name, arguments = _choose(argv)
+    command = COMMANDS[name]
+    parser = argparse.ArgumentParser(prog=f"nnunet-topomae {name}", description=f"{command.help}.".capitalize())
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    debug = "--debug" in arguments
+    try:
+        module = importlib.import_module(command.module)
+        module.add_arguments(parser)
+        return int(module.run(parser.parse_args(arguments)))
+    except (ValueError, OSError, RuntimeError) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+
+
+def _choose(argv: Sequence[str] | None) -> tuple[str, list[str]]:
+    """The command's name and the arguments for it."""
+    parser = argparse.ArgumentParser(
+        prog="nnunet-topomae",
+        description="Topology- and spatiality-aware masked self pre-training for nnU-Net v2.",
+        epilog="`nnunet-topomae COMMAND -h` shows a command's arguments.",
+    )
+    parser.add_argument("--version", action="version", version=f"nnunet-topomae {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        subparsers.add_parser(name, help=command.help, add_help=False)
+    chosen, arguments = parser.parse_known_args(argv)
+    return chosen.command, arguments

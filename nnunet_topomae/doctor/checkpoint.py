@@ -1,0 +1,106 @@
+"""What a checkpoint says about itself, and whether this machine's data still agree with it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_topomae.data.cases import hash_images, hash_json, hash_json_file
+from nnunet_topomae.data.plan import read_plan
+from nnunet_topomae.doctor.checks import Check
+from nnunet_topomae.training.checkpoints import ENTRY
+
+# What a stock checkpoint holds besides tensors and plain values: the numbers and arrays of nnU-Net's log.
+_NUMPY_TYPES: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    np.float64(0).__reduce__()[0],
+    np.zeros(0).__reduce__()[0],
+    *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
+]
+
+
+def read_description(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The entry that describes a checkpoint, and the plans it was trained with.
+
+    Nothing in the file is executed, unlike when nnU-Net loads a checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not a checkpoint, or not one of ours.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    try:
+        with torch.serialization.safe_globals(_NUMPY_TYPES):
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise ValueError(f"{file} cannot be read as a checkpoint, it may be damaged: {first_line}") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(ENTRY), dict):
+        raise ValueError(f"{file} does not describe itself: it has no '{ENTRY}' entry, so another trainer wrote it")
+    return checkpoint[ENTRY], checkpoint["init_args"]["plans"]
+
+
+def check_checkpoint(described: Mapping[str, Any], plans: Mapping[str, Any], preprocessed: Path | None) -> list[Check]:
+    """Compare a checkpoint's manifest with the preprocessed data of this machine.
+
+    Args:
+        described: the checkpoint's own description.
+        plans: the plans it was trained with.
+        preprocessed: nnU-Net's folder of preprocessed data sets, if there is one.
+    """
+    manifest = described["manifest"]
+    dataset = None if preprocessed is None else preprocessed / manifest["dataset"]
+    if dataset is None or not dataset.is_dir():
+        advice = "Set nnUNet_preprocessed where the preprocessed data are, to compare the cases with the manifest."
+        return [Check("data", "warning", f"no preprocessed {manifest['dataset']} here, nothing compared", advice)]
+    configuration = PlansManager(dict(plans)).get_configuration(manifest["configuration"])
+    return [
+        check_plan(described, dataset / f"{manifest['plans_name']}.json"),
+        check_splits(manifest, dataset / "splits_final.json"),
+        check_cases(manifest["cases"], dataset / configuration.data_identifier),
+    ]
+
+
+def check_plan(described: Mapping[str, Any], plans_file: Path) -> Check:
+    """Whether the plans file still asks for the network and data that the checkpoint was trained with."""
+    if not plans_file.is_file():
+        return Check("plan", "warning", f"{plans_file} does not exist", "Nothing compared.")
+    manifest = described["manifest"]
+    configuration = PlansManager(str(plans_file)).get_configuration(manifest["configuration"])
+    facts = read_plan(configuration, described["plan"]["channels"]).facts
+    if hash_json(facts) == manifest["plan_hash"]:
+        return Check("plan", "ok", f"{plans_file.name} is unchanged")
+    different = [key for key in facts if facts[key] != described["plan"].get(key)]
+    advice = "Pre-train again with the plan you fine-tune with."
+    return Check("plan", "error", f"{plans_file.name} has changed: {', '.join(different)}", advice)
+
+
+def check_splits(manifest: Mapping[str, Any], splits_file: Path) -> Check:
+    """Whether the folds are still the same."""
+    if hash_json_file(splits_file) == manifest["splits_hash"]:
+        return Check("splits", "ok", f"fold {manifest['fold']}, {splits_file.name} is unchanged")
+    advice = "A fold of the new splits may validate on cases that this checkpoint has seen."
+    return Check("splits", "error", f"{splits_file.name} has changed", advice)
+
+
+def check_cases(recorded: Mapping[str, str], folder: Path) -> Check:
+    """Whether the preprocessed images are those that training read."""
+    missing, changed = [], []
+    for case, expected in recorded.items():
+        try:
+            if hash_images(folder, [case])[case] != expected:
+                changed.append(case)
+        except FileNotFoundError:
+            missing.append(case)
+    if changed:
+        advice = "The data were preprocessed again in another way: pre-train again, or restore them."
+        return Check("cases", "error", f"{len(changed)} of {len(recorded)} changed: {', '.join(changed[:5])}", advice)
+    if missing:
+        value = f"{len(missing)} of {len(recorded)} are not in {folder}: {', '.join(missing[:5])}"
+        return Check("cases", "warning", value, "Preprocess them to compare all cases.")
+    return Check("cases", "ok", f"all {len(recorded)} recorded cases are unchanged")

@@ -1,0 +1,10 @@
+"""Re-exports our trainers, for nnU-Net's search of the folders in ``nnUNet_extTrainer``.
+
+The classes keep their real modules, so that objects made from them can be pickled.
+"""
+
+from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
+from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
+from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
+
+__all__ = ["TopoMAEFusionTrainer", "TopoMAEPretrainer", "UNETRPPTrainer"]

@@ -1,0 +1,128 @@
+"""The whole main job on small real data sets, through nnU-Net's own commands, on stock plans and on ours."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+CASES = 10  # all of Sunnybrook, whose plan the test is about
+PLANNERS = {"nnUNetPlans": "ExperimentPlanner", "TopoMAEPlans": "TopoMAEPlanner"}
+SHORT: dict[str, dict[str, Any]] = {
+    "architecture": {"vit": "tiny", "dims": [8, 16, 32, 64], "depth": 1},
+    "pretraining": {"epochs": 2, "iterations_per_epoch": 2, "validation_iterations": 1, "seed": 0},
+    "topology": {"warmup_epochs": 0, "region_size": 24},
+    "finetuning": {"epochs": 2, "iterations_per_epoch": 2, "validation_iterations": 1, "seed": 0},
+}
+
+
+class Workspace:
+    """nnU-Net's three folders below a temporary one, and its commands."""
+
+    def __init__(self, root: Path) -> None:
+        self.folders = {name: root / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+        for folder in self.folders.values():
+            folder.mkdir(parents=True)
+
+    def run(self, command: str, *arguments: str) -> str:
+        limits = {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1"}
+        environment = {**os.environ, **limits, **{name: str(folder) for name, folder in self.folders.items()}}
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / command), *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command} {' '.join(arguments)}\n{done.stdout[-4000:]}"
+        return done.stdout
+
+    def take(self, source: Path) -> list[str]:
+        """Copy a few cases of a data set, one of them also as an image to predict, and return them."""
+        target = self.folders["nnUNet_raw"] / source.name
+        description = json.loads((source / "dataset.json").read_text())
+        ending = description["file_ending"]
+        cases = sorted(path.name[: -len(ending)] for path in (source / "labelsTr").glob(f"*{ending}"))[:CASES]
+        for folder in ("imagesTr", "labelsTr", "imagesTs"):
+            (target / folder).mkdir(parents=True)
+        for case in cases:
+            shutil.copyfile(source / "labelsTr" / f"{case}{ending}", target / "labelsTr" / f"{case}{ending}")
+            for image in (source / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"):
+                for folder in ("imagesTr", "imagesTs") if case == cases[-1] else ("imagesTr",):
+                    shutil.copyfile(image, target / folder / image.name)
+        description["numTraining"] = len(cases)
+        (target / "dataset.json").write_text(json.dumps(description))
+        return cases
+
+    def shorten(self, dataset: str, plans: str) -> str:
+        """Write a variant of the plans with a short schedule."""
+        folder = self.folders["nnUNet_preprocessed"] / dataset
+        values = json.loads((folder / f"{plans}.json").read_text())
+        values["plans_name"] = f"{plans}_short"
+        values["configurations"]["3d_fullres"]["topomae"] = SHORT
+        (folder / f"{plans}_short.json").write_text(json.dumps(values))
+        return f"{plans}_short"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("plans", PLANNERS)
+@pytest.mark.parametrize(
+    ("dataset", "channels", "patch"),
+    [
+        ("Dataset904_HippocampusMini", 1, None),
+        ("Dataset132_SunnybrookCavity", 1, [12, 256, 256]),
+        ("Dataset123_STSPETCT", 2, None),
+    ],
+)
+def test_pretrain_fuse_validate_predict_export(
+    test_data: Any, tmp_path: Path, dataset: str, channels: int, patch: list[int] | None, plans: str
+) -> None:
+    work = Workspace(tmp_path)
+    cases = work.take(test_data(dataset))
+    number = dataset[7:10]
+    planning = ["-d", number, "-c", "3d_fullres", "-npfp", "1", "-np", "1", "-pl", PLANNERS[plans]]
+    work.run("nnUNetv2_plan_and_preprocess", *planning, "--verify_dataset_integrity")
+    short = work.shorten(dataset, plans)
+    configuration = json.loads((work.folders["nnUNet_preprocessed"] / dataset / f"{short}.json").read_text())
+    configuration = configuration["configurations"]["3d_fullres"]
+    assert patch is None or configuration["patch_size"] == patch
+
+    for trainer in ("TopoMAEPretrainer", "TopoMAEFusionTrainer"):
+        log = work.run("nnUNetv2_train", number, "3d_fullres", "0", "-tr", trainer, "-p", short, "-device", "cpu")
+    assert "weights matched" in log
+    results = work.folders["nnUNet_results"] / dataset
+    pretraining = results / f"TopoMAEPretrainer__{short}__3d_fullres" / "fold_0"
+    splits = json.loads((work.folders["nnUNet_preprocessed"] / dataset / "splits_final.json").read_text())
+    summary = json.loads((pretraining / "validation" / "summary.json").read_text())["reconstruction"]
+    assert sorted(summary["cases"]) == sorted(splits[0]["train"])
+    assert all(np.isfinite(value) for branch in summary["mean"].values() for value in branch.values())
+    assert len(list((pretraining / "validation" / "previews").glob("*.png"))) == 4
+    epochs = [json.loads(line) for line in (pretraining / "metrics.jsonl").read_text().splitlines()]
+    assert [epoch["epoch"] for epoch in epochs] == [0, 1]
+    assert all(np.isfinite(list(epoch["train"].values())).all() and len(epoch["train"]) == 9 for epoch in epochs)
+
+    fusion = ["-tr", "TopoMAEFusionTrainer", "-p", short, "-c", "3d_fullres", "-d", number]
+    images = work.folders["nnUNet_raw"] / dataset / "imagesTs"
+    predicted = tmp_path / "predicted"
+    work.run(
+        "nnUNetv2_predict", *fusion, "-f", "0", "-i", str(images), "-o", str(predicted), "-device", "cpu",
+        "--disable_tta", "-npp", "1", "-nps", "1",
+    )  # fmt: skip
+    (segmentation,) = predicted.glob("*.nii.gz")
+    image = sitk.ReadImage(str(images / f"{segmentation.name[:-7]}_0000.nii.gz"))
+    assert sitk.ReadImage(str(segmentation)).GetSize() == image.GetSize()
+    assert len(list(images.iterdir())) == channels and len(cases) == CASES
+
+    work.run("nnUNetv2_export_model_to_zip", *fusion, "-f", "0", "-o", str(tmp_path / "model.zip"))
+    shutil.rmtree(results)
+    work.run("nnUNetv2_install_pretrained_model_from_zip", str(tmp_path / "model.zip"))
+    restored = results / f"TopoMAEFusionTrainer__{short}__3d_fullres" / "fold_0" / "checkpoint_final.pth"
+    assert restored.is_file()

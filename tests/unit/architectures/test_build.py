@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from nnunet_topomae.architectures.build import (
+    DEEP_SUPERVISION_WEIGHTS,
+    build_copretraining_network,
+    build_fusion_network,
+    build_unetrpp,
+    deep_supervision_scales,
+    no_weight_decay,
+)
+from nnunet_topomae.architectures.rule import derive_network_shape
+from nnunet_topomae.config import ArchitectureConfig
+
+
+def test_scales_are_those_of_the_outputs(shape, architecture, crop) -> None:  # type: ignore[no-untyped-def]
+    network = build_unetrpp(shape, 1, 2, architecture, deep_supervision=True)
+    outputs = network(crop(shape, 1, 1))
+    scales = deep_supervision_scales(shape)
+    assert len(outputs) == len(scales) == len(DEEP_SUPERVISION_WEIGHTS)
+    for output, scale in zip(outputs, scales, strict=True):
+        assert [round(s * p) for s, p in zip(scale, shape.patch_size, strict=True)] == list(output.shape[2:])
+    assert sum(DEEP_SUPERVISION_WEIGHTS) == pytest.approx(1)
+
+
+def test_pretrained_weights_fit_by_name(shape, architecture) -> None:  # type: ignore[no-untyped-def]
+    pretrained = build_copretraining_network(shape, 2, architecture).state_dict()
+    fusion = build_fusion_network(shape, 2, 5, architecture, deep_supervision=False).state_dict()
+    unetrpp = build_unetrpp(shape, 2, 5, architecture, deep_supervision=False).state_dict()
+    fresh = {name for name in fusion if name.startswith(("fusion.", "decoder.seg_layers."))}
+    assert {name.split(".")[0] for name in fusion} == {"vit_encoder", "fusion", "encoder", "decoder"}
+    for target in (fusion, unetrpp):
+        for name in set(target) - fresh:
+            assert pretrained[name].shape == target[name].shape
+    own = {name.split(".")[0] for name in set(pretrained) - set(fusion)}
+    assert own == {"vit_decoder", "vit_key_points", "key_points"}
+
+
+def test_no_weight_decay(shape, architecture) -> None:  # type: ignore[no-untyped-def]
+    network = build_copretraining_network(shape, 1, architecture)
+    excluded = no_weight_decay(network)
+    parameters = dict(network.named_parameters())
+    assert excluded < set(parameters)
+    assert all(parameters[name].ndim > 1 for name in set(parameters) - excluded)
+    last = {name.rpartition(".")[2] for name in excluded if parameters[name].ndim > 1}
+    assert last == {"position", "mask_token", "channel_temperature", "spatial_temperature"}
+    decayed = {name.rpartition(".")[2] for name in set(parameters) - excluded}
+    assert decayed == {"weight", "projection"}
+    assert any(name.endswith("gamma") for name in excluded)
+
+
+def test_segmentation_has_dropout_and_pretraining_none(four_stages, architecture, crop, mask) -> None:  # type: ignore[no-untyped-def]
+    data, hidden = crop(four_stages, 1, 1), mask(four_stages, 1)
+    with torch.no_grad():
+        network = build_unetrpp(four_stages, 1, 2, architecture, deep_supervision=False)
+        assert not torch.equal(network(data), network(data))
+        pretraining = build_copretraining_network(four_stages, 1, architecture)
+        first, second = (pretraining(data, hidden) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.reconstruction, b.reconstruction)
+
+
+@pytest.mark.parametrize(
+    ("patch", "strides", "channels"),
+    [
+        ((12, 256, 256), [[1, 2, 2], [1, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 2]], 1),
+        ((40, 56, 40), [[2, 2, 2], [2, 2, 2], [2, 2, 2]], 4),
+        ((16, 160, 160), [[1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2]], 2),
+    ],
+)
+def test_plans_of_all_kinds_run(patch, strides, channels) -> None:  # type: ignore[no-untyped-def]
+    """Full-sized networks on tensors without data."""
+    architecture = ArchitectureConfig()
+    shape = derive_network_shape(patch, strides, architecture)
+    with torch.device("meta"):
+        network = build_fusion_network(shape, channels, 3, architecture, deep_supervision=True)
+        outputs = network(torch.empty(1, channels, *patch))
+    assert [tuple(output.shape) for output in outputs] == [(1, 3, *patch)] + [(1, 3, *g) for g in shape.grids[:2]]

@@ -1,0 +1,109 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nnunet_topomae.architectures.build import build_copretraining_network
+from nnunet_topomae.masking import token_to_voxel_mask
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_shapes_with_a_single_sample(shape, architecture, crop, mask, channels) -> None:  # type: ignore[no-untyped-def]
+    network = build_copretraining_network(shape, channels, architecture)
+    output = network(crop(shape, 1, channels), mask(shape, 1))
+    for branch in output:
+        assert branch.reconstruction.shape == (1, channels, *shape.patch_size)
+        assert branch.key_points.shape == (1, 9, 3)
+    assert output.vit is output[0]
+    assert output.unetrpp is output[1]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_hidden_voxels_change_nothing(shape, architecture, crop, mask, training) -> None:  # type: ignore[no-untyped-def]
+    network = build_copretraining_network(shape, 2, architecture).train(training)
+    data, hidden = crop(shape, 2, 2), mask(shape, 2)
+    voxels = token_to_voxel_mask(hidden, shape.token_size)
+    changed = torch.where(voxels, torch.full_like(data, 1e4), data)
+    changed[voxels.expand_as(data) & (data > 0)] = float("nan")
+    with torch.no_grad():
+        for before, after in zip(network(data, hidden), network(changed, hidden), strict=True):
+            assert torch.equal(before.reconstruction, after.reconstruction)
+            assert torch.equal(before.key_points, after.key_points)
+
+
+def test_visible_voxels_change_all_outputs(shape, architecture, crop, mask) -> None:  # type: ignore[no-untyped-def]
+    network = build_copretraining_network(shape, 1, architecture)
+    data, hidden = crop(shape, 1, 1), mask(shape, 1)
+    changed = torch.where(token_to_voxel_mask(hidden, shape.token_size), data, data + 1)
+    with torch.no_grad():
+        for before, after in zip(network(data, hidden), network(changed, hidden), strict=True):
+            assert not torch.allclose(before.reconstruction, after.reconstruction)
+            assert not torch.allclose(before.key_points, after.key_points)
+
+
+def test_vit_is_handed_over_before_unetrpp_computes(four_stages, architecture, crop, mask) -> None:  # type: ignore[no-untyped-def]
+    network = build_copretraining_network(four_stages, 1, architecture)
+    events: list[object] = []
+    network.encoder.register_forward_hook(lambda *_: events.append("unetrpp"))
+    output = network(crop(four_stages, 1, 1), mask(four_stages, 1), on_vit=events.append)
+    assert events[0] is output.vit
+    assert events[1:] == ["unetrpp"]
+
+
+def test_forward_is_its_two_branches(four_stages, architecture, crop, mask) -> None:  # type: ignore[no-untyped-def]
+    network = build_copretraining_network(four_stages, 1, architecture).eval()
+    data, hidden = crop(four_stages, 2, 1), mask(four_stages, 2)
+    with torch.no_grad():
+        output = network(data, hidden)
+        branches = network.forward_vit(data, hidden), network.forward_unetrpp(data, hidden)
+    for branch, alone in zip(output, branches, strict=True):
+        assert torch.equal(branch.reconstruction, alone.reconstruction)
+        assert torch.equal(branch.key_points, alone.key_points)
+
+
+def test_key_point_head_sees_zeros_in_hidden_places(four_stages, architecture, crop, mask) -> None:  # type: ignore[no-untyped-def]
+    network = build_copretraining_network(four_stages, 1, architecture).eval()
+    seen: list[torch.Tensor] = []
+    network.vit_key_points.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    data, hidden = crop(four_stages, 2, 1), mask(four_stages, 2)
+    tokens = network.vit_encoder(data, hidden)
+    network.forward_vit(data, hidden)
+    features = seen[0].movedim(1, -1)  # (B, E, d, h, w) -> (B, d, h, w, E)
+    assert not features[hidden].any()
+    assert torch.equal(features[~hidden], tokens.flatten(0, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(four_stages, architecture, crop, mask, dtype) -> None:  # type: ignore[no-untyped-def]
+    network = build_copretraining_network(four_stages, 1, architecture)
+    with torch.autocast("cpu", dtype=dtype):
+        output = network(crop(four_stages, 1, 1), mask(four_stages, 1))
+    for tensor in [*output.vit, *output.unetrpp]:
+        assert tensor.dtype == torch.float32
+        assert tensor.isfinite().all()
+
+
+def test_every_parameter_learns(shape, architecture, crop, mask) -> None:  # type: ignore[no-untyped-def]
+    network = build_copretraining_network(shape, 1, architecture)
+    output = network(crop(shape, 2, 1), mask(shape, 2))
+    sum(tensor.square().mean() for branch in output for tensor in branch).backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_overfits_one_batch(four_stages, architecture, mask) -> None:  # type: ignore[no-untyped-def]
+    network = build_copretraining_network(four_stages, 1, architecture)
+    depth = torch.linspace(0, 3, four_stages.patch_size[0])[:, None, None]
+    data = (torch.sin(depth) * torch.linspace(0, 1, four_stages.patch_size[2])).expand(1, 1, *four_stages.patch_size)
+    hidden = mask(four_stages, 1)
+    voxels = token_to_voxel_mask(hidden, four_stages.token_size)
+    points = torch.linspace(-0.9, 0.9, 27).view(1, 9, 3)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    history = []
+    for _ in range(25):
+        output = network(data, hidden)
+        errors = [F.mse_loss(branch.reconstruction[voxels], data[voxels]) for branch in output]
+        errors += [F.mse_loss(branch.key_points, points) for branch in output]
+        optimizer.zero_grad()
+        torch.stack(errors).sum().backward()
+        optimizer.step()
+        history.append(torch.stack(errors).detach())
+    assert (history[-1] < 0.4 * history[0]).all()
