@@ -87,9 +87,7 @@ def _answer_first(original: Callable[..., Any]) -> Callable[..., Any]:
 class _WrapOnImport(MetaPathFinder):
     """Finds nnU-Net's search module as the other finders do, and wraps its search once the module has run."""
 
-    def find_spec(
-        self, fullname: str, path: Any, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname != SEARCH_MODULE:
             return None
         others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))

@@ -10,7 +10,7 @@ from nnunet_topomae.config import SECTION, TopoMAEConfig
 from nnunet_topomae.geometry import as_size3
 
 
-class TopoMAEPlanner(ExperimentPlanner):  # type: ignore[misc]
+class TopoMAEPlanner(ExperimentPlanner):
     """`nnUNetv2_plan_and_preprocess -d ID -pl TopoMAEPlanner` writes `TopoMAEPlans.json`.
 
     The parameters' names and order are nnU-Net's.

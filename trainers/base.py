@@ -9,14 +9,15 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed
 
+from nnunet_topomae.architectures.summary import summary_line
 from nnunet_topomae.config import FinetuningConfig, PretrainingConfig
 from nnunet_topomae.data.cases import check_enough_cases, hash_json_file
 from nnunet_topomae.data.plan import Plan, read_plan
-from nnunet_topomae.training.checkpoints import ENTRY, describe, save_atomically, training_state
+from nnunet_topomae.training.checkpoints import ENTRY, describe, save_atomically, training_state, unwrap
 from nnunet_topomae.training.progress import PLOT_FILE, average_terms, plot_terms, write_epoch
 
 
-class TopoMAETrainer(nnUNetTrainer):  # type: ignore[misc]
+class TopoMAETrainer(nnUNetTrainer):
     """nnU-Net trainer configured by the plan's `topomae` section; not trained itself.
 
     The parameters' names are nnU-Net's, which reads them from the signature and stores them in checkpoints.
@@ -41,7 +42,7 @@ class TopoMAETrainer(nnUNetTrainer):  # type: ignore[misc]
         self.num_epochs = section.epochs
         self.num_iterations_per_epoch = section.iterations_per_epoch
         self.num_val_iterations_per_epoch = section.validation_iterations
-        self.save_every = max(1, min(self.save_every, section.epochs // 20))
+        self.save_every: int = max(1, min(50, section.epochs // 20))
         self.seed = secrets.randbits(32) if section.seed is None else section.seed
         self.cases_read: dict[str, str] = {}
         self.epoch_terms: dict[str, dict[str, float]] = {}
@@ -57,7 +58,8 @@ class TopoMAETrainer(nnUNetTrainer):  # type: ignore[misc]
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(self.seed)
             super().initialize()
-        self.print_to_log_file(f"seed {self.seed}; {self.plan.shape}")
+        summary = summary_line(unwrap(self.network), self.plan.shape, self.num_input_channels)
+        self.print_to_log_file(f"{summary}; seed {self.seed}")
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split, with a clear error where five folds cannot be made."""

@@ -12,17 +12,15 @@ from torch import Generator, nn
 from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.build import build_copretraining_network
-from nnunet_topomae.data.cases import hash_images
+from nnunet_topomae.data.cases import hash_images, record_cases
 from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_loader, start_workers
 from nnunet_topomae.data.plan import read_plan
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
-from nnunet_topomae.masking import random_token_mask
 from nnunet_topomae.trainers.base import TopoMAETrainer
 from nnunet_topomae.training.checkpoints import add_fresh_fusion_weights, ignore_fusion_weights, unwrap
 from nnunet_topomae.training.reconstruction import ReconstructionValidation
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, cosine
 from nnunet_topomae.training.steps import CoPretrainingStep, autocast, detach_terms, optimise
-from nnunet_topomae.types import TokenMask
 
 VALIDATION_SEED = 0
 
@@ -57,7 +55,7 @@ class TopoMAEPretrainer(TopoMAETrainer):
         ignore_fusion_weights(unwrap(self.network))
         topology = self.plan.config.topology
         topological_loss = build_topological_loss(topology) if topology.enabled else None
-        self.step = CoPretrainingStep(self.network, self.loss, topological_loss, topology, self.plan.shape.token_size, self.device)
+        self.step = CoPretrainingStep(self.network, self.loss, topological_loss, self.plan, self.device)
 
     def training_state(self) -> dict[str, Any]:
         """The stock entries; the weights also satisfy the stock `-pretrained_weights` of the fusion trainer."""
@@ -77,7 +75,8 @@ class TopoMAEPretrainer(TopoMAETrainer):
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Random crops of the training cases; monitoring repeats the same crops of the same cases every epoch."""
         training_cases, _ = self.do_split()
-        self.cases_read = hash_images(Path(self.preprocessed_dataset_folder), training_cases)
+        hashes = hash_images(Path(self.preprocessed_dataset_folder), training_cases)
+        self.cases_read = record_cases(hashes, Path(self.output_folder), continued=self.current_epoch > 0)
         seed = np.random.SeedSequence([self.seed, self.current_epoch, self.local_rank]).generate_state(1)[0]
         loader = self.build_loader(training_cases, int(seed))
         self.validation_loader = self.build_loader(training_cases, VALIDATION_SEED)
@@ -87,11 +86,6 @@ class TopoMAEPretrainer(TopoMAETrainer):
         """A loader of crops with key points and target topology."""
         dataset = self.dataset_class(self.preprocessed_dataset_folder, cases)
         return build_pretraining_loader(dataset, self.batch_size, self.plan, self.label_manager, seed)
-
-    def draw_mask(self, part: str, batch: int) -> TokenMask:
-        """Token masks of a batch, on the CPU."""
-        ratio = self.plan.config.pretraining.mask_ratio
-        return random_token_mask(batch, self.plan.shape.token_grid, ratio, self.mask_generators[part])
 
     def on_train_epoch_start(self) -> None:
         """Seed the masks of this epoch."""
@@ -103,8 +97,8 @@ class TopoMAEPretrainer(TopoMAETrainer):
         terms: dict[str, torch.Tensor] = {}
 
         def compute_loss() -> torch.Tensor:
-            mask = self.draw_mask("train", len(batch["data"]))
-            terms.update(self.step(batch, mask, self.plan.config.topology.warmup_factor(self.current_epoch)))
+            scale = self.plan.config.topology.warmup_factor(self.current_epoch)
+            terms.update(self.step(batch, self.mask_generators["train"], scale))
             return terms["total"]
 
         clip = self.plan.config.pretraining.clip
@@ -124,9 +118,8 @@ class TopoMAEPretrainer(TopoMAETrainer):
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, float]:
         """All terms of one fixed batch, with the full weight of L_topo."""
-        mask = self.draw_mask("validation", len(batch["data"]))
         with autocast(self.device):
-            return detach_terms(self.step(batch, mask, topology_scale=1.0))
+            return detach_terms(self.step(batch, self.mask_generators["validation"], topology_scale=1.0))
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, float]]) -> None:
         """Average the terms of the fixed batches."""

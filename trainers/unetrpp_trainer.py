@@ -44,10 +44,10 @@ class UNETRPPTrainer(TopoMAETrainer):
 
     def _build_loss(self) -> nn.Module:
         """nnU-Net's loss with UNETR++'s weights of the three outputs; nnU-Net would give the coarsest one none."""
-        loss = super()._build_loss()
+        loss: Any = super()._build_loss()
         if self.enable_deep_supervision:
             loss.weight_factors = DEEP_SUPERVISION_WEIGHTS
-        return loss
+        return loss  # type: ignore[no-any-return]
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One supervised step."""

@@ -198,8 +198,7 @@ def last_lines(log: Path, count: int = 20) -> list[str]:
 def _follow(child: subprocess.Popen[bytes], command: Command, title: str) -> None:
     """Wait for ``child`` and show its epochs."""
     with tqdm(total=command.epochs or None, desc=title, unit="epoch", leave=False, disable=None, position=1) as bar:
-        # WNOWAIT: the child stays a zombie, so its group number cannot be reused before _end_session kills the group.
-        while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        while child.poll() is None:
             if command.record is not None and command.record.is_file():
                 bar.n = len(command.record.read_bytes().splitlines())
             bar.refresh()

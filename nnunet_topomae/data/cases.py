@@ -46,6 +46,23 @@ def hash_images(folder: Path, cases: Iterable[str]) -> dict[str, str]:
     return hashes
 
 
+def record_cases(hashes: Mapping[str, str], folder: Path, continued: bool) -> dict[str, str]:
+    """Write the cases that a pre-training reads to ``cases_read.json``, and return all that it has ever read.
+
+    Args:
+        hashes: from :func:`hash_images`.
+        folder: the fold's folder.
+        continued: keep the cases of the earlier part of the training, which other splits may have chosen.
+    """
+    file = folder / "cases_read.json"
+    earlier = json.loads(file.read_text()) if continued and file.is_file() else {}
+    cases = dict(sorted({**earlier, **hashes}.items()))
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(cases, indent=1))
+    temporary.replace(file)
+    return cases
+
+
 def hash_json(value: Mapping[str, Any] | list[Any]) -> str:
     """SHA-256 of a JSON value, independent of key order and white space."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

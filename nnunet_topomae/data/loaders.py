@@ -44,7 +44,7 @@ def draw_crop_bounds(shape: Sequence[int], patch_size: Size3, rng: Generator) ->
     return lower, [lo + patch for lo, patch in zip(lower, patch_size, strict=True)]
 
 
-class CropLocationLoader(nnUNetDataLoader):  # type: ignore[misc]
+class CropLocationLoader(nnUNetDataLoader):
     """nnU-Net's loader for pre-training: images only, uniform crops, key points, target topology.
 
     Every random number comes from one generator per worker, seeded by ``seed`` and the worker's number.

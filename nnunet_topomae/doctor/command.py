@@ -49,12 +49,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_probe() -> dict[str, Any]:
-    """Ask a fresh Python process, as nnU-Net's commands are.
+    """Ask a fresh Python process that, like nnU-Net's commands, does not import from the current folder.
 
     Raises:
         RuntimeError: the process crashed or hung, with the end of what it said.
     """
-    command = [sys.executable, "-m", "nnunet_topomae.doctor.probe"]
+    command = [sys.executable, "-P", "-m", "nnunet_topomae.doctor.probe"]
     try:
         process = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:

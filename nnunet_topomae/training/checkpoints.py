@@ -242,7 +242,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: not a checkpoint of TopoMAEPretrainer.
     """
-    checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
     described = isinstance(checkpoint, dict) and isinstance(checkpoint.get(ENTRY), dict)
     if not described or checkpoint[ENTRY].get("role") != "pretraining":
         raise ValueError(

@@ -5,16 +5,16 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import GradScaler, Tensor, nn
+from torch import Generator, GradScaler, Tensor, nn
 from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.copretraining import BranchOutput, CoPretrainingOutput
-from nnunet_topomae.config import TopologyConfig
+from nnunet_topomae.data.plan import Plan
 from nnunet_topomae.data.topology_target import TargetTopology
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, TopologicalTerms, compose_reconstruction
-from nnunet_topomae.masking import token_to_voxel_mask
+from nnunet_topomae.masking import random_token_mask, token_to_voxel_mask
 from nnunet_topomae.topology import PendingLoss, TopologicalLoss
-from nnunet_topomae.types import Scalar, Size3, TokenMask, Volume, VoxelMask
+from nnunet_topomae.types import Scalar, Volume, VoxelMask
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -75,8 +75,7 @@ class CoPretrainingStep:
         network: callable ``(data, token_mask, on_vit)``, see architectures.copretraining.CoPretrainingNetwork.
         loss: overall loss.
         topological_loss: L_topo, or None to leave it out.
-        topology: composition of the reconstructed volume.
-        token_size: voxels of a ViT token.
+        plan: token grid, mask ratio, composition of the reconstructed volume.
         device: device of the network.
     """
 
@@ -85,34 +84,34 @@ class CoPretrainingStep:
         network: Callable[..., CoPretrainingOutput],
         loss: CoPretrainingLoss,
         topological_loss: TopologicalLoss | None,
-        topology: TopologyConfig,
-        token_size: Size3,
+        plan: Plan,
         device: torch.device,
     ) -> None:
-        self.network = network
+        self.network: Callable[..., CoPretrainingOutput] = network
         self.loss = loss
         self.topological_loss = topological_loss
-        self.topology = topology
-        self.token_size = token_size
+        self.plan = plan
         self.device = device
 
-    def __call__(self, batch: Mapping[str, Any], mask: TokenMask, topology_scale: float) -> dict[str, Tensor]:
+    def __call__(self, batch: Mapping[str, Any], generator: Generator, topology_scale: float) -> dict[str, Tensor]:
         """Compute all terms.
 
         Args:
             batch: from data.loaders.CropLocationLoader; without ``target_topology`` L_topo is not computed.
-            mask: token mask (B, d, h, w), best on the CPU, where its visible tokens are listed.
+            generator: source of the token masks, on the CPU: the ViT lists its visible tokens there.
             topology_scale: warm-up factor of L_topo; at 0 it is not computed.
 
         Returns:
             the terms by name, see losses.copretraining.CoPretrainingLoss.
         """
+        ratio = self.plan.config.pretraining.mask_ratio
+        mask = random_token_mask(len(batch["data"]), self.plan.shape.token_grid, ratio, generator)
         data = batch["data"].to(self.device, non_blocking=True)
         key_points = batch["key_points"].to(self.device, non_blocking=True)
-        hidden = token_to_voxel_mask(mask.to(self.device), self.token_size)
+        hidden = token_to_voxel_mask(mask.to(self.device), self.plan.shape.token_size)
         if self.topological_loss is None or topology_scale == 0.0 or "target_topology" not in batch:
             output = self.network(data, mask)
-            return self.loss(output, data, hidden, key_points)
+            return self.loss.forward(output, data, hidden, key_points)
         pending: list[PendingLoss] = []
 
         def start(branch: BranchOutput) -> None:
@@ -121,13 +120,13 @@ class CoPretrainingStep:
         output = self.network(data, mask, torch.compiler.disable(start))
         start(output.unetrpp)
         topology = TopologicalTerms(pending[0].result(), pending[1].result())
-        return self.loss(output, data, hidden, key_points, topology, topology_scale)
+        return self.loss.forward(output, data, hidden, key_points, topology, topology_scale)
 
     def _start_topology(
         self, reconstruction: Volume, data: Volume, hidden: VoxelMask, batch: Mapping[str, Any]
     ) -> PendingLoss:
         assert self.topological_loss is not None
-        composed = compose_reconstruction(reconstruction, data, hidden, self.topology.composition)
+        composed = compose_reconstruction(reconstruction, data, hidden, self.plan.config.topology.composition)
         targets: Sequence[TargetTopology] = batch["target_topology"]
         origins = [target.origin for target in targets if target.origin is not None]
         return self.topological_loss.start(

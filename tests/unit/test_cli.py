@@ -75,7 +75,7 @@ def test_help_lists_every_command_without_heavy_imports() -> None:
         "except SystemExit: pass\n"
         "print('heavy:', sorted({'torch', 'numpy', 'nnunetv2', 'matplotlib'} & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert "heavy: []" in result.stdout
     for name in cli.COMMANDS:
         assert f"    {name}" in result.stdout

@@ -46,7 +46,11 @@ def run_doctor(*arguments: str, path: Path | None = None, **environment: str) ->
     code = "import sys; from nnunet_topomae.cli import main; sys.exit(main())"
     variables = {**os.environ, **environment, **({} if path is None else {"PYTHONPATH": str(path)})}
     return subprocess.run(
-        [sys.executable, "-c", code, "doctor", *arguments], capture_output=True, text=True, env=variables, check=False
+        [sys.executable, "-P", "-c", code, "doctor", *arguments],
+        capture_output=True,
+        text=True,
+        env=variables,
+        check=False,
     )
 
 
