@@ -47,20 +47,21 @@ def match(first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"], budget: i
 
 def _match_smaller(first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"], budget: int) -> Solution:
     """Match with n <= m; the first points are the rows."""
+    n, m = len(first), len(second)
     rows, row_order = build_side(first)
     columns, column_order = build_side(second)
     scratch = new_scratch(NEIGHBOURS)
-    lists = new_lists(len(first), NEIGHBOURS)
+    lists = new_lists(n, NEIGHBOURS)
     epsilon = 0.0
     for relative in EPSILONS:
         epsilon = relative * float(rows.diagonal.mean())
         _auction_both(rows, columns, lists, epsilon, scratch, budget)
     _finish(rows, columns, lists, epsilon, scratch, budget)
-    partners = np.full(len(first), ON_DIAGONAL, dtype=np.int64)
+    partners = np.full(n, ON_DIAGONAL, dtype=np.int64)
     matched = rows.partner >= 0
     partners[row_order[matched]] = column_order[rows.partner[matched]]
-    potentials = np.empty(len(first)), np.empty(len(second))
-    potentials[0][row_order], potentials[1][column_order] = rows.potential, columns.potential
+    potentials = np.empty(n), np.empty(m)
+    potentials[0][row_order], potentials[1][column_order] = rows.potential[:n], columns.potential[:m]
     return Solution(partners, potentials[0], potentials[1])
 
 
@@ -77,24 +78,26 @@ def _clear(lists: Lists) -> None:
 
 def _auction_both(rows: Side, columns: Side, lists: Lists, epsilon: float, scratch: Scratch, budget: int) -> None:
     """All rows bid; then the columns that lost value without finding a row bid for rows (reverse auction)."""
+    n, m = len(rows.partner), len(columns.partner)
     rows.partner[:] = UNASSIGNED
     columns.partner[:] = ON_DIAGONAL
     _clear(lists)
     refresh(columns)
-    auction(rows, columns, lists, _by_persistence(rows, np.arange(len(rows.half))), epsilon, scratch, budget)
-    lost = np.flatnonzero((columns.partner < 0) & (columns.potential < columns.diagonal))
+    auction(rows, columns, lists, _by_persistence(rows, np.arange(n)), epsilon, scratch, budget)
+    lost = np.flatnonzero((columns.partner < 0) & (columns.potential[:m] < columns.diagonal))
     if len(lost):
         columns.partner[lost] = UNASSIGNED
         refresh(rows)
-        reverse_lists = new_lists(len(columns.half), NEIGHBOURS)
+        reverse_lists = new_lists(m, NEIGHBOURS)
         auction(columns, rows, reverse_lists, _by_persistence(columns, lost), epsilon, scratch, budget)
 
 
 def _finish(rows: Side, columns: Side, lists: Lists, epsilon: float, scratch: Scratch, budget: int) -> None:
     """From the auction's potentials to the optimum."""
+    n, m = len(rows.partner), len(columns.partner)
     _clear(lists)
     refresh(columns)
-    best_column = np.empty(len(rows.half), dtype=np.int64)
+    best_column = np.empty(n, dtype=np.int64)
     tighten(rows, columns, lists, best_column, epsilon, scratch)
     columns.partner[:] = ON_DIAGONAL
     keep = (best_column >= 0) & (best_column == rows.partner)
@@ -102,11 +105,11 @@ def _finish(rows: Side, columns: Side, lists: Lists, epsilon: float, scratch: Sc
     rows.partner[keep] = best_column[keep]
     columns.partner[best_column[keep]] = np.flatnonzero(keep)
     waiting = _by_persistence(rows, np.flatnonzero(rows.partner == UNASSIGNED))
-    augment(rows, columns, lists, waiting, new_paths(len(rows.half), len(columns.half)), scratch, budget)
-    lost = np.flatnonzero((columns.partner < 0) & (columns.potential < columns.diagonal))
+    augment(rows, columns, lists, waiting, new_paths(n, m), scratch, budget)
+    lost = np.flatnonzero((columns.partner < 0) & (columns.potential[:m] < columns.diagonal))
     if len(lost):
         columns.partner[lost] = UNASSIGNED
         refresh(rows)
-        reverse_lists = new_lists(len(columns.half), NEIGHBOURS)
-        reverse_paths = new_paths(len(columns.half), len(rows.half))
+        reverse_lists = new_lists(m, NEIGHBOURS)
+        reverse_paths = new_paths(m, n)
         augment(columns, rows, reverse_lists, _by_persistence(columns, lost), reverse_paths, scratch, budget)

@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from nnunet_topomae.topology.kernels import kernel
 
-LEAF_SIZE = 8
+LEAF_SIZE = 16
 UNASSIGNED = -2
 ON_DIAGONAL = -1
 
@@ -24,20 +24,23 @@ class Side(NamedTuple):
     The tree is a heap: node 1 is the root, the children of k are 2k and 2k + 1, the last half are the leaves. Leaf l
     of L holds the points [l n // L, (l + 1) n // L).
 
+    The first three arrays are longer by one leaf, so that a leaf can always be read in full, which the processor does
+    several points at a time.
+
     Attributes:
-        midpoint: m of the points (n,).
-        half: s of the points (n,), positive.
+        midpoint: m of the points (n + LEAF_SIZE,).
+        half: s of the points (n + LEAF_SIZE,), positive.
+        potential: dual variables (n + LEAF_SIZE,).
         diagonal: s^2, the cost of the diagonal (n,).
-        potential: dual variables (n,).
         partner: index of the point of the other side (n,), or UNASSIGNED or ON_DIAGONAL.
         boxes: lowest and highest m, lowest and highest s below each node (2L, 4).
         highest: highest potential below each node (2L,).
     """
 
-    midpoint: Float[ndarray, " n"]
-    half: Float[ndarray, " n"]
+    midpoint: Float[ndarray, " padded"]
+    half: Float[ndarray, " padded"]
+    potential: Float[ndarray, " padded"]
     diagonal: Float[ndarray, " n"]
-    potential: Float[ndarray, " n"]
     partner: Int[ndarray, " n"]
     boxes: Float[ndarray, "nodes 4"]
     highest: Float[ndarray, " nodes"]
@@ -50,18 +53,24 @@ class Scratch(NamedTuple):
         nodes: nodes that wait for a visit (64,).
         bounds: their lower bounds (64,).
         values: reduced costs of the neighbours found so far (K,).
+        leaf_costs: costs of the points of one leaf (LEAF_SIZE,).
+        leaf_values: their reduced costs (LEAF_SIZE,).
         leaves: number of leaves visited (1,), the unit of the work budget.
     """
 
     nodes: Int[ndarray, " depth"]
     bounds: Float[ndarray, " depth"]
     values: Float[ndarray, " K"]
+    leaf_costs: Float[ndarray, " leaf"]
+    leaf_values: Float[ndarray, " leaf"]
     leaves: Int[ndarray, " 1"]
 
 
 def new_scratch(neighbours: int) -> Scratch:
     """Memory for searches of up to ``neighbours`` points."""
-    return Scratch(np.zeros(64, np.int64), np.zeros(64), np.zeros(neighbours), np.zeros(1, np.int64))
+    leaf_costs, leaf_values = np.zeros(LEAF_SIZE), np.zeros(LEAF_SIZE)
+    stack, bounds = np.zeros(64, np.int64), np.zeros(64)
+    return Scratch(stack, bounds, np.zeros(neighbours), leaf_costs, leaf_values, np.zeros(1, np.int64))
 
 
 def build_side(points: Float[ndarray, "n 2"]) -> tuple[Side, Int[ndarray, " n"]]:
@@ -79,9 +88,12 @@ def build_side(points: Float[ndarray, "n 2"]) -> tuple[Side, Int[ndarray, " n"]]
     order = np.arange(len(points))
     boxes = np.zeros((2 * leaves, 4))
     _partition(np.ascontiguousarray(points), order, boxes)
-    midpoint, half = np.ascontiguousarray(points[order, 0]), np.ascontiguousarray(points[order, 1])
+    padded = np.zeros((2, len(points) + LEAF_SIZE))
+    padded[:, : len(points)] = points[order].T
+    diagonal = points[order, 1] ** 2
+    potential = np.append(diagonal, np.zeros(LEAF_SIZE))
     partner = np.full(len(points), UNASSIGNED, dtype=np.int64)
-    side = Side(midpoint, half, half**2, half**2, partner, boxes, np.zeros(2 * leaves))
+    side = Side(padded[0], padded[1], potential, diagonal, partner, boxes, np.zeros(2 * leaves))
     refresh(side)
     return side, order
 
@@ -135,7 +147,7 @@ def _select(keys, order, left, right, middle):
 @kernel
 def refresh(side):
     """Recompute the highest potential of every node."""
-    leaves, n = side.highest.shape[0] // 2, side.potential.shape[0]
+    leaves, n = side.highest.shape[0] // 2, side.partner.shape[0]
     for leaf in range(leaves):
         side.highest[leaves + leaf] = _leaf_highest(side.potential, leaf * n // leaves, (leaf + 1) * n // leaves)
     for node in range(leaves - 1, 0, -1):
@@ -145,7 +157,7 @@ def refresh(side):
 @kernel
 def lower_potential(side, j, value):
     """Lower the potential of point ``j`` to ``value`` and repair the nodes above it."""
-    leaves, n = side.highest.shape[0] // 2, side.potential.shape[0]
+    leaves, n = side.highest.shape[0] // 2, side.partner.shape[0]
     before = side.potential[j]
     side.potential[j] = value
     leaf = ((j + 1) * leaves - 1) // n
@@ -212,26 +224,45 @@ def nearest(side, m, s, limit, columns, costs, scratch):
                 waiting += 1
             node = near
         if bound < horizon:
-            scratch.leaves[0] += 1
-            count, horizon = _scan_leaf(side, node - leaves, m, s, count, horizon, columns, costs, scratch.values)
+            count, horizon = _scan_leaf(side, node - leaves, m, s, count, horizon, columns, costs, scratch)
     return count, horizon
 
 
 @kernel
-def _scan_leaf(side, leaf, m, s, count, horizon, columns, costs, values):
+def _evaluate(midpoint, half, potential, first, m, s, costs, values):
+    """Costs and reduced costs from (m, s) to LEAF_SIZE points from ``first`` on; a loop of vector instructions."""
+    start = np.uint64(first)  # unsigned: no test for negative indices
+    for t in range(LEAF_SIZE):
+        j = start + np.uint64(t)
+        distance = abs(m - midpoint[j]) + abs(s - half[j])
+        costs[t] = distance * distance
+        values[t] = distance * distance - potential[j]
+
+
+@kernel
+def _evaluate_leaf(side, leaf, m, s, scratch):
+    """Costs and reduced costs from (m, s) to a leaf; returns its first point and their number."""
+    leaves, n = side.highest.shape[0] // 2, side.partner.shape[0]
+    first = leaf * n // leaves
+    _evaluate(side.midpoint, side.half, side.potential, first, m, s, scratch.leaf_costs, scratch.leaf_values)
+    scratch.leaves[0] += 1
+    return first, (leaf + 1) * n // leaves - first
+
+
+@kernel
+def _scan_leaf(side, leaf, m, s, count, horizon, columns, costs, scratch):
     """Insert the points of a leaf into the sorted list of :func:`nearest`; returns its length and the horizon."""
-    leaves, n = side.highest.shape[0] // 2, side.potential.shape[0]
-    for j in range(leaf * n // leaves, (leaf + 1) * n // leaves):
-        distance = abs(m - side.midpoint[j]) + abs(s - side.half[j])
-        cost = distance * distance
-        value = cost - side.potential[j]
+    first, size = _evaluate_leaf(side, leaf, m, s, scratch)
+    values = scratch.values
+    for t in range(size):
+        value = scratch.leaf_values[t]
         if value < horizon:
             place = count if count < columns.shape[0] else count - 1
             count = place + 1
             while place > 0 and values[place - 1] > value:
                 columns[place], costs[place], values[place] = columns[place - 1], costs[place - 1], values[place - 1]
                 place -= 1
-            columns[place], costs[place], values[place] = j, cost, value
+            columns[place], costs[place], values[place] = first + t, scratch.leaf_costs[t], value
             if count == columns.shape[0]:
                 horizon = values[count - 1]
     return count, horizon
@@ -240,7 +271,7 @@ def _scan_leaf(side, leaf, m, s, count, horizon, columns, costs, values):
 @kernel
 def all_within(side, m, s, limit, columns, costs, scratch):
     """Write all points of reduced cost below ``limit`` to ``columns`` and ``costs`` (n,); returns their number."""
-    leaves, n = side.highest.shape[0] // 2, side.potential.shape[0]
+    leaves = side.highest.shape[0] // 2
     count, waiting = 0, 1
     scratch.nodes[0] = 1
     while waiting > 0:
@@ -252,11 +283,9 @@ def all_within(side, m, s, limit, columns, costs, scratch):
             scratch.nodes[waiting], scratch.nodes[waiting + 1] = 2 * node, 2 * node + 1
             waiting += 2
             continue
-        scratch.leaves[0] += 1
-        leaf = node - leaves
-        for j in range(leaf * n // leaves, (leaf + 1) * n // leaves):
-            distance = abs(m - side.midpoint[j]) + abs(s - side.half[j])
-            if distance * distance - side.potential[j] < limit:
-                columns[count], costs[count] = j, distance * distance
+        first, size = _evaluate_leaf(side, node - leaves, m, s, scratch)
+        for t in range(size):
+            if scratch.leaf_values[t] < limit:
+                columns[count], costs[count] = first + t, scratch.leaf_costs[t]
                 count += 1
     return count

@@ -1,6 +1,6 @@
 """One training step: the only place with autocast, gradient scaling, clipping and the optimiser call."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -29,7 +29,7 @@ def optimise(
     scaler: GradScaler | None,
     clip: float,
     device: torch.device,
-    cases: Sequence[str],
+    cases: Iterable[str],
 ) -> None:
     """Do one optimiser step on the loss that ``compute_loss`` returns.
 

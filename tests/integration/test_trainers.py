@@ -1,0 +1,194 @@
+"""The trainers inside nnU-Net, in one process, on a tiny data set with regions, an ignore label and a constant image."""
+
+import json
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+DATASET = "Dataset901_Tiny"
+SHAPE = (20, 36, 28)
+SECTION: dict[str, Any] = {
+    "architecture": {"vit": "tiny", "dims": [8, 8, 16, 16], "depth": 1},
+    "pretraining": {"epochs": 3, "iterations_per_epoch": 2, "validation_iterations": 1, "seed": 1},
+    "topology": {"warmup_epochs": 0, "region_size": 12},
+    "finetuning": {"epochs": 3, "iterations_per_epoch": 2, "validation_iterations": 1, "seed": 1},
+}
+
+
+def _write_case(folder: Path, number: int) -> None:
+    rng = np.random.default_rng(number)
+    labels = np.zeros(SHAPE, np.uint8)
+    z, y, x = (int(rng.integers(2, size // 2)) for size in SHAPE)
+    labels[z : z + 8, y : y + 14, x : x + 12] = 1
+    labels[z + 2 : z + 6, y + 4 : y + 10, x + 3 : x + 9] = 2
+    labels[:2] = 3  # not annotated
+    image = labels.astype(np.float32) + 0.3 * rng.normal(size=SHAPE)
+    if number == 0:
+        image = np.full(SHAPE, 7.0)  # a scan that failed
+    for values, name in ((image.astype(np.float32), f"imagesTr/c{number}_0000"), (labels, f"labelsTr/c{number}")):
+        written = sitk.GetImageFromArray(values)
+        written.SetSpacing((1.0, 1.0, 2.0))
+        sitk.WriteImage(written, str(folder / f"{name}.nii.gz"))
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """nnU-Net folders with the planned and preprocessed data set."""
+    root = tmp_path_factory.mktemp("nnunet")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("raw", "preprocessed", "results"):
+            (root / name).mkdir()
+            patch.setenv(f"nnUNet_{name}", str(root / name))
+        raw = root / "raw" / DATASET
+        for name in ("imagesTr", "labelsTr"):
+            (raw / name).mkdir(parents=True)
+        for number in range(6):
+            _write_case(raw, number)
+        description = {
+            "channel_names": {"0": "MR"},
+            "labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3},
+            "regions_class_order": [1, 2],
+            "numTraining": 6,
+            "file_ending": ".nii.gz",
+        }
+        (raw / "dataset.json").write_text(json.dumps(description))
+        from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+            extract_fingerprints,
+            plan_experiments,
+            preprocess_dataset,
+        )
+
+        extract_fingerprints([901], num_processes=1, show_progress_bar=False)
+        assert plan_experiments([901], "TopoMAEPlanner") == "TopoMAEPlans"
+        plans = root / "preprocessed" / DATASET / "TopoMAEPlans.json"
+        values = json.loads(plans.read_text())
+        assert values["configurations"]["3d_fullres"]["topomae"]["pretraining"]["mask_ratio"] == 0.5
+        values["configurations"]["3d_fullres"]["topomae"] = SECTION
+        plans.write_text(json.dumps(values))
+        preprocess_dataset(901, "TopoMAEPlans", ("3d_fullres",), num_processes=(1,), show_progress_bar=False)
+        with chdir(root):
+            yield root
+
+
+def _variant(root: Path, name: str, **finetuning: Any) -> str:
+    folder = root / "preprocessed" / DATASET
+    values = json.loads((folder / "TopoMAEPlans.json").read_text())
+    values["plans_name"] = name
+    values["configurations"]["3d_fullres"]["topomae"]["finetuning"] |= finetuning
+    (folder / f"{name}.json").write_text(json.dumps(values))
+    return name
+
+
+def _train(trainer: str, plans: str = "TopoMAEPlans", configuration: str = "3d_fullres", **options: Any) -> None:
+    import torch
+    from nnunetv2.run.run_training import run_training
+
+    run_training("901", configuration, 0, trainer, plans, device=torch.device("cpu"), **options)
+
+
+def _fold(root: Path, trainer: str, plans: str = "TopoMAEPlans") -> Path:
+    return root / "results" / DATASET / f"{trainer}__{plans}__3d_fullres" / "fold_0"
+
+
+def _epochs(fold: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (fold / "metrics.jsonl").read_text().splitlines()]
+
+
+def _interrupt(monkeypatch: pytest.MonkeyPatch, module: str, trainer: str, epoch: int) -> None:
+    """Let a trainer die at the start of an epoch, as by a power cut."""
+    import importlib
+
+    found = getattr(importlib.import_module(module), trainer)
+    original = found.on_train_epoch_start
+
+    def on_train_epoch_start(self: Any) -> None:
+        if self.current_epoch == epoch:
+            raise KeyboardInterrupt
+        original(self)
+
+    monkeypatch.setattr(found, "on_train_epoch_start", on_train_epoch_start)
+
+
+def test_the_fusion_trainer_says_what_to_run_first(workspace: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"nnUNetv2_train {DATASET} 3d_fullres 0 -tr TopoMAEPretrainer"):
+        _train("TopoMAEFusionTrainer", _variant(workspace, "untrained"))
+
+
+def test_2d_configuration_is_refused(workspace: Path) -> None:
+    with pytest.raises(ValueError, match="3D configurations only"):
+        _train("TopoMAEPretrainer", configuration="2d")
+
+
+def test_pre_training_is_interrupted_continued_and_fine_tuned(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    with monkeypatch.context() as patch:
+        _interrupt(patch, "nnunet_topomae.trainers.pretrainer", "TopoMAEPretrainer", 2)
+        with pytest.raises(KeyboardInterrupt):
+            _train("TopoMAEPretrainer")
+    fold = _fold(workspace, "TopoMAEPretrainer")
+    before = _epochs(fold)
+    assert [epoch["epoch"] for epoch in before] == [0, 1]
+    with pytest.raises(FileNotFoundError, match="no finished pre-training .*\n.*--c"):
+        _train("TopoMAEFusionTrainer")
+    _train("TopoMAEPretrainer", continue_training=True)
+    assert [epoch["epoch"] for epoch in _epochs(fold)] == [0, 1, 2]
+    assert _epochs(fold)[:2] == before
+
+    checkpoint = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    described = checkpoint["topomae"]
+    splits = json.loads((workspace / "preprocessed" / DATASET / "splits_final.json").read_text())
+    assert sorted(described["manifest"]["cases"]) == sorted(splits[0]["train"])
+    assert described["role"] == "pretraining" and described["plan"]["channels"] == 1
+    summary = json.loads((fold / "validation" / "summary.json").read_text())["reconstruction"]
+    assert sorted(summary["cases"]) == sorted(splits[0]["train"])
+    assert not {path.stem for path in (fold / "validation" / "previews").iterdir()} & set(splits[0]["val"])
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        _interrupt(patch, "nnunet_topomae.trainers.fusion_trainer", "TopoMAEFusionTrainer", 2)
+        with pytest.raises(KeyboardInterrupt):
+            _train("TopoMAEFusionTrainer")
+    assert "weights matched" in capsys.readouterr().out
+    _train("TopoMAEFusionTrainer", continue_training=True)
+    fold = _fold(workspace, "TopoMAEFusionTrainer")
+    assert [epoch["epoch"] for epoch in _epochs(fold)] == [0, 1, 2]
+    assert set(json.loads((fold / "validation" / "summary.json").read_text())["mean"]) == {"(1, 2)", "2"}
+
+    # Stock -pretrained_weights takes the same file, also where the fold has no pre-training of its own.
+    capsys.readouterr()
+    name = _variant(workspace, "given")
+    weights = str(_fold(workspace, "TopoMAEPretrainer") / "checkpoint_final.pth")
+    _train("TopoMAEFusionTrainer", name, pretrained_weights=weights)
+    assert "weights were loaded by nnU-Net" in capsys.readouterr().out
+
+    # The same file named in the plan; but another fold's validation cases are in it.
+    name = _variant(workspace, "named", pretrained=weights)
+    other = json.loads((workspace / "preprocessed" / DATASET / "splits_final.json").read_text())[1]["val"]
+    with pytest.raises(ValueError, match=f"validation cases of this fold .*{sorted(other)[0]}"):
+        from nnunetv2.run.run_training import run_training
+
+        run_training("901", "3d_fullres", 1, "TopoMAEFusionTrainer", name, device=torch.device("cpu"))
+
+
+def test_same_seed_same_pre_training(workspace: Path) -> None:
+    names = [_variant(workspace, name) for name in ("first", "second")]
+    for name in names:
+        _train("TopoMAEPretrainer", name)
+    first, second = ([epoch["train"] for epoch in _epochs(_fold(workspace, "TopoMAEPretrainer", n))] for n in names)
+    assert first == second
+
+
+@pytest.mark.parametrize("trainer", ["TopoMAEFusionTrainer", "UNETRPPTrainer"])
+def test_training_from_scratch(workspace: Path, trainer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name = _variant(workspace, f"scratch{trainer}", pretrained="scratch")
+    _train(trainer, name)
+    assert (_fold(workspace, trainer, name) / "validation" / "summary.json").is_file()
+    assert "weights matched" not in capsys.readouterr().out
