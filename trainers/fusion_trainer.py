@@ -10,17 +10,16 @@ from torch.optim import Optimizer
 from nnunet_topomae.architectures.build import build_fusion_network
 from nnunet_topomae.data.plan import read_plan
 from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
-from nnunet_topomae.training.checkpoints import (
-    ENTRY,
+from nnunet_topomae.training.checkpoints import ENTRY, unwrap
+from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
+from nnunet_topomae.training.transfer import (
     FRESH_PREFIXES,
     PretrainingSource,
     check_no_leak,
     check_same_plan,
     read_checkpoint,
     transfer,
-    unwrap,
 )
-from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
 
 
 class TopoMAEFusionTrainer(UNETRPPTrainer):

@@ -31,13 +31,13 @@ class DemoSettings:
         depth: transformer blocks in a UNETR++ stage.
     """
 
-    cases_train: int = 12
+    cases_train: int = 10
     cases_test: int = 4
     seed: int = 0
     shape: tuple[int, int, int] = (40, 64, 64)
     patch_size: tuple[int, int, int] = (24, 32, 32)
     batch_size: int = 2
-    pretraining_epochs: int = 16
+    pretraining_epochs: int = 12
     finetuning_epochs: int = 20
     iterations_per_epoch: int = 20
     validation_iterations: int = 4

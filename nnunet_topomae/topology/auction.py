@@ -49,9 +49,10 @@ def new_lists(bidders: int, neighbours: int) -> Lists:
 @kernel
 def two_best(lists, i, potential):
     """Least and second least reduced cost in the list of bidder ``i``, and the place of the least (-1: empty list)."""
+    columns, costs = lists.columns, lists.costs
     best, second, place = np.inf, np.inf, -1
     for t in range(lists.count[i]):
-        value = lists.costs[i, t] - potential[lists.columns[i, t]]
+        value = costs[i, t] - potential[columns[i, t]]
         if value < best:
             best, second, place = value, best, t
         elif value < second:

@@ -157,20 +157,25 @@ def refresh(side):
 @kernel
 def lower_potential(side, j, value):
     """Lower the potential of point ``j`` to ``value`` and repair the nodes above it."""
-    leaves, n = side.highest.shape[0] // 2, side.partner.shape[0]
-    before = side.potential[j]
-    side.potential[j] = value
+    _lower(side.potential, side.highest, side.partner.shape[0], j, value)
+
+
+@kernel
+def _lower(potential, highest, n, j, value):
+    leaves = highest.shape[0] // 2
+    before = potential[j]
+    potential[j] = value
     leaf = ((j + 1) * leaves - 1) // n
     node = leaves + leaf
-    if before < side.highest[node]:
+    if before < highest[node]:
         return
-    side.highest[node] = _leaf_highest(side.potential, leaf * n // leaves, (leaf + 1) * n // leaves)
+    highest[node] = _leaf_highest(potential, leaf * n // leaves, (leaf + 1) * n // leaves)
     node //= 2
     while node > 0:
-        highest = max(side.highest[2 * node], side.highest[2 * node + 1])
-        if highest == side.highest[node]:
+        value = max(highest[2 * node], highest[2 * node + 1])
+        if value == highest[node]:
             return
-        side.highest[node] = highest
+        highest[node] = value
         node //= 2
 
 
@@ -184,11 +189,21 @@ def _leaf_highest(potential, first, last):
 
 
 @kernel
-def _bound(side, node, m, s):
+def _bound(boxes, highest, node, m, s):
     """Lower bound of the reduced costs from (m, s) to the points below ``node``."""
-    box = side.boxes
-    distance = max(box[node, 0] - m, m - box[node, 1], 0.0) + max(box[node, 2] - s, s - box[node, 3], 0.0)
-    return distance * distance - side.highest[node]
+    beside = max(boxes[node, 0] - m, m - boxes[node, 1], 0.0) + max(boxes[node, 2] - s, s - boxes[node, 3], 0.0)
+    return beside * beside - highest[node]
+
+
+@kernel
+def _evaluate(midpoint, half, potential, first, m, s, costs, values):
+    """Costs and reduced costs from (m, s) to LEAF_SIZE points from ``first`` on, several at a time."""
+    start = np.uint64(first)  # unsigned: no test for negative indices, which would forbid vector instructions
+    for t in range(LEAF_SIZE):
+        j = start + np.uint64(t)
+        distance = abs(m - midpoint[j]) + abs(s - half[j])
+        costs[t] = distance * distance
+        values[t] = distance * distance - potential[j]
 
 
 @kernel
@@ -207,62 +222,49 @@ def nearest(side, m, s, limit, columns, costs, scratch):
     Returns:
         The number of points found, and the horizon: all other points have a reduced cost of at least that.
     """
-    leaves = side.highest.shape[0] // 2
-    count, horizon = 0, limit
-    scratch.nodes[0], scratch.bounds[0] = 1, _bound(side, 1, m, s)
+    # Reading an array out of a tuple costs as much as looking at a leaf: the inner loops get plain arrays.
+    boxes, highest = side.boxes, side.highest
+    midpoint, half, potential = side.midpoint, side.half, side.potential
+    nodes, bounds, values = scratch.nodes, scratch.bounds, scratch.values
+    leaf_costs, leaf_values = scratch.leaf_costs, scratch.leaf_values
+    leaves, n = highest.shape[0] // 2, side.partner.shape[0]
+    count, horizon, visits = 0, limit, 0
+    nodes[0], bounds[0] = 1, _bound(boxes, highest, 1, m, s)
     waiting = 1
     while waiting > 0:
         waiting -= 1
-        node, bound = scratch.nodes[waiting], scratch.bounds[waiting]
+        node, bound = nodes[waiting], bounds[waiting]
         while node < leaves and bound < horizon:
             near, far = 2 * node, 2 * node + 1
-            bound, far_bound = _bound(side, near, m, s), _bound(side, far, m, s)
+            bound, far_bound = _bound(boxes, highest, near, m, s), _bound(boxes, highest, far, m, s)
             if far_bound < bound:
                 near, far, bound, far_bound = far, near, far_bound, bound
             if far_bound < horizon:
-                scratch.nodes[waiting], scratch.bounds[waiting] = far, far_bound
+                nodes[waiting], bounds[waiting] = far, far_bound
                 waiting += 1
             node = near
         if bound < horizon:
-            count, horizon = _scan_leaf(side, node - leaves, m, s, count, horizon, columns, costs, scratch)
+            first = (node - leaves) * n // leaves
+            size = (node - leaves + 1) * n // leaves - first
+            _evaluate(midpoint, half, potential, first, m, s, leaf_costs, leaf_values)
+            count, horizon = _insert(first, size, leaf_costs, leaf_values, count, horizon, columns, costs, values)
+            visits += 1
+    scratch.leaves[0] += visits
     return count, horizon
 
 
 @kernel
-def _evaluate(midpoint, half, potential, first, m, s, costs, values):
-    """Costs and reduced costs from (m, s) to LEAF_SIZE points from ``first`` on; a loop of vector instructions."""
-    start = np.uint64(first)  # unsigned: no test for negative indices
-    for t in range(LEAF_SIZE):
-        j = start + np.uint64(t)
-        distance = abs(m - midpoint[j]) + abs(s - half[j])
-        costs[t] = distance * distance
-        values[t] = distance * distance - potential[j]
-
-
-@kernel
-def _evaluate_leaf(side, leaf, m, s, scratch):
-    """Costs and reduced costs from (m, s) to a leaf; returns its first point and their number."""
-    leaves, n = side.highest.shape[0] // 2, side.partner.shape[0]
-    first = leaf * n // leaves
-    _evaluate(side.midpoint, side.half, side.potential, first, m, s, scratch.leaf_costs, scratch.leaf_values)
-    scratch.leaves[0] += 1
-    return first, (leaf + 1) * n // leaves - first
-
-
-@kernel
-def _scan_leaf(side, leaf, m, s, count, horizon, columns, costs, scratch):
+def _insert(first, size, leaf_costs, leaf_values, count, horizon, columns, costs, values):
     """Insert the points of a leaf into the sorted list of :func:`nearest`; returns its length and the horizon."""
-    first, size = _evaluate_leaf(side, leaf, m, s, scratch)
-    values = scratch.values
     for t in range(size):
-        value = scratch.leaf_values[t]
+        value = leaf_values[t]
         if value < horizon:
             place = count if count < columns.shape[0] else count - 1
             count = place + 1
             while place > 0 and values[place - 1] > value:
                 columns[place], costs[place], values[place] = columns[place - 1], costs[place - 1], values[place - 1]
                 place -= 1
-            columns[place], costs[place], values[place] = first + t, scratch.leaf_costs[t], value
+            columns[place], costs[place], values[place] = first + t, leaf_costs[t], value
             if count == columns.shape[0]:
                 horizon = values[count - 1]
     return count, horizon
@@ -271,21 +273,27 @@ def _scan_leaf(side, leaf, m, s, count, horizon, columns, costs, scratch):
 @kernel
 def all_within(side, m, s, limit, columns, costs, scratch):
     """Write all points of reduced cost below ``limit`` to ``columns`` and ``costs`` (n,); returns their number."""
-    leaves = side.highest.shape[0] // 2
-    count, waiting = 0, 1
-    scratch.nodes[0] = 1
+    boxes, highest = side.boxes, side.highest
+    midpoint, half, potential = side.midpoint, side.half, side.potential
+    nodes, leaf_costs, leaf_values = scratch.nodes, scratch.leaf_costs, scratch.leaf_values
+    leaves, n = highest.shape[0] // 2, side.partner.shape[0]
+    count, waiting, visits = 0, 1, 0
+    nodes[0] = 1
     while waiting > 0:
         waiting -= 1
-        node = scratch.nodes[waiting]
-        if _bound(side, node, m, s) >= limit:
+        node = nodes[waiting]
+        if _bound(boxes, highest, node, m, s) >= limit:
             continue
         if node < leaves:
-            scratch.nodes[waiting], scratch.nodes[waiting + 1] = 2 * node, 2 * node + 1
+            nodes[waiting], nodes[waiting + 1] = 2 * node, 2 * node + 1
             waiting += 2
             continue
-        first, size = _evaluate_leaf(side, node - leaves, m, s, scratch)
-        for t in range(size):
-            if scratch.leaf_values[t] < limit:
-                columns[count], costs[count] = first + t, scratch.leaf_costs[t]
+        first = (node - leaves) * n // leaves
+        _evaluate(midpoint, half, potential, first, m, s, leaf_costs, leaf_values)
+        visits += 1
+        for t in range((node - leaves + 1) * n // leaves - first):
+            if leaf_values[t] < limit:
+                columns[count], costs[count] = first + t, leaf_costs[t]
                 count += 1
+    scratch.leaves[0] += visits
     return count

@@ -1,21 +1,21 @@
+import inspect
+import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnunet_topomae.architectures.build import build_copretraining_network, build_fusion_network
 from nnunet_topomae.architectures.rule import derive_network_shape
-from nnunet_topomae.config import ArchitectureConfig
+from nnunet_topomae.config import ArchitectureConfig, TopoMAEConfig
+from nnunet_topomae.data.plan import Plan
 from nnunet_topomae.training.checkpoints import (
-    PretrainingSource,
-    check_no_leak,
-    check_same_plan,
+    add_fresh_fusion_weights,
     ignore_fusion_weights,
-    read_checkpoint,
     save_atomically,
-    transfer,
+    training_state,
 )
 
 TINY = ArchitectureConfig(vit="tiny", dims=(8, 16, 32, 64), depth=1)
@@ -37,50 +37,6 @@ def test_save_replaces_the_old_file_only_when_complete(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_latest.pth"]
 
 
-def test_transfer_counts_every_weight_once() -> None:
-    pretrained, network = _networks()
-    fresh = {n: v.clone() for n, v in network.state_dict().items() if n.startswith(("fusion.", "decoder.seg_layers."))}
-    weights = pretrained.state_dict()
-    result = transfer(weights, network)
-    own = network.state_dict()
-    assert set(result.matched) | set(result.missing) == set(own) and not set(result.matched) & set(result.missing)
-    assert set(result.matched) | set(result.unexpected) == set(weights)
-    assert set(result.missing) == set(fresh)
-    assert all(torch.equal(own[name], weights[name]) for name in result.matched)
-    assert all(torch.equal(own[name], value) for name, value in fresh.items())
-    assert f"{len(result.matched)} weights matched" in str(result)
-
-
-def test_after_transfer_the_encoders_compute_what_they_computed_in_pre_training() -> None:
-    pretrained, network = (n.eval() for n in _networks())
-    transfer(pretrained.state_dict(), network)
-    data = torch.randn(1, 2, 16, 32, 24)
-    for first, second in zip(pretrained.encoder(data), network.encoder(data), strict=True):
-        assert torch.equal(first, second)
-    for first, second in zip(
-        pretrained.vit_encoder.forward_taps(data, taps=3), network.vit_encoder.forward_taps(data, taps=3), strict=True
-    ):
-        assert torch.equal(first, second)
-
-
-def test_other_number_of_channels_is_refused_and_nothing_is_loaded() -> None:
-    pretrained, network = _networks(channels=1)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    with pytest.raises(ValueError, match="number of channels"):
-        transfer(pretrained.state_dict(), network)
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-
-
-def test_absent_and_foreign_weights_are_refused() -> None:
-    pretrained, network = _networks()
-    weights = dict(pretrained.state_dict())
-    name = next(n for n in weights if n.startswith("encoder."))
-    with pytest.raises(ValueError, match=f"{name} is absent"):
-        transfer({n: v for n, v in weights.items() if n != name}, network)
-    with pytest.raises(ValueError, match=r"other\.weight is not part"):
-        transfer({**weights, "other.weight": torch.zeros(1)}, network)
-
-
 def test_pre_training_resumes_from_a_checkpoint_with_fusion_layers() -> None:
     pretrained, network = _networks()
     state = {**pretrained.state_dict(), **{n: v for n, v in network.state_dict().items() if n.startswith("fusion.")}}
@@ -92,56 +48,21 @@ def test_pre_training_resumes_from_a_checkpoint_with_fusion_layers() -> None:
     assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
 
 
-def _source(tmp_path: Path, **kwargs: Any) -> PretrainingSource:
-    values: dict[str, Any] = {
-        "results": tmp_path,
-        "dataset": "Dataset123_A",
-        "plans": "nnUNetPlans",
-        "configuration": "3d_fullres",
-        "fold": 2,
-    }
-    return PretrainingSource(**(values | kwargs))
+def test_fresh_fusion_weights_complete_what_stock_pretrained_weights_asks_for() -> None:
+    pretrained, network = _networks()
+    plan = Plan(TopoMAEConfig(TINY), SHAPE, (1.0, 1.0, 1.0), {})
+    before = torch.get_rng_state()
+    weights = add_fresh_fusion_weights(pretrained.state_dict(), plan, 2, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    needed = {name: value.shape for name, value in network.state_dict().items() if ".seg_layers." not in name}
+    assert {name: weights[name].shape for name in needed} == needed
+    again = add_fresh_fusion_weights(pretrained.state_dict(), plan, 2, seed=3)
+    assert all(torch.equal(value, again[name]) for name, value in weights.items())
 
 
-def test_source_is_the_pre_training_of_the_same_fold(tmp_path: Path) -> None:
-    folder = tmp_path / "TopoMAEPretrainer__nnUNetPlans__3d_fullres" / "fold_2"
-    with pytest.raises(FileNotFoundError) as error:
-        _source(tmp_path).require()
-    assert "nnUNetv2_train Dataset123_A 3d_fullres 2 -tr TopoMAEPretrainer -p nnUNetPlans\n" in str(error.value)
-    folder.mkdir(parents=True)
-    (folder / "checkpoint_latest.pth").touch()
-    with pytest.raises(FileNotFoundError, match=r"-p nnUNetPlans --c\n"):
-        _source(tmp_path).require()
-    (folder / "checkpoint_final.pth").touch()
-    assert _source(tmp_path).require() == folder / "checkpoint_final.pth"
-
-
-def test_source_from_the_plan(tmp_path: Path) -> None:
-    assert _source(tmp_path, choice="scratch").from_scratch
-    with pytest.raises(FileNotFoundError, match="Remove the key"):
-        _source(tmp_path, choice=str(tmp_path / "none.pth")).require()
-
-
-def test_read_checkpoint_refuses_other_files(tmp_path: Path) -> None:
-    file = tmp_path / "checkpoint_final.pth"
-    for content in ({"network_weights": {}}, {"topomae": {"role": "finetuning"}}):
-        torch.save(content, file)
-        with pytest.raises(ValueError, match="not a checkpoint of TopoMAEPretrainer"):
-            read_checkpoint(file)
-    torch.save({"topomae": {"role": "pretraining"}}, file)
-    assert read_checkpoint(file) == {"topomae": {"role": "pretraining"}}
-
-
-def test_another_plan_is_refused_with_both_values() -> None:
-    own = {"patch_size": [16, 32, 24], "channels": 1}
-    check_same_plan(dict(own), own, Path("c.pth"))
-    with pytest.raises(ValueError, match=r"patch_size: checkpoint \[8, 8, 8\], plan \[16, 32, 24\]"):
-        check_same_plan({**own, "patch_size": [8, 8, 8]}, own, Path("c.pth"))
-
-
-def test_leak_is_refused() -> None:
-    manifest = {"dataset": "Dataset001_A", "cases": {"a": "1", "b": "2"}}
-    check_no_leak(manifest, "Dataset001_A", ["c"], Path("c.pth"))
-    check_no_leak(manifest, "Dataset002_B", ["a"], Path("c.pth"))
-    with pytest.raises(ValueError, match=r"1 validation cases of this fold \(b\)"):
-        check_no_leak(manifest, "Dataset001_A", ["b", "c"], Path("c.pth"))
+def test_training_state_has_exactly_the_stock_entries() -> None:
+    """The entries are those that nnU-Net's own save_checkpoint writes; read from its source."""
+    source = inspect.getsource(nnUNetTrainer.save_checkpoint)
+    stock = set(re.findall(r"^\s+'(\w+)':", source, flags=re.MULTILINE))
+    ours = set(re.findall(r'^\s+"(\w+)":', inspect.getsource(training_state), flags=re.MULTILINE))
+    assert ours == stock and "network_weights" in stock
