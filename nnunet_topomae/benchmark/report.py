@@ -12,7 +12,7 @@ from typing import Any
 from nnunet_topomae.benchmark.layout import MODELS, PRETRAINER, REPORT_FILE, RESULTS_FILE, DemoFolders
 
 OVERLAY_CASES = 2
-PREVIEW_CASES = 3
+PREVIEW_CASES = 2
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,9 @@ def _previews(folders: DemoFolders) -> Iterator[Picture]:
         preview = Preview.load(file)
         alt = f"Input, masked input, ViT and UNETR++ reconstruction of {preview.case} in three planes"
         yield Picture(
-            data_uri(preview_figure(preview), "png"), alt, f"{preview.case}. Blue: hidden from both networks."
+            data_uri(preview_figure(preview), "png"),
+            alt,
+            f"{preview.case}. Blue: hidden from both networks. Reconstructions have the input elsewhere.",
         )
 
 

@@ -83,13 +83,14 @@ def _auction_both(rows: Side, columns: Side, lists: Lists, epsilon: float, scrat
     columns.partner[:] = ON_DIAGONAL
     _clear(lists)
     refresh(columns)
-    auction(rows, columns, lists, _by_persistence(rows, np.arange(n)), epsilon, scratch, budget)
+    queue = np.append(_by_persistence(rows, np.arange(n)), 0)
+    auction(rows, columns, lists, queue, n, epsilon, scratch, budget)
     lost = np.flatnonzero((columns.partner < 0) & (columns.potential[:m] < columns.diagonal))
     if len(lost):
         columns.partner[lost] = UNASSIGNED
         refresh(rows)
-        reverse_lists = new_lists(m, NEIGHBOURS)
-        auction(columns, rows, reverse_lists, _by_persistence(columns, lost), epsilon, scratch, budget)
+        queue = np.resize(_by_persistence(columns, lost), m + 1)
+        auction(columns, rows, new_lists(m, NEIGHBOURS), queue, len(lost), epsilon, scratch, budget)
 
 
 def _finish(rows: Side, columns: Side, lists: Lists, epsilon: float, scratch: Scratch, budget: int) -> None:

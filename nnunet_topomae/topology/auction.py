@@ -49,10 +49,9 @@ def new_lists(bidders: int, neighbours: int) -> Lists:
 @kernel
 def two_best(lists, i, potential):
     """Least and second least reduced cost in the list of bidder ``i``, and the place of the least (-1: empty list)."""
-    columns, costs = lists.columns, lists.costs
     best, second, place = np.inf, np.inf, -1
     for t in range(lists.count[i]):
-        value = costs[i, t] - potential[columns[i, t]]
+        value = lists.costs[i, t] - potential[lists.columns[i, t]]
         if value < best:
             best, second, place = value, best, t
         elif value < second:
@@ -90,30 +89,25 @@ def _choose(bidders, objects, lists, i, epsilon, scratch):
 
 
 @kernel
-def auction(bidders, objects, lists, waiting, epsilon, scratch, budget):
-    """Run an auction until every bidder in ``waiting`` and everyone it displaces has an object or the diagonal.
+def auction(bidders, objects, lists, queue, waiting, epsilon, scratch, budget):
+    """Run an auction until every waiting bidder and everyone it displaces has an object or the diagonal.
 
     Args:
-        bidders: side that bids; those in ``waiting`` are UNASSIGNED.
+        bidders: side that bids.
         objects: side with the tree that is searched; its potentials fall.
         lists: the bidders' lists, empty or valid for the present potentials.
-        waiting: (k,) bidders in the order of their first bids.
+        queue: (n + 1,) memory; starts with the UNASSIGNED bidders in the order of their first bids.
+        waiting: number of these.
         epsilon: least step of a bid.
         scratch: memory of the searches.
-        budget: number of leaf visits after which the auction stops.
-
-    Returns:
-        Number of bidders left without a place, 0 unless the budget is used up; those go to the diagonal.
+        budget: number of leaf visits after which the auction stops and the bidders still waiting go to the diagonal.
     """
-    capacity = bidders.partner.shape[0] + 1
-    queue = np.empty(capacity, np.int64)
-    queue[: waiting.shape[0]] = waiting
-    head, length, bids = 0, waiting.shape[0], 0
-    while length > 0 and scratch.leaves[0] + bids < budget:
+    capacity, head = queue.shape[0], 0
+    while waiting > 0 and scratch.leaves[0] < budget:
         i = queue[head]
-        head = head + 1 if head + 1 < capacity else 0
-        length -= 1
-        bids += 1
+        head = (head + 1) % capacity
+        waiting -= 1
+        scratch.leaves[0] += 1
         best, second, place = _choose(bidders, objects, lists, i, epsilon, scratch)
         if place < 0 or best + _INDIFFERENT * epsilon >= bidders.diagonal[i]:
             bidders.potential[i] = bidders.diagonal[i]
@@ -126,11 +120,7 @@ def auction(bidders, objects, lists, waiting, epsilon, scratch, budget):
         bidders.partner[i], objects.partner[j] = j, i
         if displaced >= 0:
             bidders.partner[displaced] = UNASSIGNED
-            tail = head + length
-            queue[tail if tail < capacity else tail - capacity] = displaced
-            length += 1
-    for t in range(length):
-        place = head + t
-        bidders.partner[queue[place if place < capacity else place - capacity]] = ON_DIAGONAL
-    scratch.leaves[0] += bids
-    return length
+            queue[(head + waiting) % capacity] = displaced
+            waiting += 1
+    for t in range(waiting):
+        bidders.partner[queue[(head + t) % capacity]] = ON_DIAGONAL

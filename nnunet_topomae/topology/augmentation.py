@@ -6,7 +6,6 @@ place finds the cheapest alternating path to a free column or to some row's diag
 reduced costs with the edges found by tree search.
 """
 
-from heapq import heappop, heappush
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +27,9 @@ class Paths(NamedTuple):
         parent: the row before each column on its path (m,).
         rows: rows with a finite distance, in order of discovery (n,).
         columns: likewise (m,).
-        found: numbers of entries in `rows` and `columns` (2,).
+        heap: rows that are discovered but not settled, as a binary heap by distance (n,).
+        place: where each of them stands in the heap (n,).
+        found: numbers of entries in `rows`, `columns` and `heap` (3,).
         near: neighbours of one row (m,).
         near_costs: their costs (m,).
     """
@@ -39,7 +40,9 @@ class Paths(NamedTuple):
     parent: Int[ndarray, " m"]
     rows: Int[ndarray, " n"]
     columns: Int[ndarray, " m"]
-    found: Int[ndarray, " 2"]
+    heap: Int[ndarray, " n"]
+    place: Int[ndarray, " n"]
+    found: Int[ndarray, " 3"]
     near: Int[ndarray, " m"]
     near_costs: Float[ndarray, " m"]
 
@@ -53,7 +56,9 @@ def new_paths(rows: int, columns: int) -> Paths:
         np.zeros(columns, np.int64),
         np.zeros(rows, np.int64),
         np.zeros(columns, np.int64),
-        np.zeros(2, np.int64),
+        np.zeros(rows, np.int64),
+        np.zeros(rows, np.int64),
+        np.zeros(3, np.int64),
         np.zeros(columns, np.int32),
         np.zeros(columns),
     )
@@ -123,32 +128,67 @@ def _shortest_path(rows, columns, lists, start, paths, scratch, budget):
     Returns:
         Length (inf if the budget ran out), the last row or -1, the last column or -1.
     """
-    heap = [(0.0, start)]
-    paths.row_distance[start] = 0.0
-    paths.rows[0] = start
-    paths.found[0] = 1
+    _discover(paths, start, 0.0)
     length, last_row, last_column = np.inf, -1, -1
-    while len(heap) > 0:
-        distance, i = heappop(heap)
+    while paths.found[2] > 0:
+        i = paths.heap[0]
+        distance = paths.row_distance[i]
         if distance >= length:
             break
-        if paths.settled[i]:
-            continue
         if scratch.leaves[0] > budget:
             return np.inf, -1, -1
+        _pop(paths)
         scratch.leaves[0] += 1
         paths.settled[i] = True
         to_diagonal = distance + rows.diagonal[i] - rows.potential[i]
         if to_diagonal < length:
             length, last_row, last_column = to_diagonal, i, -1
-        reached, column = _relax(rows, columns, lists, i, distance, length, paths, scratch, heap)
+        reached, column = _relax(rows, columns, lists, i, distance, length, paths, scratch)
         if column >= 0:
             length, last_row, last_column = reached, -1, column
     return length, last_row, last_column
 
 
 @kernel
-def _relax(rows, columns, lists, i, distance, length, paths, scratch, heap):
+def _discover(paths, i, distance):
+    """Set the distance of row ``i`` to a smaller value and move it up the heap, into which it goes first if new."""
+    heap, place, key = paths.heap, paths.place, paths.row_distance
+    if key[i] == np.inf:
+        paths.rows[paths.found[0]] = i
+        paths.found[0] += 1
+        place[i] = paths.found[2]
+        paths.found[2] += 1
+    key[i] = distance
+    hole = place[i]
+    while hole > 0 and key[heap[(hole - 1) // 2]] > distance:
+        heap[hole] = heap[(hole - 1) // 2]
+        place[heap[hole]] = hole
+        hole = (hole - 1) // 2
+    heap[hole], place[i] = i, hole
+
+
+@kernel
+def _pop(paths):
+    """Remove the nearest row from the heap."""
+    heap, place, key = paths.heap, paths.place, paths.row_distance
+    paths.found[2] -= 1
+    size = paths.found[2]
+    i = heap[size]
+    hole = 0
+    while 2 * hole + 1 < size:
+        child = 2 * hole + 1
+        if child + 1 < size and key[heap[child + 1]] < key[heap[child]]:
+            child += 1
+        if key[heap[child]] >= key[i]:
+            break
+        heap[hole] = heap[child]
+        place[heap[hole]] = hole
+        hole = child
+    heap[hole], place[i] = i, hole
+
+
+@kernel
+def _relax(rows, columns, lists, i, distance, length, paths, scratch):
     """Follow the edges of row ``i`` that may lie on a path shorter than ``length``.
 
     Returns:
@@ -179,11 +219,7 @@ def _relax(rows, columns, lists, i, distance, length, paths, scratch, heap):
         if holder < 0:
             length, free = reached, j
         else:
-            if paths.row_distance[holder] == np.inf:
-                paths.rows[paths.found[0]] = holder
-                paths.found[0] += 1
-            paths.row_distance[holder] = reached
-            heappush(heap, (reached, holder))
+            _discover(paths, holder, reached)
     return length, free
 
 

@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from nnunet_topomae.topology.kernels import kernel
 
-LEAF_SIZE = 16
+LEAF_SIZE = 24
 UNASSIGNED = -2
 ON_DIAGONAL = -1
 
@@ -117,7 +117,7 @@ def _partition(points, order, boxes):
             boxes[node, 2 * axis + 1] = high
         if node < leaves:
             middle = ((2 * node + 1) * (width // 2) - leaves) * n // leaves
-            wide_s = boxes[node, 3] - boxes[node, 2] > boxes[node, 1] - boxes[node, 0]
+            wide_s = 2.0 * (boxes[node, 3] - boxes[node, 2]) > boxes[node, 1] - boxes[node, 0]
             _select(points[:, 1 if wide_s else 0], order, first, last - 1, middle)
 
 
@@ -222,7 +222,6 @@ def nearest(side, m, s, limit, columns, costs, scratch):
     Returns:
         The number of points found, and the horizon: all other points have a reduced cost of at least that.
     """
-    # Reading an array out of a tuple costs as much as looking at a leaf: the inner loops get plain arrays.
     boxes, highest = side.boxes, side.highest
     midpoint, half, potential = side.midpoint, side.half, side.potential
     nodes, bounds, values = scratch.nodes, scratch.bounds, scratch.values

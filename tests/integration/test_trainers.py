@@ -1,4 +1,4 @@
-"""The trainers inside nnU-Net, in one process, on a tiny data set with regions, an ignore label and a constant image."""
+"""The trainers inside nnU-Net, in one process, on tiny data with regions, an ignore label and a constant image."""
 
 import json
 from collections.abc import Iterator
