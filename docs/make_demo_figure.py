@@ -37,7 +37,8 @@ def slices(folders: DemoFolders) -> list[tuple[str, np.ndarray, float]]:
         ("rebuilt by the ViT", preview.vit),
         ("rebuilt by UNETR++", preview.unetrpp),
     ):
-        pixels = grey_rgb(volume[middle], low, high)
+        composed = np.where(preview.hidden, volume, preview.input)[middle]
+        pixels = grey_rgb(composed, low, high)
         if title.startswith("half"):
             pixels[preview.hidden[middle]] = HIDDEN_COLOUR
         panels.append((title, pixels, preview.spacing[1] / preview.spacing[2]))
@@ -47,7 +48,7 @@ def slices(folders: DemoFolders) -> list[tuple[str, np.ndarray, float]]:
     truth = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / "labelsTs" / f"{CASE}.nii.gz")))
     fusion = sitk.GetArrayFromImage(sitk.ReadImage(str(folders.prediction("fusion") / f"{CASE}.nii.gz")))
     best = max(range(len(truth)), key=lambda z: (len(np.unique(truth[z])), np.count_nonzero(truth[z])))
-    low, high = np.percentile(grey, (0.5, 99.5))
+    low, high = -150, 250  # HU
     for title, labels in (("held-out case", None), ("truth", truth), ("fusion model", fusion)):
         pixels = grey_rgb(grey[best], low, high)
         for value, colour in enumerate(COLOURS, start=1):

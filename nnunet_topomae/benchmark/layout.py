@@ -116,5 +116,6 @@ class DemoFolders:
             "nnUNet_def_n_proc": workers,
             "nnUNet_n_proc_DA": workers,
             "nnUNet_compile": "f",  # compiling takes longer than this training
+            "OMP_WAIT_POLICY": "PASSIVE",  # torch's threads share the cores with a data worker: waiting must not spin
             "PYTHONUNBUFFERED": "1",
         }

@@ -124,6 +124,11 @@ def test_pretrain_fuse_validate_predict_export(
     assert sitk.ReadImage(str(segmentation)).GetSize() == image.GetSize()
     assert len(list(images.iterdir())) == channels and len(cases) == CASES.get(dataset, FEW_CASES)
 
+    log = work.run(
+        "nnUNetv2_find_best_configuration", number, "-p", short, "-c", "3d_fullres", "-tr", "TopoMAEFusionTrainer",
+        "-f", "0", "-np", "1", "--disable_ensembling",
+    )  # fmt: skip
+    assert f"TopoMAEFusionTrainer__{short}__3d_fullres" in log
     work.run("nnUNetv2_export_model_to_zip", *fusion, "-f", "0", "-o", str(tmp_path / "model.zip"))
     shutil.rmtree(results)
     work.run("nnUNetv2_install_pretrained_model_from_zip", str(tmp_path / "model.zip"))
