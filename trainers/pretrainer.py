@@ -75,6 +75,7 @@ class TopoMAEPretrainer(TopoMAETrainer):
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Random crops of the training cases; monitoring repeats the same crops of the same cases every epoch."""
         training_cases, _ = self.do_split()
+        self.print_to_log_file(f"hashing the images of {len(training_cases)} training cases for the manifest")
         hashes = hash_images(Path(self.preprocessed_dataset_folder), training_cases)
         self.cases_read = record_cases(hashes, Path(self.output_folder), continued=self.current_epoch > 0)
         seed = np.random.SeedSequence([self.seed, self.current_epoch, self.local_rank]).generate_state(1)[0]

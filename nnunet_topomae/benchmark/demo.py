@@ -21,13 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=DemoSettings.cases_train,
         metavar="N",
-        help="training phantoms, at least 5; a third as many are held out (default: %(default)s)",
+        help=f"training phantoms, at least 5, besides {DemoSettings.cases_test} held-out ones (default: %(default)s)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; returns the exit code: 1 if one of nnU-Net's commands failed, 130 if the user stopped it."""
-    settings = DemoSettings(cases_train=args.cases, cases_test=max(2, args.cases // 3))
+    settings = DemoSettings(cases_train=args.cases)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running command is ended too
     try:
         results = run_demo(args.out, settings, pick_device(args.device))
