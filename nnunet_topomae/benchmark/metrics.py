@@ -156,8 +156,8 @@ def surface_areas(spacing: Spacing) -> Float[ndarray, "256"]:
     areas = np.zeros(256)
     for code in range(1, 255):
         block = (np.bitwise_and(_CORNER_CODES, code) > 0).astype(np.float32)
-        vertices, faces, _, _ = marching_cubes(block, 0.5, spacing=spacing, method="lorensen")  # type: ignore[no-untyped-call]
-        areas[code] = mesh_surface_area(vertices, faces)  # type: ignore[no-untyped-call]
+        vertices, faces, _, _ = marching_cubes(block, 0.5, spacing=spacing, method="lorensen")
+        areas[code] = mesh_surface_area(vertices, faces)
     areas.setflags(write=False)
     return areas
 
@@ -190,5 +190,5 @@ def _read_label_map(path: Path) -> tuple[Integer[ndarray, "D H W"], Spacing]:
     import SimpleITK
 
     image = SimpleITK.ReadImage(path)
-    width, height, depth = image.GetSpacing()  # type: ignore[no-untyped-call]
+    width, height, depth = image.GetSpacing()
     return SimpleITK.GetArrayFromImage(image), (depth, height, width)

@@ -112,7 +112,7 @@ def _overlays(folders: DemoFolders, results: dict[str, Any]) -> Iterator[Picture
         image = ReadImage(raw / "imagesTs" / f"{case}_0000.nii.gz")
         truth = GetArrayFromImage(ReadImage(raw / "labelsTs" / f"{case}.nii.gz"))
         predicted = {m: GetArrayFromImage(ReadImage(folders.prediction(m) / f"{case}.nii.gz")) for m in MODELS}
-        spacing = image.GetSpacing()[::-1]  # type: ignore[no-untyped-call]
+        spacing = image.GetSpacing()[::-1]
         figure = overlay_figure(GetArrayFromImage(image), truth, predicted, spacing, labels)
         alt = f"Slices of {case} in three planes with the structures of truth, fusion and from-scratch model in colour"
         yield Picture(data_uri(figure, "png"), alt, f"{case}. White lines: border of the truth.")

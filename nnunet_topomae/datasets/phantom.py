@@ -203,7 +203,7 @@ def _write_cases(folder: Path, shape: Sequence[int], splits: Sequence[tuple[str,
 
 def _write_nifti(path: Path, array: ndarray, spacing: tuple[float, float, float]) -> None:
     image = SimpleITK.GetImageFromArray(array)
-    image.SetSpacing(spacing[::-1])  # type: ignore[no-untyped-call]  # SimpleITK counts axes as (x, y, z)
+    image.SetSpacing(spacing[::-1])  # SimpleITK counts axes as (x, y, z)
     SimpleITK.WriteImage(image, path)
 
 
