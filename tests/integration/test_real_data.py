@@ -32,7 +32,7 @@ class Workspace:
             folder.mkdir(parents=True)
 
     def run(self, command: str, *arguments: str) -> str:
-        limits = {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1"}
+        limits = {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         environment = {**os.environ, **limits, **{name: str(folder) for name, folder in self.folders.items()}}
         done = subprocess.run(
             [str(Path(sys.executable).parent / command), *arguments],
