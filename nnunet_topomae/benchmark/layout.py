@@ -37,10 +37,10 @@ class DemoSettings:
     shape: tuple[int, int, int] = (40, 64, 64)
     patch_size: tuple[int, int, int] = (24, 32, 32)
     batch_size: int = 2
-    pretraining_epochs: int = 12
-    finetuning_epochs: int = 20
+    pretraining_epochs: int = 10
+    finetuning_epochs: int = 15
     iterations_per_epoch: int = 20
-    validation_iterations: int = 4
+    validation_iterations: int = 3
     dims: tuple[int, ...] = (16, 32, 64, 128)
     depth: int = 1
 

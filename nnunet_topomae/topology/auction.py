@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from nnunet_topomae.topology.kernels import kernel
-from nnunet_topomae.topology.neighbours import ON_DIAGONAL, UNASSIGNED, lower_potential, nearest
+from nnunet_topomae.topology.neighbours import Scratch, nearest
+from nnunet_topomae.topology.tree import ON_DIAGONAL, UNASSIGNED, Side, lower_potential
 
 # A search looks at most this many epsilon beyond the best known object, then further by this factor.
 _REACH = 8.0
@@ -26,13 +27,13 @@ class Lists(NamedTuple):
     Attributes:
         columns: objects (n, K).
         costs: their costs (n, K).
-        count: how many are known (n,).
+        known: how many of them there are (n,).
         horizon: all other objects have at least this reduced cost (n,).
     """
 
     columns: Int[ndarray, "n K"]
     costs: Float[ndarray, "n K"]
-    count: Int[ndarray, " n"]
+    known: Int[ndarray, " n"]
     horizon: Float[ndarray, " n"]
 
 
@@ -47,10 +48,10 @@ def new_lists(bidders: int, neighbours: int) -> Lists:
 
 
 @kernel
-def two_best(lists, i, potential):
+def two_best(lists: Lists, i: int, potential: Float[ndarray, " padded"]) -> tuple[float, float, int]:
     """Least and second least reduced cost in the list of bidder ``i``, and the place of the least (-1: empty list)."""
     best, second, place = np.inf, np.inf, -1
-    for t in range(lists.count[i]):
+    for t in range(lists.known[i]):
         value = lists.costs[i, t] - potential[lists.columns[i, t]]
         if value < best:
             best, second, place = value, best, t
@@ -60,17 +61,19 @@ def two_best(lists, i, potential):
 
 
 @kernel
-def search(bidders, objects, lists, i, limit, scratch):
+def search(bidders: Side, objects: Side, lists: Lists, i: int, limit: float, scratch: Scratch) -> None:
     """Renew the list of bidder ``i`` with its best objects below ``limit``."""
     count, horizon = nearest(
         objects, bidders.midpoint[i], bidders.half[i], limit, lists.columns[i], lists.costs[i], scratch
     )
-    lists.count[i] = count
+    lists.known[i] = count
     lists.horizon[i] = horizon
 
 
 @kernel
-def _choose(bidders, objects, lists, i, epsilon, scratch):
+def _choose(
+    bidders: Side, objects: Side, lists: Lists, i: int, epsilon: float, scratch: Scratch
+) -> tuple[float, float, int]:
     """Best object of bidder ``i`` and a bound of its second best, sharp enough for a bid of ``epsilon`` or more."""
     diagonal = bidders.diagonal[i]
     best, second, place = two_best(lists, i, objects.potential)
@@ -81,7 +84,7 @@ def _choose(bidders, objects, lists, i, epsilon, scratch):
         while True:
             limit = min(diagonal, base + reach)
             search(bidders, objects, lists, i, limit, scratch)
-            if lists.count[i] > 0 or limit == diagonal:
+            if lists.known[i] > 0 or limit == diagonal:
                 break
             reach *= _REACH
         best, second, place = two_best(lists, i, objects.potential)
@@ -89,7 +92,16 @@ def _choose(bidders, objects, lists, i, epsilon, scratch):
 
 
 @kernel
-def auction(bidders, objects, lists, queue, waiting, epsilon, scratch, budget):
+def auction(
+    bidders: Side,
+    objects: Side,
+    lists: Lists,
+    queue: Int[ndarray, " capacity"],
+    waiting: int,
+    epsilon: float,
+    scratch: Scratch,
+    budget: int,
+) -> None:
     """Run an auction until every waiting bidder and everyone it displaces has an object or the diagonal.
 
     Args:

@@ -6,66 +6,21 @@ place finds the cheapest alternating path to a free column or to some row's diag
 reduced costs with the edges found by tree search.
 """
 
-from typing import NamedTuple
-
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from numpy import ndarray
 
-from nnunet_topomae.topology.auction import search, two_best
+from nnunet_topomae.topology.auction import Lists, search, two_best
 from nnunet_topomae.topology.kernels import kernel
-from nnunet_topomae.topology.neighbours import ON_DIAGONAL, UNASSIGNED, all_within, lower_potential
-
-
-class Paths(NamedTuple):
-    """State of Dijkstra's algorithm over n rows and m columns.
-
-    Attributes:
-        row_distance: length of the shortest path known to each row (n,), inf where there is none.
-        settled: whether that length is final (n,).
-        column_distance: likewise for columns (m,).
-        parent: the row before each column on its path (m,).
-        rows: rows with a finite distance, in order of discovery (n,).
-        columns: likewise (m,).
-        heap: rows that are discovered but not settled, as a binary heap by distance (n,).
-        place: where each of them stands in the heap (n,).
-        found: numbers of entries in `rows`, `columns` and `heap` (3,).
-        near: neighbours of one row (m,).
-        near_costs: their costs (m,).
-    """
-
-    row_distance: Float[ndarray, " n"]
-    settled: Bool[ndarray, " n"]
-    column_distance: Float[ndarray, " m"]
-    parent: Int[ndarray, " m"]
-    rows: Int[ndarray, " n"]
-    columns: Int[ndarray, " m"]
-    heap: Int[ndarray, " n"]
-    place: Int[ndarray, " n"]
-    found: Int[ndarray, " 3"]
-    near: Int[ndarray, " m"]
-    near_costs: Float[ndarray, " m"]
-
-
-def new_paths(rows: int, columns: int) -> Paths:
-    """State before the first search."""
-    return Paths(
-        np.full(rows, np.inf),
-        np.zeros(rows, np.bool_),
-        np.full(columns, np.inf),
-        np.zeros(columns, np.int64),
-        np.zeros(rows, np.int64),
-        np.zeros(columns, np.int64),
-        np.zeros(rows, np.int64),
-        np.zeros(rows, np.int64),
-        np.zeros(3, np.int64),
-        np.zeros(columns, np.int32),
-        np.zeros(columns),
-    )
+from nnunet_topomae.topology.neighbours import Scratch, all_within
+from nnunet_topomae.topology.paths import Paths, discover, forget, pop
+from nnunet_topomae.topology.tree import ON_DIAGONAL, UNASSIGNED, Side, lower_potential
 
 
 @kernel
-def tighten(rows, columns, lists, best_column, reach, scratch):
+def tighten(
+    rows: Side, columns: Side, lists: Lists, best_column: Int[ndarray, " n"], reach: float, scratch: Scratch
+) -> None:
     """Set every row's potential to its largest feasible value, min(diagonal, least reduced cost).
 
     Args:
@@ -90,7 +45,9 @@ def tighten(rows, columns, lists, best_column, reach, scratch):
 
 
 @kernel
-def augment(rows, columns, lists, waiting, paths, scratch, budget):
+def augment(
+    rows: Side, columns: Side, lists: Lists, waiting: Int[ndarray, " k"], paths: Paths, scratch: Scratch, budget: int
+) -> int:
     """Place every row in ``waiting``, keeping all potentials feasible and all matched pairs tight.
 
     Args:
@@ -117,18 +74,20 @@ def augment(rows, columns, lists, waiting, paths, scratch, budget):
         else:
             rows.partner[i] = ON_DIAGONAL
             dropped += 1
-        _forget(paths)
+        forget(paths)
     return dropped
 
 
 @kernel
-def _shortest_path(rows, columns, lists, start, paths, scratch, budget):
+def _shortest_path(
+    rows: Side, columns: Side, lists: Lists, start: int, paths: Paths, scratch: Scratch, budget: int
+) -> tuple[float, int, int]:
     """Length of the cheapest path from row ``start``, and where it ends: at a row's diagonal or at a free column.
 
     Returns:
         Length (inf if the budget ran out), the last row or -1, the last column or -1.
     """
-    _discover(paths, start, 0.0)
+    discover(paths, start, 0.0)
     length, last_row, last_column = np.inf, -1, -1
     while paths.found[2] > 0:
         i = paths.heap[0]
@@ -137,7 +96,7 @@ def _shortest_path(rows, columns, lists, start, paths, scratch, budget):
             break
         if scratch.leaves[0] > budget:
             return np.inf, -1, -1
-        _pop(paths)
+        pop(paths)
         scratch.leaves[0] += 1
         paths.settled[i] = True
         to_diagonal = distance + rows.diagonal[i] - rows.potential[i]
@@ -150,45 +109,9 @@ def _shortest_path(rows, columns, lists, start, paths, scratch, budget):
 
 
 @kernel
-def _discover(paths, i, distance):
-    """Set the distance of row ``i`` to a smaller value and move it up the heap, into which it goes first if new."""
-    heap, place, key = paths.heap, paths.place, paths.row_distance
-    if key[i] == np.inf:
-        paths.rows[paths.found[0]] = i
-        paths.found[0] += 1
-        place[i] = paths.found[2]
-        paths.found[2] += 1
-    key[i] = distance
-    hole = place[i]
-    while hole > 0 and key[heap[(hole - 1) // 2]] > distance:
-        heap[hole] = heap[(hole - 1) // 2]
-        place[heap[hole]] = hole
-        hole = (hole - 1) // 2
-    heap[hole], place[i] = i, hole
-
-
-@kernel
-def _pop(paths):
-    """Remove the nearest row from the heap."""
-    heap, place, key = paths.heap, paths.place, paths.row_distance
-    paths.found[2] -= 1
-    size = paths.found[2]
-    i = heap[size]
-    hole = 0
-    while 2 * hole + 1 < size:
-        child = 2 * hole + 1
-        if child + 1 < size and key[heap[child + 1]] < key[heap[child]]:
-            child += 1
-        if key[heap[child]] >= key[i]:
-            break
-        heap[hole] = heap[child]
-        place[heap[hole]] = hole
-        hole = child
-    heap[hole], place[i] = i, hole
-
-
-@kernel
-def _relax(rows, columns, lists, i, distance, length, paths, scratch):
+def _relax(
+    rows: Side, columns: Side, lists: Lists, i: int, distance: float, length: float, paths: Paths, scratch: Scratch
+) -> tuple[float, int]:
     """Follow the edges of row ``i`` that may lie on a path shorter than ``length``.
 
     Returns:
@@ -200,7 +123,7 @@ def _relax(rows, columns, lists, i, distance, length, paths, scratch):
         search(rows, columns, lists, i, rows.diagonal[i], scratch)
         complete = lists.horizon[i] >= min(limit, rows.diagonal[i])
     if complete:
-        near, near_costs, count = lists.columns[i], lists.costs[i], lists.count[i]
+        near, near_costs, count = lists.columns[i], lists.costs[i], lists.known[i]
     else:
         near, near_costs = paths.near, paths.near_costs
         count = all_within(columns, rows.midpoint[i], rows.half[i], limit, near, near_costs, scratch)
@@ -219,12 +142,12 @@ def _relax(rows, columns, lists, i, distance, length, paths, scratch):
         if holder < 0:
             length, free = reached, j
         else:
-            _discover(paths, holder, reached)
+            discover(paths, holder, reached)
     return length, free
 
 
 @kernel
-def _update_potentials(rows, columns, paths, length):
+def _update_potentials(rows: Side, columns: Side, paths: Paths, length: float) -> None:
     """Raise the potentials of settled rows and lower those of their columns such that the path becomes tight."""
     for t in range(paths.found[0]):
         i = paths.rows[t]
@@ -237,7 +160,9 @@ def _update_potentials(rows, columns, paths, length):
 
 
 @kernel
-def _flip_path(rows, columns, parent, start, last_row, last_column):
+def _flip_path(
+    rows: Side, columns: Side, parent: Int[ndarray, " m"], start: int, last_row: int, last_column: int
+) -> None:
     """Match along the path: every row on it takes its next column, the last one a free column or the diagonal."""
     column = last_column
     if last_row >= 0:
@@ -252,14 +177,3 @@ def _flip_path(rows, columns, parent, start, last_row, last_column):
         if i == start:
             return
         column = following
-
-
-@kernel
-def _forget(paths):
-    """Reset the state for the next search."""
-    for t in range(paths.found[0]):
-        paths.row_distance[paths.rows[t]] = np.inf
-        paths.settled[paths.rows[t]] = False
-    for t in range(paths.found[1]):
-        paths.column_distance[paths.columns[t]] = np.inf
-    paths.found[:] = 0

@@ -6,16 +6,15 @@ of the kernels it calls: while developing, delete ``__pycache__/*.nb?`` after a 
 
 import inspect
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-try:
-    import numba
-except ImportError:
-    numba = None
+numba: Any = import_module("numba") if find_spec("numba") else None
 
-COMPILED = numba is not None and not numba.config.DISABLE_JIT
+COMPILED: bool = numba is not None and not numba.config.DISABLE_JIT
 
 
 def kernel(function: Function) -> Function:
@@ -28,7 +27,9 @@ def kernel(function: Function) -> Function:
     if not COMPILED:
         return function
     plain = inspect.unwrap(function)  # numba cannot compile the wrapper of a run-time type checker
-    options = {"nogil": True, "error_model": "numpy", "_nrt": False}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    if hasattr(import_module("numba.core.options").DefaultOptions, "_nrt"):
+        options["_nrt"] = False
     try:
         compiled: Function = numba.njit(cache=True, **options)(plain)
     except RuntimeError:  # no folder for the cache can be written

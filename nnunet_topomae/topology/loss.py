@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class TopologicalLoss(nn.Module):
     Diagrams and matchings are computed in float64 in threads of the CPU; tensors on other devices are copied.
 
     Args:
-        region: part of the volume that is compared, see :class:`TopologyRegion`.
+        region: part of the volume that is compared: `full`, `crop` or `pool`, see :class:`TopologyRegion`.
         region_size: edge of the region in voxels, for `crop` and `pool`.
         dimensions: homology dimensions in the sum: 0 components, 1 loops, 2 voids.
         normalisation: `paper` the distance itself, `per_voxel` divided by the square root of the region's voxels.
@@ -57,10 +57,10 @@ class TopologicalLoss(nn.Module):
 
     def __init__(
         self,
-        region: Literal["full", "crop", "pool"] = "full",
+        region: str = "full",
         region_size: int = 48,
         dimensions: Sequence[int] = (0, 1, 2),
-        normalisation: Literal["paper", "per_voxel"] = "paper",
+        normalisation: str = "paper",
         backend: str = "auto",
         threads: int = 0,
     ) -> None:
@@ -107,12 +107,12 @@ class TopologicalLoss(nn.Module):
             TypeError: a reconstruction of another type: half precision destroys the gradient's direction.
             ValueError: shapes that do not fit each other. Bad values are reported by :meth:`PendingLoss.result`.
         """
-        regions = self._regions(_as_batch(reconstruction, "reconstruction"), region_origin)
         if reconstruction.dtype not in (torch.float32, torch.float64):
             raise TypeError(
                 f"the reconstruction must be float32 or float64, got {reconstruction.dtype}; "
                 "run the reconstruction head outside autocast"
             )
+        regions = self._regions(_as_batch(reconstruction, "reconstruction"), region_origin)
         if input is not None and input.shape != reconstruction.shape:
             raise ValueError(f"input {tuple(input.shape)} and reconstruction {tuple(reconstruction.shape)} differ")
         if target_diagrams is None:

@@ -16,10 +16,14 @@ from numpy import ndarray
 
 from nnunet_topomae.topology import assignment, network_simplex
 from nnunet_topomae.topology.kernels import COMPILED
-from nnunet_topomae.topology.network_simplex import Solution
+from nnunet_topomae.topology.network_simplex import Solution, matching_cost
 
-# Work allowed for each point, in visits of tree leaves; real volumes need about 300.
-BUDGET = 20_000
+# Work allowed for one matching and for each of its points, in visits of tree leaves. Real volumes need about 200 for
+# each point.
+BASE_BUDGET = 2_000_000
+POINT_BUDGET = 2_000
+# Diagrams of this many possible pairs of distinct points or fewer are matched by masses, if points repeat a lot.
+MERGED_PAIRS = 4_000_000
 
 Points = Float[ndarray, "n 2"]
 
@@ -74,7 +78,7 @@ def wasserstein_matching(first: Any, second: Any) -> Matching:
     partners[kept[0][matched]] = kept[1][solution.partners[matched]]
     rows = np.flatnonzero(partners >= 0)
     pairs = np.stack([rows, partners[rows]], axis=1)
-    cost = _cost(rotated, pairs)
+    cost = matching_cost(rotated[0], rotated[1], partners)
     return Matching(cost, min(cost, float(potentials[0].sum() + potentials[1].sum())), pairs, potentials)
 
 
@@ -146,16 +150,12 @@ def _solve(first: Points, second: Float[ndarray, "m 2"]) -> Solution:
     """Match points of positive persistence in rotated coordinates."""
     if len(first) == 0 or len(second) == 0:
         return Solution(np.full(len(first), -1, dtype=np.int64), first[:, 1] ** 2, second[:, 1] ** 2)
-    if not COMPILED:
+    if not COMPILED or _repetitive(first, second):
         return network_simplex.match(first, second)
-    return assignment.match(first, second, BUDGET * (len(first) + len(second)))
+    return assignment.match(first, second, BASE_BUDGET + POINT_BUDGET * (len(first) + len(second)))
 
 
-def _cost(rotated: tuple[Points, Float[ndarray, "m 2"]], pairs: Int[ndarray, "k 2"]) -> float:
-    """Sum of squared distances of a matching."""
-    first, second = rotated
-    alone_first, alone_second = np.ones(len(first), dtype=bool), np.ones(len(second), dtype=bool)
-    alone_first[pairs[:, 0]] = False
-    alone_second[pairs[:, 1]] = False
-    paired = np.abs(first[pairs[:, 0]] - second[pairs[:, 1]]).sum(axis=1)
-    return float((paired**2).sum() + (first[alone_first, 1] ** 2).sum() + (second[alone_second, 1] ** 2).sum())
+def _repetitive(first: Points, second: Float[ndarray, "m 2"]) -> bool:
+    """Whether most points repeat others and the distinct ones are few enough for a list of pairs."""
+    distinct = [len(np.unique(points[:, 0] + 1j * points[:, 1])) for points in (first, second)]
+    return 2 * sum(distinct) <= len(first) + len(second) and distinct[0] * distinct[1] <= MERGED_PAIRS

@@ -1,5 +1,8 @@
 """Exact matching without compiled kernels: numpy finds the candidate pairs, POT's network simplex matches them.
 
+It also serves diagrams with many repeated points, such as those of quantised images: repeated points are merged, and
+merged points have masses, which an auction cannot handle well.
+
 Its memory grows with the number of candidate pairs (about 80 bytes each) and its time faster than that. For the
 diagrams of a converged reconstruction that is 0.2 s and 40 MB at 48^3, 2 s and 250 MB at 64^3, 40 s and 3 GB at 96^3.
 """
@@ -61,8 +64,18 @@ def candidate_pairs(
     return rows, columns, costs
 
 
+def matching_cost(first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"], partners: Int[ndarray, " n"]) -> float:
+    """Sum of squared distances of a matching, given as in :class:`Solution`."""
+    rows = np.flatnonzero(partners >= 0)
+    columns = partners[rows]
+    alone_first, alone_second = partners < 0, np.ones(len(second), dtype=bool)
+    alone_second[columns] = False
+    paired = np.abs(first[rows] - second[columns]).sum(axis=1)
+    return float((paired**2).sum() + (first[alone_first, 1] ** 2).sum() + (second[alone_second, 1] ** 2).sum())
+
+
 def match(first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"]) -> Solution:
-    """Optimal matching of two non-empty sets of points with positive persistence.
+    """Optimal matching of two non-empty sets of points with positive persistence; repeated points are merged.
 
     The diagonal is one more node on either side that takes any number of points.
 
@@ -75,21 +88,42 @@ def match(first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"]) -> Soluti
     """
     from ot.lp.emd_wrap import emd_c_sparse
 
-    n, m = len(first), len(second)
-    rows, columns, costs = candidate_pairs(first, second)
-    first_diagonal, second_diagonal = first[:, 1] ** 2, second[:, 1] ** 2
+    points = [np.unique(side, axis=0, return_inverse=True, return_counts=True) for side in (first, second)]
+    (distinct, place, count), (other, other_place, other_count) = points
+    n, m = len(distinct), len(other)
+    rows, columns, costs = candidate_pairs(distinct, other)
     sources = np.concatenate([rows, np.arange(n), np.full(m, n), [n]]).astype(np.uint64)
     targets = np.concatenate([columns, np.full(n, m), np.arange(m), [m]]).astype(np.uint64)
-    weights = np.concatenate([costs, first_diagonal, second_diagonal, [0.0]])
-    supply, demand = np.append(np.ones(n), float(m)), np.append(np.ones(m), float(n))
+    weights = np.concatenate([costs, distinct[:, 1] ** 2, other[:, 1] ** 2, [0.0]])
+    supply, demand = np.append(count, len(second)).astype(float), np.append(other_count, len(first)).astype(float)
     flow_from, flow_to, flow, _, alpha, beta, code = emd_c_sparse(supply, demand, sources, targets, weights, 2**62)
     if code != 1:
-        raise RuntimeError(f"the network simplex ended with code {code} on diagrams of {n} and {m} points")
-    partners = np.full(n, -1, dtype=np.int64)
-    pairs = (flow > 0.5) & (flow_from < n) & (flow_to < m)
-    partners[flow_from[pairs].astype(np.int64)] = flow_to[pairs].astype(np.int64)
-    # Rounding may leave potentials slightly infeasible: lower the second ones, then take the largest first ones.
-    second_potentials = np.minimum(beta[:m] + alpha[n], second_diagonal)
-    first_potentials = first_diagonal.copy()
+        raise RuntimeError(f"the network simplex ended with code {code} on diagrams of {n} and {m} distinct points")
+    # Rounding may leave potentials slightly infeasible: take the largest feasible ones, side by side.
+    second_potentials = np.minimum(beta[:m] + alpha[n], other[:, 1] ** 2)
+    first_potentials = distinct[:, 1] ** 2
     np.minimum.at(first_potentials, rows, costs - second_potentials[columns])
-    return Solution(partners, first_potentials, second_potentials)
+    second_potentials = other[:, 1] ** 2
+    np.minimum.at(second_potentials, columns, costs - first_potentials[rows])
+    paired = (flow_from < n) & (flow_to < m)
+    amounts = np.rint(flow[paired]).astype(np.int64)
+    copies = [np.repeat(ends[paired].astype(np.int64), amounts) for ends in (flow_from, flow_to)]
+    partners = np.full(len(first), -1, dtype=np.int64)
+    partners[_distribute(copies[0], place.ravel())] = _distribute(copies[1], other_place.ravel())
+    return Solution(partners, first_potentials[place.ravel()], second_potentials[other_place.ravel()])
+
+
+def _distribute(uses: Int[ndarray, " k"], place: Int[ndarray, " n"]) -> Int[ndarray, " k"]:
+    """A different original point for every use of a distinct point.
+
+    Args:
+        uses: distinct points, each at most as often as it has copies.
+        place: the distinct point of every original point.
+    """
+    originals = np.argsort(place, kind="stable")
+    starts = np.searchsorted(place[originals], uses)
+    order = np.argsort(uses, kind="stable")
+    rank = np.empty(len(uses), dtype=np.int64)
+    rank[order] = np.arange(len(uses)) - np.searchsorted(uses[order], uses[order])
+    chosen: Int[ndarray, " k"] = originals[starts + rank]
+    return chosen

@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Generator, Tensor
 from torch.nn.functional import avg_pool3d
 
 from nnunet_topomae.geometry import as_size3
-from nnunet_topomae.types import Size3, Volume
+from nnunet_topomae.types import Size3
 
 
 def region_shape(shape: Sequence[int], region_size: int) -> Size3:
@@ -42,7 +41,7 @@ class TopologyRegion:
         ValueError: unknown policy or a size below 2.
     """
 
-    policy: Literal["full", "crop", "pool"] = "full"
+    policy: str = "full"
     size: int = 48
 
     def __post_init__(self) -> None:
@@ -66,11 +65,13 @@ class TopologyRegion:
         part = region_shape(sizes, self.size)
         return (sizes[0] - part[0]) // 2, (sizes[1] - part[1]) // 2, (sizes[2] - part[2]) // 2
 
-    def extract(self, volume: Volume, origin: Sequence[int] | None = None) -> Float[Tensor, "B C d h w"]:
+    def extract(
+        self, volume: Shaped[Tensor, "B C D H W"], origin: Sequence[int] | None = None
+    ) -> Shaped[Tensor, "B C d h w"]:
         """The region of ``volume``; differentiable.
 
         Args:
-            volume: (B, C, D, H, W).
+            volume: (B, C, D, H, W), of floating point type for `pool`.
             origin: lowest voxel (D, H, W) of the sub-crop of policy `crop`, by default the centred one. The other
                 policies know no origin.
 

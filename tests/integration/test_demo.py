@@ -12,7 +12,6 @@ from nnunet_topomae.benchmark.layout import FUSION, PRETRAINER, SCRATCH, DemoFol
 SMALLEST = DemoSettings(
     cases_train=5,
     cases_test=2,
-    shape=(30, 42, 44),
     patch_size=(16, 24, 32),
     pretraining_epochs=2,
     finetuning_epochs=2,

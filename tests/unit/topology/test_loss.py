@@ -1,0 +1,252 @@
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nnunet_topomae.config import TopologyConfig
+from nnunet_topomae.topology import TopologicalLoss, persistence_diagrams, wasserstein_distance
+
+SHAPE = (2, 3, 4, 6, 5)
+
+
+def batch(seed: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.rand(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def distance(first: Tensor, second: Tensor, dimensions: tuple[int, ...] = (0, 1, 2)) -> float:
+    """sqrt(sum_k W2^2) of two volumes."""
+    a, b = persistence_diagrams(first, dimensions), persistence_diagrams(second, dimensions)
+    return float(np.sqrt(sum(wasserstein_distance(a[k].points, b[k].points) ** 2 for k in dimensions)))
+
+
+def test_value_is_the_mean_over_batch_and_channels() -> None:
+    first, second = batch(0), batch(1)
+    expected = np.mean([distance(first[b, c], second[b, c]) for b in range(2) for c in range(3)])
+    assert TopologicalLoss()(first, second).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_value_agrees_with_gudhi() -> None:
+    hera = pytest.importorskip("gudhi.hera")
+    first, second = batch(0, (3, 4, 5)), batch(1, (3, 4, 5))
+    a, b = persistence_diagrams(first, backend="gudhi"), persistence_diagrams(second, backend="gudhi")
+    squares = [
+        # delta: relative error of the auction; order: exponent; internal_p: ground metric
+        hera.wasserstein_distance(-a[k].points, -b[k].points, order=2, internal_p=np.inf, delta=1e-6) ** 2
+        for k in range(3)
+    ]
+    assert TopologicalLoss()(first, second).item() == pytest.approx(np.sqrt(sum(squares)), rel=1e-5)
+
+
+def test_per_voxel_divides_by_the_root_of_the_regions_voxels() -> None:
+    first, second = batch(0), batch(1)
+    paper = TopologicalLoss("crop", 4)(first, second)
+    scaled = TopologicalLoss("crop", 4, normalisation="per_voxel")(first, second)
+    assert scaled.item() == pytest.approx(paper.item() / np.sqrt(4 * 4 * 4), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"region": "crop", "region_size": 4, "normalisation": "per_voxel"},
+        {"region": "pool", "region_size": 3},
+        {"dimensions": (1,)},
+        {"backend": "gudhi"},
+    ],
+    ids=str,
+)
+def test_gradient_by_finite_differences(options: dict[str, Any]) -> None:
+    shape = (1, 2, 4, 6, 5)
+    loss, first, second = TopologicalLoss(**options), batch(0, shape), batch(1, shape).requires_grad_()
+    loss(first, second).backward()
+    assert second.grad is not None
+    step = 1e-6
+    flat = second.detach().clone()
+    for index in range(0, flat.numel(), 11):
+        moved = [flat.clone(), flat.clone()]
+        moved[0].view(-1)[index] += step
+        moved[1].view(-1)[index] -= step
+        slope = (loss(first, moved[0]) - loss(first, moved[1])).item() / (2 * step)
+        assert second.grad.view(-1)[index].item() == pytest.approx(slope, abs=1e-8)
+
+
+def test_gradcheck() -> None:
+    loss, first = TopologicalLoss(), batch(2, (1, 2, 3, 2, 4))
+    assert torch.autograd.gradcheck(lambda x: loss(first, x), (batch(3, (1, 2, 3, 2, 4)).requires_grad_(),), eps=1e-7)
+
+
+def test_equal_volumes_give_zero_and_no_gradient() -> None:
+    first = batch(0)
+    second = first.clone().requires_grad_()
+    value = TopologicalLoss()(first, second)
+    value.backward()
+    assert value.item() == 0.0
+    assert second.grad is not None and torch.equal(second.grad, torch.zeros(SHAPE, dtype=torch.float64))
+
+
+def test_descending_the_gradient_lowers_the_loss() -> None:
+    loss, first, second = TopologicalLoss(), batch(0), batch(1)
+    values = []
+    for _ in range(20):
+        second = second.detach().requires_grad_()
+        value = loss(first, second)
+        value.backward()
+        values.append(value.item())
+        assert second.grad is not None
+        second = second - 0.1 * second.grad
+    assert values[-1] < 0.8 * values[0]
+
+
+def test_the_input_gets_no_gradient() -> None:
+    first, second = batch(0).requires_grad_(), batch(1).requires_grad_()
+    TopologicalLoss()(first, second).backward()
+    assert first.grad is None
+
+
+def test_given_target_diagrams_change_nothing() -> None:
+    first, second = batch(0), batch(1)
+    loss = TopologicalLoss("crop", 4)
+    origins = [(0, 1, 0), (0, 2, 1)]
+    regions = [loss.region.extract(first[b : b + 1], origins[b])[0] for b in range(2)]
+    targets = [[persistence_diagrams(channel) for channel in region] for region in regions]
+    expected = loss(first, second, region_origin=origins)
+    assert torch.equal(loss(first, second, target_diagrams=targets, region_origin=torch.tensor(origins)), expected)
+    assert torch.equal(loss.start(None, second, target_diagrams=targets, region_origin=origins).result(), expected)
+
+
+def test_the_region_follows_its_origin() -> None:
+    first, second = batch(0), batch(1)
+    loss, full = TopologicalLoss("crop", 4), TopologicalLoss()
+    assert torch.equal(loss(first, second), full(first[..., 1:5, 0:4], second[..., 1:5, 0:4]))
+    shifted = loss(first, second, region_origin=(0, 2, 1))
+    assert torch.equal(shifted, full(first[..., 2:6, 1:5], second[..., 2:6, 1:5]))
+
+
+def test_unbatched_volumes() -> None:
+    first, second = batch(0, (4, 6, 5)), batch(1, (4, 6, 5))
+    loss = TopologicalLoss()
+    assert loss(first, second).item() == pytest.approx(distance(first, second), rel=1e-12)
+    assert torch.equal(loss(first[None], second[None]), loss(first[None, None], second[None, None]))
+
+
+def test_thread_counts_give_identical_bits() -> None:
+    first, second = batch(0), batch(1)
+    outcomes = []
+    for threads in (1, 2, 5):
+        moved = second.clone().requires_grad_()
+        value = TopologicalLoss(threads=threads)(first, moved)
+        value.backward()
+        outcomes.append((value.detach(), moved.grad))
+    for value, gradient in outcomes[1:]:
+        assert torch.equal(value, outcomes[0][0])
+        assert torch.equal(gradient, outcomes[0][1])
+
+
+def test_start_uses_the_values_of_its_time() -> None:
+    first, second = batch(0), batch(1)
+    loss = TopologicalLoss()
+    expected = loss(first, second)
+    moved = second.clone()
+    pending = loss.start(first, moved)
+    moved.zero_()
+    assert torch.equal(pending.result(), expected)
+    assert pending.done()
+
+
+def test_float32_in_float32_out() -> None:
+    first, second = batch(0, dtype=torch.float32), batch(1, dtype=torch.float32).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = TopologicalLoss("pool", 4)(first, second)
+    value.backward()
+    assert value.dtype == torch.float32
+    assert second.grad is not None and second.grad.dtype == torch.float32
+    plain = TopologicalLoss("pool", 4)(first.double(), second.detach().double())
+    assert value.item() == pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_layout_and_integer_input() -> None:
+    first = (255 * batch(0)).to(torch.uint8)
+    second = batch(1).permute(0, 1, 4, 2, 3).contiguous().permute(0, 1, 3, 4, 2)
+    assert not second.is_contiguous()
+    for region in ("full", "pool"):
+        loss = TopologicalLoss(region, 4)
+        assert torch.equal(loss(first, second), loss(first.double(), second.contiguous()))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
+def test_the_module_can_be_copied_and_pickled(duplicate: Any) -> None:
+    loss, first, second = TopologicalLoss("crop", 4), batch(0), batch(1)
+    assert torch.equal(duplicate(loss)(first, second), loss(first, second))
+    assert list(loss.parameters()) == []
+    assert loss.state_dict() == {}
+
+
+def test_the_configuration_fits() -> None:
+    t = TopologyConfig()
+    loss = TopologicalLoss(t.region, t.region_size, t.dimensions, t.normalisation, t.backend, t.threads)
+    assert loss.region.policy == t.region
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused_by_result(bad: float) -> None:
+    second = batch(1)
+    second[1, 2, 0, 0, 0] = bad
+    pending = TopologicalLoss().start(batch(0), second)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        pending.result()
+
+
+def test_constant_volumes_are_defined() -> None:
+    first, second = torch.full(SHAPE, 2.0), torch.full(SHAPE, 1.0, requires_grad=True)
+    value = TopologicalLoss()(first, second)
+    value.backward()
+    assert value.item() == 0.0  # both diagrams are a single point on the diagonal
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_other_types_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match="must be float32 or float64"):
+        TopologicalLoss()(batch(0), batch(1).to(dtype))
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    loss, first, second = TopologicalLoss("crop", 4), batch(0), batch(1)
+    with pytest.raises(ValueError, match="differ"):
+        loss(first[:1], second)
+    with pytest.raises(ValueError, match=r"\(B, C, D, H, W\)"):
+        loss(first[0, 0, 0], second[0, 0, 0])
+    with pytest.raises(ValueError, match=r"\(B, C, D, H, W\)"):
+        loss(first[None], second[None])
+    with pytest.raises(ValueError, match="3 region origins for a batch of 2"):
+        loss(first, second, region_origin=[(0, 0, 0)] * 3)
+    with pytest.raises(ValueError, match="give the input or its target_diagrams"):
+        loss.start(None, second)
+
+
+def test_target_diagrams_that_do_not_fit_are_refused() -> None:
+    loss, first, second = TopologicalLoss("crop", 4), batch(0), batch(1)
+    right = persistence_diagrams(first[0, 0, :, :4, :4])
+    with pytest.raises(ValueError, match="channels"):
+        loss(first, second, target_diagrams=[[right] * 3])
+    with pytest.raises(ValueError, match="compute them on the same region"):
+        loss(first, second, target_diagrams=[[persistence_diagrams(first[0, 0])] * 3] * 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"region": "centre"}, "unknown region policy"),
+        ({"normalisation": "mean"}, "unknown normalisation"),
+        ({"dimensions": (0, 3)}, "distinct and out of"),
+        ({"backend": "ripser"}, "unknown persistent homology backend"),
+        ({"threads": -2}, "threads must be"),
+        ({"region_size": 1}, "at least 2 voxels"),
+    ],
+)
+def test_other_settings_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TopologicalLoss(**options)

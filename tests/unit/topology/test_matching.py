@@ -1,0 +1,215 @@
+"""Exact matching against the dense assignment problem, the certificate against all constraints."""
+
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from nnunet_topomae.topology import Matching, matching_gradient, wasserstein_distance, wasserstein_matching
+from nnunet_topomae.topology import matching as module
+
+Solver = str
+
+
+def dense_cost(first: np.ndarray, second: np.ndarray) -> float:
+    """Squared distance by the Hungarian algorithm on the full matrix, in the coordinates birth and death."""
+    n, m = len(first), len(second)
+    if n + m == 0:
+        return 0.0
+    costs = np.zeros((n + m, n + m))
+    costs[:n, :m] = np.abs(first[:, None] - second[None]).max(axis=2) ** 2
+    costs[:n, m:] = ((first[:, 0] - first[:, 1]) ** 2 / 4)[:, None]
+    costs[n:, :m] = ((second[:, 0] - second[:, 1]) ** 2 / 4)[None]
+    rows, columns = linear_sum_assignment(costs)
+    return float(costs[rows, columns].sum())
+
+
+def random_diagram(generator: np.random.Generator, size: int, style: int) -> np.ndarray:
+    """Random points; by style: spread, ties on a grid, copies of few points, one vertical line, tiny persistence."""
+    births = generator.random(size)
+    lengths = generator.exponential((0.02, 0.2, 1.0)[style % 3], size)
+    if style % 5 == 1:
+        births, lengths = np.round(births, 1), np.round(lengths, 1)
+    if style % 5 == 2 and size:
+        chosen = generator.integers(0, min(size, 4), size)
+        births, lengths = births[chosen], lengths[chosen]
+    if style % 5 == 3:
+        births[:] = 1.0
+    if style % 5 == 4:
+        lengths *= 1e-6
+    return np.stack([births, births - lengths], axis=1)
+
+
+def check_certificate(first: np.ndarray, second: np.ndarray, matching: Matching, tolerance: float = 1e-12) -> None:
+    """Every constraint of the dual problem holds, and the bound is the sum of the potentials."""
+    u, v = matching.potentials
+    pair = np.abs(first[:, None] - second[None]).max(axis=2) ** 2
+    scale = max(pair.max(initial=0.0), 1e-300)
+    assert (u[:, None] + v[None] - pair).max(initial=0.0) <= tolerance * scale
+    assert (u - (first[:, 0] - first[:, 1]) ** 2 / 4).max(initial=0.0) <= tolerance * scale
+    assert (v - (second[:, 0] - second[:, 1]) ** 2 / 4).max(initial=0.0) <= tolerance * scale
+    assert matching.lower_bound == pytest.approx(u.sum() + v.sum(), rel=1e-12)
+
+
+def check_pairs(first: np.ndarray, second: np.ndarray, matching: Matching) -> None:
+    """The pairs are a matching, and the cost is theirs."""
+    i, j = matching.pairs.T
+    assert len(set(i)) == len(i) and len(set(j)) == len(j)
+    alone = np.setdiff1d(np.arange(len(first)), i), np.setdiff1d(np.arange(len(second)), j)
+    cost = (np.abs(first[i] - second[j]).max(axis=1) ** 2).sum() if len(i) else 0.0
+    cost += sum(((p[k, 0] - p[k, 1]) ** 2 / 4).sum() for p, k in zip((first, second), alone, strict=True))
+    assert matching.cost == pytest.approx(cost, rel=1e-12, abs=1e-300)
+
+
+@pytest.fixture(params=["auction", "network simplex", "automatic"])
+def solver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Solver:
+    """Each of the two solvers on its own, and the choice between them."""
+    if request.param == "auction":
+        monkeypatch.setattr(module, "MERGED_PAIRS", -1)
+    if request.param == "network simplex":
+        monkeypatch.setattr(module, "COMPILED", False)
+    return str(request.param)
+
+
+def compare(seeds: range, largest: int) -> None:
+    for seed in seeds:
+        generator = np.random.default_rng(seed)
+        first, second = (random_diagram(generator, generator.integers(0, largest), seed) for _ in range(2))
+        matching = wasserstein_matching(first, second)
+        assert matching.cost == pytest.approx(dense_cost(first, second), rel=1e-10, abs=1e-300), seed
+        assert matching.gap < 1e-10, seed
+        check_certificate(first, second, matching)
+        check_pairs(first, second, matching)
+
+
+def test_random_problems(solver: Solver) -> None:
+    compare(range(100), 60)
+
+
+@pytest.mark.slow
+def test_two_thousand_random_problems(solver: Solver) -> None:
+    compare(range(2000), 150)
+
+
+def test_a_sample_is_matched_first_without_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnunet_topomae.topology.assignment.SAMPLE_MINIMUM", 20)
+    monkeypatch.setattr(module, "MERGED_PAIRS", -1)
+    compare(range(1000, 1060), 120)
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 0), (5, 0), (0, 7), (1, 1)])
+def test_empty_and_single(solver: Solver, n: int, m: int) -> None:
+    generator = np.random.default_rng(n)
+    first, second = random_diagram(generator, n, 0), random_diagram(generator, m, 0)
+    matching = wasserstein_matching(first, second)
+    assert matching.cost == pytest.approx(dense_cost(first, second), rel=1e-12)
+    check_certificate(first, second, matching)
+
+
+def test_equal_points_do_not_cancel(solver: Solver) -> None:
+    """{(10, 0), (11, 1)} and {(11, 1), (12, 2)}: shifting both by one costs 2, keeping (11, 1) costs 4."""
+    matching = wasserstein_matching([[10.0, 0.0], [11.0, 1.0]], [[11.0, 1.0], [12.0, 2.0]])
+    assert matching.cost == pytest.approx(2.0, rel=1e-14)
+    assert sorted(map(tuple, matching.pairs.tolist())) == [(0, 0), (1, 1)]
+
+
+def test_identical_diagrams_in_any_order(solver: Solver) -> None:
+    generator = np.random.default_rng(0)
+    points = random_diagram(generator, 80, 0)
+    order = generator.permutation(80)
+    matching = wasserstein_matching(points, points[order])
+    assert matching.cost == 0.0
+    assert matching.gap == 0.0
+    np.testing.assert_array_equal(order[matching.pairs[:, 1]], matching.pairs[:, 0])
+
+
+def test_points_on_the_diagonal_cost_nothing(solver: Solver) -> None:
+    first, second = np.array([[3.0, 1.0], [2.0, 2.0]]), np.array([[5.0, 5.0], [3.0, 1.0], [1.0, 1.0]])
+    matching = wasserstein_matching(first, second)
+    assert matching.cost == 0.0
+    assert matching.pairs.tolist() == [[0, 1]]
+    check_certificate(first, second, matching)
+
+
+def test_metric_properties() -> None:
+    generator = np.random.default_rng(3)
+    a, b, c = (random_diagram(generator, size, 0) for size in (30, 45, 38))
+    assert wasserstein_distance(a, b) == pytest.approx(wasserstein_distance(b, a), rel=1e-12)
+    assert wasserstein_distance(a, c) <= wasserstein_distance(a, b) + wasserstein_distance(b, c)
+    assert wasserstein_distance(a, b) == pytest.approx(np.sqrt(wasserstein_matching(a, b).cost), rel=1e-15)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e-30, 0.0), (1e3, -500.0), (1e30, 0.0)])
+def test_scale_and_shift(scale: float, shift: float) -> None:
+    generator = np.random.default_rng(4)
+    a, b = random_diagram(generator, 60, 0), random_diagram(generator, 50, 0)
+    expected = scale * wasserstein_distance(a, b)
+    assert wasserstein_distance(scale * a + shift, scale * b + shift) == pytest.approx(expected, rel=1e-9)
+
+
+def test_sub_level_sets_give_the_same() -> None:
+    generator = np.random.default_rng(5)
+    a, b = random_diagram(generator, 20, 0), random_diagram(generator, 25, 0)
+    assert wasserstein_distance(-a, -b) == pytest.approx(wasserstein_distance(a, b), rel=1e-14)
+
+
+def test_a_small_budget_still_gives_valid_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(6)
+    a, b = random_diagram(generator, 120, 0), random_diagram(generator, 100, 0)
+    exact = dense_cost(a, b)
+    monkeypatch.setattr(module, "POINT_BUDGET", 0)
+    for budget in (0, 50, 200, 400, 800):
+        monkeypatch.setattr(module, "BASE_BUDGET", budget)
+        matching = wasserstein_matching(a, b)
+        assert matching.lower_bound <= exact * (1 + 1e-12)
+        assert matching.cost >= exact * (1 - 1e-12)
+        check_certificate(a, b, matching)
+        check_pairs(a, b, matching)
+    assert matching.gap > 0.0 or budget == 800
+
+
+def test_jittered_duplicates_stay_within_the_work_budget() -> None:
+    """Two swapped clusters of nearly equal points: the worst case of an auction."""
+    generator = np.random.default_rng(7)
+    counts, first_places, second_places = (2, 1), [[0.9, 0.1], [0.5, 0.2]], [[0.9, 0.12], [0.5, 0.21]]
+    first = np.repeat(first_places, 300 * np.array(counts), axis=0)
+    second = np.repeat(second_places, 300 * np.array(counts[::-1]), axis=0)
+    first, second = (points + 1e-9 * generator.random(points.shape) for points in (first, second))
+    matching = wasserstein_matching(first, second)
+    exact = dense_cost(first, second)
+    assert matching.lower_bound <= exact * (1 + 1e-10)
+    assert exact * (1 - 1e-10) <= matching.cost <= exact * 1.02
+
+
+@pytest.mark.parametrize("births", [True, False])
+def test_gradient_by_finite_differences(births: bool) -> None:
+    generator = np.random.default_rng(8)
+    first, second = random_diagram(generator, 12, 0), random_diagram(generator, 15, 0)
+    gradient = matching_gradient(first, second, wasserstein_matching(first, second).pairs)
+    column, step = 0 if births else 1, 1e-6
+    for j in range(len(second)):
+        moved = [second.copy(), second.copy()]
+        moved[0][j, column] += step
+        moved[1][j, column] -= step
+        slope = (dense_cost(first, moved[0]) - dense_cost(first, moved[1])) / (2 * step)
+        assert gradient[j, column] == pytest.approx(slope, abs=1e-8)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((3, 3)), np.zeros(4), np.zeros((2, 2, 2))])
+def test_other_shapes_are_refused(bad: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="the second diagram must be an array"):
+        wasserstein_matching(np.array([[1.0, 0.0]]), bad)
+
+
+def test_infinite_points_are_refused() -> None:
+    with pytest.raises(ValueError, match="the first diagram has NaN or infinite points"):
+        wasserstein_matching([[1.0, -np.inf]], [[1.0, 0.0]])
+
+
+def test_points_on_both_sides_of_the_diagonal_are_refused() -> None:
+    with pytest.raises(ValueError, match="births must be all at least or all at most"):
+        wasserstein_matching([[1.0, 0.0]], [[0.0, 1.0]])
+
+
+def test_other_orders_are_refused() -> None:
+    with pytest.raises(ValueError, match="only order 2"):
+        wasserstein_distance([[1.0, 0.0]], [[1.0, 0.5]], order=1)

@@ -1,0 +1,67 @@
+import copy
+import multiprocessing
+import pickle
+import threading
+from concurrent.futures import Future
+
+import pytest
+
+from nnunet_topomae.topology.workers import WorkerPool
+
+
+def test_chains_longer_than_the_pool_do_not_lock_up() -> None:
+    pool = WorkerPool(1)
+    leaves = [pool.submit(int, i) for i in range(20)]
+    while len(leaves) > 1:
+        leaves = [pool.when_all(leaves[i : i + 2], lambda *v: sum(v)) for i in range(0, len(leaves), 2)]
+    assert leaves[0].result(timeout=10) == sum(range(20))
+
+
+def test_results_come_in_the_order_of_the_futures() -> None:
+    pool, gate = WorkerPool(2), threading.Event()
+    slow = pool.submit(lambda: gate.wait(10) and "slow")
+    fast = pool.submit(lambda: "fast")
+    joined = pool.when_all([slow, fast], lambda *v: v)
+    assert fast.result(timeout=10) == "fast"
+    assert not joined.done()
+    gate.set()
+    assert joined.result(timeout=10) == ("slow", "fast")
+
+
+def test_exceptions_pass_through() -> None:
+    pool = WorkerPool(1)
+    joined = pool.when_all([pool.submit(int, "1"), pool.submit(int, "x")], max)
+    with pytest.raises(ValueError, match="invalid literal"):
+        joined.result(timeout=10)
+
+
+def test_known_futures_are_accepted() -> None:
+    known: Future[int] = Future()
+    known.set_result(3)
+    assert WorkerPool(1).when_all([known], lambda v: v + 1).result(timeout=10) == 4
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pool: pickle.loads(pickle.dumps(pool))])
+def test_copies_have_their_own_threads(duplicate: object) -> None:
+    pool = WorkerPool(3)
+    names = pool.submit(lambda: threading.get_ident()).result(timeout=10)
+    other = duplicate(pool)  # type: ignore[operator]
+    assert other.threads == 3
+    assert other.submit(lambda: threading.get_ident()).result(timeout=10) != names
+
+
+def test_a_forked_child_starts_anew() -> None:
+    pool = WorkerPool(1)
+    assert pool.submit(int, 5).result(timeout=10) == 5
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=lambda: queue.put(pool.submit(int, 7).result(timeout=10)))
+    child.start()
+    child.join(20)
+    assert child.exitcode == 0
+    assert queue.get() == 7
+
+
+def test_negative_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="threads must be 0"):
+        WorkerPool(-1)
