@@ -1,4 +1,4 @@
-"""CT-like volumes and what an autoencoder makes of them, for measuring the topological loss without any data."""
+"""What is measured on: CT-like volumes, what an autoencoder makes of them, and diagrams that hurt."""
 
 import os
 from collections.abc import Iterator
@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy import ndarray
 from scipy.ndimage import gaussian_filter
+
+from nnunet_topomae.topology import persistence_diagrams
 
 KINDS = ("late", "paste", "mid", "early", "noisy", "init")
 TOKEN = 16
@@ -71,6 +73,42 @@ def ct_crops(edge: int) -> Iterator[tuple[str, ndarray]]:
         low = [max(0, (size - edge) // 2) for size in volume.shape]
         crop = volume[tuple(slice(lower, lower + edge) for lower in low)]
         yield path.name.split(".")[0], np.clip((crop - CT_WINDOW[0]) / (CT_WINDOW[1] - CT_WINDOW[0]), 0.0, 1.0)
+
+
+def h1_pair(size: int) -> tuple[ndarray, ndarray]:
+    """H1 diagrams of a phantom and its converged reconstruction."""
+    target = phantom((size, size, size))
+    return tuple(persistence_diagrams(volume, (1,))[1].points for volume in (target, reconstruct(target, "late")))
+
+
+def thin(points: ndarray, size: int) -> ndarray:
+    """A random part of a diagram."""
+    return points[np.random.default_rng(0).permutation(len(points))[:size]]
+
+
+def pathologies(n: int) -> dict[str, tuple[ndarray, ndarray]]:
+    """Diagrams that hurt."""
+    generator = np.random.default_rng(0)
+    a, b = generator.random(n), generator.random(n)
+    first, second = h1_pair(48)
+    swapped = [
+        np.repeat([[0.9, 0.1], [0.5, 0.2]], [n, n // 2], axis=0),
+        np.repeat([[0.9, 0.12], [0.5, 0.21]], [n // 2, n], axis=0),
+    ]
+    target = phantom((96, 96, 96))
+    coarse = [np.round(volume * 63) / 63 for volume in (target, reconstruct(target, "late"))]
+    return {
+        "copies of one point": (np.tile([[0.9, 0.1]], (n, 1)), np.tile([[0.8, 0.1]], (n + 500, 1))),
+        "two swapped clusters": (swapped[0], swapped[1]),
+        "swapped clusters, jitter 1e-9": tuple(s + 1e-9 * generator.random(s.shape) for s in swapped),
+        "swapped clusters, jitter 1e-4": tuple(s + 1e-4 * generator.random(s.shape) for s in swapped),
+        "one vertical line": (np.stack([1 + 0 * a, a], 1), np.stack([1 + 0 * b, b], 1)),
+        "one persistence": (np.stack([a + 0.2, a], 1), np.stack([b + 0.2, b], 1)),
+        "one midpoint": (np.stack([0.5 + a / 2, 0.5 - a / 2], 1), np.stack([0.5 + b / 2, 0.5 - b / 2], 1)),
+        "64 grey levels, 96^3": tuple(persistence_diagrams(volume, (1,))[1].points for volume in coarse),
+        "Hounsfield units": (1000 * first - 500, 1000 * second - 500),
+        "identical": (first, first),
+    }
 
 
 def _texture(generator: np.random.Generator, shape: tuple[int, int, int], sigma: float) -> ndarray:

@@ -1,0 +1,127 @@
+"""Make the pictures of docs/topology.md.
+
+Usage: python docs/make_topology_figures.py benchmarks/topology.json
+
+The JSON file is what ``python benchmarks/topology.py --out benchmarks/topology.json`` writes.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy.ndimage import gaussian_filter
+
+from nnunet_topomae.topology import TopologicalLoss, persistence_diagrams, wasserstein_matching
+
+IMAGES = Path(__file__).parent / "images"
+BLUE, ORANGE, GREEN, GREY = "#3b7dd8", "#e08a1e", "#2a9d6f", "#888888"
+NAMES = ("H0 components", "H1 loops", "H2 voids")
+
+
+def example() -> tuple[np.ndarray, np.ndarray]:
+    """A ring, a hollow ball and a ball in a noisy volume, and a blurred reconstruction without the ball."""
+    z, y, x = np.meshgrid(*(np.arange(size) for size in (20, 44, 64)), indexing="ij")
+    ring = np.abs(np.hypot(y - 22, x - 16) - 10) < 3
+    shell = np.abs(np.sqrt((2.0 * (z - 10)) ** 2 + (y - 15) ** 2 + (x - 48) ** 2) - 9) < 3
+    ball = (2.0 * (z - 10)) ** 2 + (y - 36) ** 2 + (x - 46) ** 2 < 25
+    clean = 0.1 + 0.7 * ((ring & (np.abs(z - 10) < 3)) | shell) + 0.5 * ball
+    generator = np.random.default_rng(0)
+    volume = gaussian_filter(clean, 0.8) + 0.03 * generator.standard_normal(clean.shape)
+    made = gaussian_filter(np.where(ball, 0.15, clean), 1.8) + 0.02 * generator.standard_normal(clean.shape)
+    return volume, made
+
+
+def slice_panel(axes: Axes, pixels: np.ndarray, title: str, **options: Any) -> None:
+    """One slice of a volume."""
+    axes.imshow(pixels, interpolation="nearest", **options)
+    axes.set(title=title, xticks=[], yticks=[])
+
+
+def diagram_panel(axes: Axes, first: np.ndarray, second: np.ndarray, pairs: np.ndarray, title: str) -> None:
+    """Two diagrams and their matching; points that go to the diagonal have a dotted line."""
+    for i, j in pairs:
+        axes.plot(*zip(first[i], second[j], strict=True), color=GREY, lw=0.8, zorder=1)
+    for points, matched, colour in ((first, pairs[:, 0], BLUE), (second, pairs[:, 1], ORANGE)):
+        for k in np.setdiff1d(np.arange(len(points)), matched):
+            if points[k, 0] - points[k, 1] > 0.15:
+                axes.plot([points[k, 0], points[k].mean()], [points[k, 1], points[k].mean()], ":", color=colour, lw=1)
+    axes.scatter(*first.T, s=9, color=BLUE, label="input", zorder=2)
+    axes.scatter(*second.T, s=9, color=ORANGE, label="reconstruction", zorder=3)
+    axes.plot([-0.1, 1.0], [-0.1, 1.0], color="black", lw=0.8)
+    axes.set(title=title, xlabel="birth", xlim=(-0.1, 1.0), ylim=(-0.1, 1.0), aspect="equal")
+
+
+def overview() -> Figure:
+    """A volume, its diagrams, the matching and the gradient."""
+    volume, made = example()
+    first, second = persistence_diagrams(volume), persistence_diagrams(made)
+    loss = TopologicalLoss()
+    reconstruction = torch.from_numpy(made).requires_grad_()
+    value = loss(torch.from_numpy(volume), reconstruction)
+    value.backward()
+    assert reconstruction.grad is not None
+    gradient = reconstruction.grad.numpy()
+    figure = Figure(figsize=(11, 6.2), dpi=90, layout="constrained")
+    panels = figure.subplots(2, 3)
+    slice_panel(panels[0, 0], volume[10], "input: a ring, a hollow ball, a ball", cmap="gray", vmin=0, vmax=0.9)
+    slice_panel(panels[0, 1], made[10], "reconstruction: blurred, one ball lost", cmap="gray", vmin=0, vmax=0.9)
+    shown = np.abs(gradient).sum(axis=0) * np.sign(gradient.sum(axis=0))
+    title = f"gradient of the loss ({value.item():.2f}), summed over slices"
+    slice_panel(panels[0, 2], shown, title, cmap="PuOr", vmin=-0.1, vmax=0.1)
+    for k in range(3):
+        matching = wasserstein_matching(first[k].points, second[k].points)
+        title = f"{NAMES[k]}: W2 = {matching.cost**0.5:.3f}"
+        diagram_panel(panels[1, k], first[k].points, second[k].points, matching.pairs, title)
+    panels[1, 0].set_ylabel("death")
+    panels[1, 2].legend(frameon=False, loc="upper left")
+    return figure
+
+
+def scaling(results: dict[str, Any]) -> Figure:
+    """Time and memory over the size of the volume, ours and the peers'."""
+    late = [row for row in results["volumes"] if row["kind"] == "late"]
+    peers = results["scaling_peers"]
+    sizes, peer_sizes = [row["shape"][0] for row in late], [row["size"] for row in peers]
+    homology = np.array([row["homology"] for row in late])
+    matching = np.array([sum(row["matching"]) for row in late])
+    figure = Figure(figsize=(10, 4.2), dpi=90, layout="constrained")
+    cost, memory = figure.subplots(1, 2)
+    cost.loglog(sizes, homology + matching, "o-", color=BLUE, lw=2, label="ours: homology + exact matching")
+    cost.loglog(sizes, homology, "o--", color=BLUE, lw=1, label="persistent homology (cripser)")
+    cost.loglog(sizes, matching, "o:", color=BLUE, lw=1, label="exact matching")
+    cost.loglog(peer_sizes, [r["gudhi_homology"] for r in peers], "s--", color=GREEN, label="homology (gudhi)")
+    cost.loglog(peer_sizes, [r["hera"] for r in peers], "s:", color=ORANGE, label="matching (gudhi.hera, delta 0.01)")
+    sparse = [row for row in peers if "sparse" in row]
+    sparse_sizes = [row["size"] for row in sparse]
+    cost.loglog(sparse_sizes, [r["sparse"] for r in sparse], "s:", color=GREY, label="matching (POT sparse, fallback)")
+    cost.set(xlabel="edge of the volume in voxels", ylabel="CPU seconds of one thread", xticks=sizes)
+    memory.loglog(sizes, [row["bytes"] / 1e6 for row in late], "o:", color=BLUE, label="exact matching")
+    sparse_memory = [row["sparse_bytes"] / 1e6 for row in sparse]
+    memory.loglog(sparse_sizes, sparse_memory, "s:", color=GREY, label="POT sparse, fallback")
+    memory.set(xlabel="edge of the volume in voxels", ylabel="extra memory in MB", xticks=sizes)
+    for axes in (cost, memory):
+        axes.minorticks_off()
+        axes.set_xticks(sizes, [f"{size}$^3$" for size in sizes])
+        axes.legend(frameon=False, fontsize=8)
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def main() -> None:
+    """Write both pictures."""
+    for name, figure in (
+        ("topology_overview.png", overview()),
+        ("topology_scaling.png", scaling(json.loads(Path(sys.argv[1]).read_text()))),
+    ):
+        FigureCanvasAgg(figure)
+        figure.savefig(IMAGES / name)
+
+
+if __name__ == "__main__":
+    main()
