@@ -12,7 +12,7 @@ from nnunet_topomae.benchmark.layout import FUSION, PRETRAINER, SCRATCH, DemoFol
 SMALLEST = DemoSettings(
     cases_train=5,
     cases_test=2,
-    patch_size=(16, 24, 32),
+    patch_size=(16, 32, 48),
     pretraining_epochs=2,
     finetuning_epochs=2,
     iterations_per_epoch=2,
