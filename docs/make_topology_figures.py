@@ -32,15 +32,16 @@ def example() -> tuple[np.ndarray, np.ndarray]:
     ball = (2.0 * (z - 10)) ** 2 + (y - 36) ** 2 + (x - 46) ** 2 < 25
     clean = 0.1 + 0.7 * ((ring & (np.abs(z - 10) < 3)) | shell) + 0.5 * ball
     generator = np.random.default_rng(0)
-    volume = gaussian_filter(clean, 0.8) + 0.03 * generator.standard_normal(clean.shape)
-    made = gaussian_filter(np.where(ball, 0.15, clean), 1.8) + 0.02 * generator.standard_normal(clean.shape)
+    volume = gaussian_filter(clean, 0.8) + 0.008 * generator.standard_normal(clean.shape)
+    made = gaussian_filter(np.where(ball, 0.15, clean), 1.8) + 0.006 * generator.standard_normal(clean.shape)
     return volume, made
 
 
 def slice_panel(axes: Axes, pixels: np.ndarray, title: str, **options: Any) -> None:
     """One slice of a volume."""
     axes.imshow(pixels, interpolation="nearest", **options)
-    axes.set(title=title, xticks=[], yticks=[])
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=10)
 
 
 def diagram_panel(axes: Axes, first: np.ndarray, second: np.ndarray, pairs: np.ndarray, title: str) -> None:
@@ -67,13 +68,14 @@ def overview() -> Figure:
     value.backward()
     assert reconstruction.grad is not None
     gradient = reconstruction.grad.numpy()
-    figure = Figure(figsize=(11, 6.2), dpi=90, layout="constrained")
+    figure = Figure(figsize=(11, 6.4), dpi=90)
+    figure.subplots_adjust(left=0.05, right=0.99, top=0.95, bottom=0.08, wspace=0.12, hspace=0.16)
     panels = figure.subplots(2, 3)
     slice_panel(panels[0, 0], volume[10], "input: a ring, a hollow ball, a ball", cmap="gray", vmin=0, vmax=0.9)
-    slice_panel(panels[0, 1], made[10], "reconstruction: blurred, one ball lost", cmap="gray", vmin=0, vmax=0.9)
-    shown = np.abs(gradient).sum(axis=0) * np.sign(gradient.sum(axis=0))
-    title = f"gradient of the loss ({value.item():.2f}), summed over slices"
-    slice_panel(panels[0, 2], shown, title, cmap="PuOr", vmin=-0.1, vmax=0.1)
+    slice_panel(panels[0, 1], made[10], "reconstruction: blurred, the ball lost", cmap="gray", vmin=0, vmax=0.9)
+    shown = np.take_along_axis(gradient, np.abs(gradient).argmax(axis=0)[None], axis=0)[0]
+    title = f"gradient of L = {value.item():.2f}, largest along z"
+    slice_panel(panels[0, 2], shown, title, cmap="PuOr", vmin=-0.05, vmax=0.05)
     for k in range(3):
         matching = wasserstein_matching(first[k].points, second[k].points)
         title = f"{NAMES[k]}: W2 = {matching.cost**0.5:.3f}"

@@ -168,6 +168,16 @@ def test_float32_in_float32_out() -> None:
     assert value.item() == pytest.approx(plain.item(), rel=1e-5)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_tensors_on_a_gpu() -> None:
+    first, second = batch(0, dtype=torch.float32), batch(1, dtype=torch.float32).requires_grad_()
+    moved = second.detach().cuda().requires_grad_()
+    for volume, made in ((first, second), (first.cuda(), moved)):
+        TopologicalLoss("crop", 4)(volume, made).backward()
+    assert second.grad is not None and moved.grad is not None and moved.grad.is_cuda
+    assert torch.equal(moved.grad.cpu(), second.grad)
+
+
 def test_layout_and_integer_input() -> None:
     first = (255 * batch(0)).to(torch.uint8)
     second = batch(1).permute(0, 1, 4, 2, 3).contiguous().permute(0, 1, 3, 4, 2)

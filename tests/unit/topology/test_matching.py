@@ -1,5 +1,9 @@
 """Exact matching against the dense assignment problem, the certificate against all constraints."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
@@ -130,6 +134,21 @@ def test_points_on_the_diagonal_cost_nothing(solver: Solver) -> None:
     check_certificate(first, second, matching)
 
 
+def test_without_compiled_kernels_the_result_is_the_same() -> None:
+    """In a new process, because numba reads the switch when it is imported."""
+    program = (
+        "import numpy as np\n"
+        "from nnunet_topomae.topology import kernels, wasserstein_distance\n"
+        "points = np.random.default_rng(0).random((2, 60, 2)) + [1.0, 0.0]\n"
+        "assert not kernels.COMPILED\n"
+        "print(repr(wasserstein_distance(points[0], points[1, :40])))"
+    )
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    points = np.random.default_rng(0).random((2, 60, 2)) + [1.0, 0.0]
+    assert float(run.stdout) == pytest.approx(wasserstein_distance(points[0], points[1, :40]), rel=1e-12)
+
+
 def test_metric_properties() -> None:
     generator = np.random.default_rng(3)
     a, b, c = (random_diagram(generator, size, 0) for size in (30, 45, 38))
@@ -203,6 +222,17 @@ def test_other_shapes_are_refused(bad: np.ndarray) -> None:
 def test_infinite_points_are_refused() -> None:
     with pytest.raises(ValueError, match="the first diagram has NaN or infinite points"):
         wasserstein_matching([[1.0, -np.inf]], [[1.0, 0.0]])
+
+
+def test_values_whose_squares_overflow_are_refused() -> None:
+    with pytest.raises(ValueError, match="rescale"):
+        wasserstein_matching([[1e200, 0.0]], [[1.0, 0.0]])
+
+
+def test_values_whose_squares_vanish_cost_nothing() -> None:
+    matching = wasserstein_matching([[2e-170, 0.0]], [[1.0, 0.0], [3e-170, 0.0]])
+    assert matching.cost == 0.25
+    assert matching.gap == 0.0
 
 
 def test_points_on_both_sides_of_the_diagonal_are_refused() -> None:
