@@ -139,13 +139,13 @@ def test_without_compiled_kernels_the_result_is_the_same() -> None:
     program = (
         "import numpy as np\n"
         "from nnunet_topomae.topology import kernels, wasserstein_distance\n"
-        "points = np.random.default_rng(0).random((2, 60, 2)) + [1.0, 0.0]\n"
+        "points = np.random.default_rng(0).random((2, 60, 2)) + np.array([1.0, 0.0])\n"
         "assert not kernels.COMPILED\n"
         "print(repr(wasserstein_distance(points[0], points[1, :40])))"
     )
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    points = np.random.default_rng(0).random((2, 60, 2)) + [1.0, 0.0]
+    points = np.random.default_rng(0).random((2, 60, 2)) + np.array([1.0, 0.0])
     assert float(run.stdout) == pytest.approx(wasserstein_distance(points[0], points[1, :40]), rel=1e-12)
 
 
