@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the demo; returns the exit code: 1 if one of nnU-Net's commands failed, 130 if the user stopped it."""
     settings = DemoSettings(cases_train=args.cases)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running command is ended too
+    # So that the running command is ended too. Given back at the end: forked children inherit the handler.
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         results = run_demo(args.out, settings, pick_device(args.device))
     except StepError as error:
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("\nStopped. Run the same command again to continue.")
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     print_summary(results, args.out)
     return 0
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
@@ -87,3 +88,14 @@ def test_too_few_cases_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least 5 training cases, got 3"):
         demo.run(parser.parse_args(["--out", str(tmp_path / "demo"), "--cases", "3", "--device", "cpu"]))
     assert not (tmp_path / "demo").exists()
+
+
+def test_the_demo_gives_back_the_handler_of_sigterm(tmp_path):
+    """A handler left behind is inherited by nnU-Net's forked pools, which can then wait for ever."""
+    before = signal.getsignal(signal.SIGTERM)
+    (tmp_path / "precious.txt").touch()
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    with pytest.raises(ValueError, match="holds no demo"):
+        demo.run(parser.parse_args(["--out", str(tmp_path), "--device", "cpu"]))
+    assert signal.getsignal(signal.SIGTERM) is before
