@@ -96,6 +96,10 @@ class PretrainingConfig:
         warmup_epochs: linear warm-up before the cosine; at most a tenth of `epochs`.
         clip: largest gradient norm.
         flip_axes: spatial axes along which crops are flipped at random.
+        unlabeled: also read the images that `nnunet-topomae preprocess-unlabeled` prepared, if there are any.
+        patients: how a case's patient is known, so that no scan of a validation patient is read: a regular expression
+            with one group, searched in the case's name, or the path of a JSON table from case to patient; null takes
+            every case for a patient of its own.
         seed: seed of masks and weights; null draws one.
     """
 
@@ -112,6 +116,8 @@ class PretrainingConfig:
     warmup_epochs: int = 50
     clip: float = 1.0
     flip_axes: tuple[int, ...] = (0, 1, 2)
+    unlabeled: bool = True
+    patients: str | None = None
     seed: int | None = None
 
 
@@ -122,6 +128,7 @@ class FinetuningConfig:
     Attributes:
         pretrained: null finds the pre-training of the same data set, plans, configuration and fold; a path is a
             checkpoint file; `scratch` trains without one.
+        transfer: `same_plan` refuses a checkpoint of other network shapes, `resample` adapts its weights.
         epochs: epochs of `iterations_per_epoch` (paper: 5,000 passes over the cases).
         iterations_per_epoch: training steps in an epoch (nnU-Net: 250).
         validation_iterations: validation steps in an epoch (nnU-Net: 50).
@@ -130,10 +137,13 @@ class FinetuningConfig:
         weight_decay: AdamW decay of weight matrices (paper: 0.005).
         warmup_epochs: linear warm-up before the polynomial decay; at most a tenth of `epochs`.
         clip: largest gradient norm.
+        mirror_axes: spatial axes mirrored in augmentation and, all combinations averaged, in prediction; null takes
+            nnU-Net's (all). Leave out the left-right axis where left and right organs have different labels.
         seed: seed of the weights; null draws one.
     """
 
     pretrained: str | None = None
+    transfer: Literal["same_plan", "resample"] = "same_plan"
     epochs: int = 1000
     iterations_per_epoch: int = 250
     validation_iterations: int = 50
@@ -142,6 +152,7 @@ class FinetuningConfig:
     weight_decay: float = 0.05
     warmup_epochs: int = 50
     clip: float = 1.0
+    mirror_axes: tuple[int, ...] | None = None
     seed: int | None = None
 
 
@@ -237,6 +248,7 @@ _RANGES: dict[str, tuple[Any, str]] = {
     "topomae.pretraining.lambda3": (_not_negative, "at least 0"),
     "topomae.pretraining.betas": (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "two numbers in [0, 1)"),
     "topomae.pretraining.flip_axes": (_axes, "distinct axes out of 0, 1, 2"),
+    "topomae.finetuning.mirror_axes": (_axes, "distinct axes out of 0, 1, 2, or null for nnU-Net's"),
     "topomae.topology.region_size": (lambda v: v >= 2, "at least 2 voxels"),
     "topomae.topology.dimensions": (lambda v: len(v) > 0 and _axes(v), "distinct dimensions out of 0, 1, 2"),
     "topomae.topology.every": (_positive, "at least 1"),

@@ -42,6 +42,14 @@ class UNETRPPTrainer(TopoMAETrainer):
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:
         return deep_supervision_scales(self.plan.shape) if self.enable_deep_supervision else None
 
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
+        """nnU-Net's augmentation with the plan's mirror axes, which the checkpoint hands on to prediction."""
+        *augmentation, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        chosen = self.plan.config.finetuning.mirror_axes
+        # None, not an empty tuple, stands for no mirroring in nnU-Net's predictor.
+        self.inference_allowed_mirroring_axes = mirror_axes if chosen is None else (chosen or None)
+        return (*augmentation, self.inference_allowed_mirroring_axes)
+
     def _build_loss(self) -> nn.Module:
         """nnU-Net's loss with UNETR++'s weights of the three outputs; nnU-Net would give the coarsest one none."""
         loss: Any = super()._build_loss()

@@ -48,7 +48,8 @@ class DemoSettings:
         """The plan's `topomae` section of the demo.
 
         Learning rates are above the defaults, as suits a schedule of a few hundred steps. Crops are not flipped: the
-        phantoms are nearly symmetric, so a flipped crop would not tell where it was taken.
+        phantoms are nearly symmetric, so a flipped crop would not tell where it was taken; and prediction without
+        mirroring takes an eighth of the time.
         """
         steps = {"iterations_per_epoch": self.iterations_per_epoch, "validation_iterations": self.validation_iterations}
         return {
@@ -68,6 +69,7 @@ class DemoSettings:
                 "learning_rate": 1.5e-3,
                 "pretrained_learning_rate": 1.5e-3,
                 "warmup_epochs": 1,
+                "mirror_axes": [],
                 "seed": self.seed,
             },
         }

@@ -186,9 +186,24 @@ def test_same_seed_same_pre_training(workspace: Path) -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("trainer", ["TopoMAEFusionTrainer", "UNETRPPTrainer"])
-def test_training_from_scratch(workspace: Path, trainer: str, capsys: pytest.CaptureFixture[str]) -> None:
-    name = _variant(workspace, f"scratch{trainer}", pretrained="scratch")
+@pytest.mark.parametrize(
+    ("trainer", "mirror_axes", "in_prediction"),
+    [("TopoMAEFusionTrainer", [0, 1], (0, 1)), ("UNETRPPTrainer", None, (0, 1, 2)), ("UNETRPPTrainer", [], None)],
+)
+def test_training_from_scratch(
+    workspace: Path,
+    trainer: str,
+    mirror_axes: list[int] | None,
+    in_prediction: tuple[int, ...] | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import torch
+
+    mirrored = "default" if mirror_axes is None else len(mirror_axes)
+    name = _variant(workspace, f"scratch{trainer}{mirrored}", pretrained="scratch", mirror_axes=mirror_axes)
     _train(trainer, name)
-    assert (_fold(workspace, trainer, name) / "validation" / "summary.json").is_file()
+    fold = _fold(workspace, trainer, name)
+    assert (fold / "validation" / "summary.json").is_file()
+    checkpoint = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    assert checkpoint["inference_allowed_mirroring_axes"] == in_prediction
     assert "weights matched" not in capsys.readouterr().out
