@@ -56,6 +56,7 @@ class TopologyConfig:
             values, `full` the network's raw output.
         dimensions: homology dimensions that enter the sum (0 components, 1 loops, 2 voids).
         normalisation: `paper` the distance itself, `per_voxel` divided by the square root of the number of voxels.
+        weight: factor of the term besides lambda2; 1 is the paper's overall loss.
         every: compute the term in every n-th training step only.
         warmup_epochs: epochs over which the term's weight grows linearly from 0 to its full value.
         backend: library for persistent homology; `auto` takes cripser, else gudhi.
@@ -68,6 +69,7 @@ class TopologyConfig:
     composition: Literal["paste", "full"] = "paste"
     dimensions: tuple[int, ...] = (0, 1, 2)
     normalisation: Literal["paper", "per_voxel"] = "per_voxel"
+    weight: float = 1.0
     every: int = 1
     warmup_epochs: int = 5
     backend: Literal["auto", "cripser", "gudhi"] = "auto"
@@ -96,10 +98,6 @@ class PretrainingConfig:
         warmup_epochs: linear warm-up before the cosine; at most a tenth of `epochs`.
         clip: largest gradient norm.
         flip_axes: spatial axes along which crops are flipped at random.
-        unlabeled: also read the images that `nnunet-topomae preprocess-unlabeled` prepared, if there are any.
-        patients: how a case's patient is known, so that no scan of a validation patient is read: a regular expression
-            with one group, searched in the case's name, or the path of a JSON table from case to patient; null takes
-            every case for a patient of its own.
         seed: seed of masks and weights; null draws one.
     """
 
@@ -116,8 +114,6 @@ class PretrainingConfig:
     warmup_epochs: int = 50
     clip: float = 1.0
     flip_axes: tuple[int, ...] = (0, 1, 2)
-    unlabeled: bool = True
-    patients: str | None = None
     seed: int | None = None
 
 
@@ -128,7 +124,6 @@ class FinetuningConfig:
     Attributes:
         pretrained: null finds the pre-training of the same data set, plans, configuration and fold; a path is a
             checkpoint file; `scratch` trains without one.
-        transfer: `same_plan` refuses a checkpoint of other network shapes, `resample` adapts its weights.
         epochs: epochs of `iterations_per_epoch` (paper: 5,000 passes over the cases).
         iterations_per_epoch: training steps in an epoch (nnU-Net: 250).
         validation_iterations: validation steps in an epoch (nnU-Net: 50).
@@ -143,7 +138,6 @@ class FinetuningConfig:
     """
 
     pretrained: str | None = None
-    transfer: Literal["same_plan", "resample"] = "same_plan"
     epochs: int = 1000
     iterations_per_epoch: int = 250
     validation_iterations: int = 50
@@ -251,6 +245,7 @@ _RANGES: dict[str, tuple[Any, str]] = {
     "topomae.finetuning.mirror_axes": (_axes, "distinct axes out of 0, 1, 2, or null for nnU-Net's"),
     "topomae.topology.region_size": (lambda v: v >= 2, "at least 2 voxels"),
     "topomae.topology.dimensions": (lambda v: len(v) > 0 and _axes(v), "distinct dimensions out of 0, 1, 2"),
+    "topomae.topology.weight": (_positive, "above 0; enabled = false leaves the term out"),
     "topomae.topology.every": (_positive, "at least 1"),
     "topomae.topology.warmup_epochs": (_not_negative, "at least 0"),
     "topomae.topology.threads": (_not_negative, "0 for automatic, or the number of threads"),

@@ -1,24 +1,41 @@
-"""`nnunet-topomae plan`: fingerprint, plan and preprocess with TopoMAEPlanner, without nnU-Net's class search."""
+"""`nnunet-topomae plan`: plan and preprocess with TopoMAEPlanner, make variants of plans, explain them."""
 
 import argparse
+import os
+from pathlib import Path
 
 CONFIGURATIONS = ("3d_fullres", "3d_lowres")
+PLANS = "TopoMAEPlans"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments, named as in nnUNetv2_plan_and_preprocess."""
     parser.add_argument("-d", type=int, nargs="+", required=True, metavar="ID", help="data set ids")
     parser.add_argument("-gpu_memory_target", type=float, default=8, metavar="GB", help="GPU memory to plan for")
-    parser.add_argument("-overwrite_plans_name", default="TopoMAEPlans", metavar="NAME", help="name of the plans")
+    parser.add_argument("-overwrite_plans_name", default=PLANS, metavar="NAME", help="name of the plans")
     parser.add_argument("-c", nargs="+", default=list(CONFIGURATIONS), metavar="CONFIGURATION", help="to preprocess")
     parser.add_argument("-npfp", type=int, default=8, metavar="N", help="processes for the fingerprint")
     parser.add_argument("-np", type=int, default=4, metavar="N", help="processes for preprocessing")
     parser.add_argument("--verify_dataset_integrity", action="store_true", help="check the raw data first")
     parser.add_argument("--no_pp", action="store_true", help="plan only")
+    variants = parser.add_argument_group("existing plans", "nothing is planned or preprocessed with these")
+    variants.add_argument("-p", default=PLANS, metavar="PLANS", help="plans to vary or explain (default: %(default)s)")
+    variants.add_argument(
+        "--set",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="write a variant on the same preprocessed data, e.g. pretraining.epochs=200 patch_size=[96,96,96]",
+    )
+    variants.add_argument("--name", metavar="NAME", help="name of the variant")
+    variants.add_argument("--explain", action="store_true", help="print why each number was chosen")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan and preprocess the data sets."""
+    """Plan and preprocess the data sets, or work on existing plans."""
+    if args.set or args.explain:
+        for dataset in args.d:
+            _work_on_plans(dataset, args)
+        return 0
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
         extract_fingerprints,
         plan_experiment_dataset,
@@ -41,3 +58,31 @@ def run(args: argparse.Namespace) -> int:
         if not args.no_pp:
             preprocess_dataset(dataset, name, tuple(args.c), num_processes=[args.np] * len(args.c))
     return 0
+
+
+def _work_on_plans(dataset: int, args: argparse.Namespace) -> None:
+    """Write a variant of existing plans, explain it or them."""
+    import json
+
+    from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+
+    from nnunet_topomae.plans.explain import explain
+    from nnunet_topomae.plans.variants import make_variant, parse_setting, read_plans, write_plans
+
+    if not os.environ.get("nnUNet_preprocessed"):  # noqa: SIM112
+        raise ValueError("nnUNet_preprocessed is not set; set it as for nnU-Net's own commands")
+    folder = Path(os.environ["nnUNet_preprocessed"]) / convert_id_to_dataset_name(dataset)  # noqa: SIM112
+    plans = read_plans(folder / f"{args.p}.json")
+    configurations = [name for name in args.c if name in plans["configurations"]]
+    if not configurations:
+        raise ValueError(f"plans {args.p} have none of {', '.join(args.c)}, but {', '.join(plans['configurations'])}")
+    if args.set:
+        if not args.name:
+            raise ValueError("--set writes a variant and needs --name NAME for it")
+        plans = make_variant(plans, args.name, configurations, dict(map(parse_setting, args.set)))
+        path = write_plans(plans, folder)
+        print(f"{path} written. Train with -p {args.name}; the preprocessed data of {args.p} are used.")
+    if args.explain:
+        dataset_json = json.loads((folder / "dataset.json").read_text())
+        for configuration in configurations:
+            print("\n" + explain(plans, dataset_json, configuration))

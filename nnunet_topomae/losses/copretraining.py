@@ -52,9 +52,9 @@ def build_topological_loss(config: TopologyConfig) -> TopologicalLoss:
 
 
 def term_weights(pretraining: PretrainingConfig, topology: TopologyConfig) -> dict[str, float]:
-    """Weight of every term in the overall loss (paper Sec. II-C; lambdas 0.5, 0.1, 0.1)."""
+    """Weight of every term in the overall loss (paper Sec. II-C; lambdas 0.5, 0.1, 0.1; `topology.weight` 1)."""
     l1, l2, l3 = pretraining.lambda1, pretraining.lambda2, pretraining.lambda3
-    topo = l2 if topology.enabled else 0.0
+    topo = l2 * topology.weight if topology.enabled else 0.0
     branches = {"vit": 1.0 - l1, "unetrpp": l1}
     weights = {"spa_consis": l3, "rec_consis": l3}
     for name, share in branches.items():
@@ -69,7 +69,7 @@ class CoPretrainingLoss(nn.Module):
 
     Args:
         pretraining: lambdas.
-        topology: whether the topological terms take part.
+        topology: whether the topological terms take part, and their extra factor.
     """
 
     def __init__(self, pretraining: PretrainingConfig, topology: TopologyConfig) -> None:

@@ -114,6 +114,12 @@ def test_disabled_topology_has_no_weight() -> None:
     assert weights["mse_vit"] == pytest.approx(0.4)
 
 
+def test_topology_weight_is_a_factor_of_the_topological_terms_only() -> None:
+    plain, tenfold = (term_weights(PretrainingConfig(), TopologyConfig(weight=weight)) for weight in (1.0, 10.0))
+    changed = {name: tenfold[name] / value for name, value in plain.items() if tenfold[name] != value}
+    assert changed == {"topo_vit": pytest.approx(10.0), "topo_unetrpp": pytest.approx(10.0)}
+
+
 def test_composition() -> None:
     output, data, hidden, _ = _batch(5)
     raw = output.vit.reconstruction

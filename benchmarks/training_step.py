@@ -1,0 +1,149 @@
+"""What L_topo adds to a pre-training step: step time with each region policy over the step time without it.
+
+    python benchmarks/training_step.py --device cpu --out training_step_cpu.json    # some minutes
+    python benchmarks/training_step.py --device cuda --out training_step_cuda.json
+
+Both networks really compute; what L_topo sees is a converged reconstruction (the input, blurred, with a little noise),
+as in most of a training. The target diagrams are made beforehand, as the loader's workers do. The policies take turns,
+so that other work on the machine disturbs all alike; medians are compared.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from topology_volumes import phantom, reconstruct
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nnunet_topomae.architectures.build import build_copretraining_network
+from nnunet_topomae.architectures.copretraining import BranchOutput, CoPretrainingOutput
+from nnunet_topomae.architectures.rule import derive_network_shape
+from nnunet_topomae.config import ArchitectureConfig, TopologyConfig, TopoMAEConfig
+from nnunet_topomae.data.plan import Plan
+from nnunet_topomae.data.topology_target import TopologyTarget
+from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
+from nnunet_topomae.training.schedules import build_adamw
+from nnunet_topomae.training.steps import CoPretrainingStep, optimise
+
+POLICIES = {
+    "without": TopologyConfig(enabled=False),
+    "crop 48": TopologyConfig(region="crop", region_size=48),
+    "pool 48": TopologyConfig(region="pool", region_size=48),
+    "full": TopologyConfig(region="full"),
+}
+BATCH_SIZE = 2
+
+
+class Converged(nn.Module):
+    """The network, with reconstructions replaced by converged ones that still carry its gradient."""
+
+    def __init__(self, network: nn.Module, reconstruction: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.reconstruction = reconstruction
+
+    def forward(
+        self, data: Tensor, mask: Tensor, on_vit: Callable[[BranchOutput], None] | None = None
+    ) -> CoPretrainingOutput:
+        """As CoPretrainingNetwork."""
+        hook = None if on_vit is None else lambda branch: on_vit(self.replaced(branch))
+        output = self.network(data, mask, hook)
+        return CoPretrainingOutput(self.replaced(output.vit), self.replaced(output.unetrpp))
+
+    def replaced(self, branch: BranchOutput) -> BranchOutput:
+        """The branch with a converged reconstruction (B, C, D, H, W)."""
+        return branch._replace(reconstruction=self.reconstruction + 0.0 * branch.reconstruction)
+
+
+def build_step(policy: TopologyConfig, network: Converged, plan: Plan, device: torch.device) -> Callable[[Any], None]:
+    """A function that does one optimiser step on a batch."""
+    plan = replace(plan, config=replace(plan.config, topology=policy))
+    term = build_topological_loss(policy) if policy.enabled else None
+    step = CoPretrainingStep(network, CoPretrainingLoss(plan.config.pretraining, policy), term, plan, device)
+    optimizer = build_adamw(network, 1e-5, 0.05)
+    scaler = torch.GradScaler("cuda") if device.type == "cuda" else None
+    masks = torch.Generator().manual_seed(0)
+
+    def run(batch: dict[str, Any]) -> None:
+        optimise(lambda: step(batch, masks, 1.0)["total"], network, optimizer, scaler, 1.0, device, batch["keys"])
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Median step time of every policy."""
+    device = torch.device(args.device)
+    architecture = ArchitectureConfig(vit=args.vit)
+    shape = derive_network_shape(args.patch, [[1, 1, 1], *[[2, 2, 2]] * 5], architecture)
+    plan = Plan(TopoMAEConfig(architecture=architecture), shape, (1.0, 1.0, 1.0), {})
+    volumes = [phantom(shape.patch_size, seed) for seed in range(BATCH_SIZE)]
+    converged = np.stack([reconstruct(volume, "late", seed) for seed, volume in enumerate(volumes)])[:, None]
+    torch.manual_seed(0)
+    network = build_copretraining_network(shape, 1, architecture).to(device)
+    wrapped = Converged(network, torch.from_numpy(converged).to(device))
+    batch = {
+        "data": torch.from_numpy(np.stack(volumes))[:, None],  # (B, 1, D, H, W)
+        "key_points": torch.zeros(BATCH_SIZE, 9, 3),
+        "keys": ["phantom"] * BATCH_SIZE,
+    }
+    steps, batches = {}, {}
+    for name, policy in POLICIES.items():
+        steps[name] = build_step(policy, wrapped, plan, device)
+        batches[name] = dict(batch)
+        if policy.enabled:
+            target, rng = TopologyTarget(policy), np.random.default_rng(0)
+            batches[name]["target_topology"] = [target(volume, rng) for volume in batch["data"]]
+        steps[name](batches[name])  # compiles, allocates
+    seconds: dict[str, list[float]] = {name: [] for name in POLICIES}
+    for _ in tqdm(range(args.repeats), unit="round", file=sys.stderr):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step(batches[name])
+            seconds[name].append(time.perf_counter() - start)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "patch": list(shape.patch_size),
+        "batch_size": BATCH_SIZE,
+        "vit": args.vit,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "torch": torch.__version__,
+        "seconds": seconds,
+        "median": median,
+        "ratio": {name: value / median["without"] for name, value in median.items()},
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--patch", nargs=3, type=int, default=[96, 96, 96], metavar=("D", "H", "W"))
+    parser.add_argument("--vit", default="default")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    result = measure(args)
+    sys.stdout.write(f"{result['device']}, {result['cores']} cores, {result['patch']}, batch {BATCH_SIZE}\n\n")
+    sys.stdout.write("| L_topo | step, s | ratio |\n|---|---|---|\n")
+    for name, value in result["median"].items():
+        sys.stdout.write(f"| {name} | {value:.2f} | {result['ratio'][name]:.2f} |\n")
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Why a plan has the numbers that it has, as a table."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_topomae.architectures.memory import GIB, estimate_finetuning, estimate_pretraining
+from nnunet_topomae.architectures.summary import format_size
+from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, TopoMAEConfig
+from nnunet_topomae.data.plan import Plan, read_plan
+
+
+class Row(NamedTuple):
+    """One value of a plan."""
+
+    name: str
+    value: str
+    reason: str
+
+
+def explain(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], configuration: str) -> str:
+    """A table of one configuration: value by value, with its reason.
+
+    Raises:
+        ValueError: not a configuration of the plans, or one that the networks cannot take.
+    """
+    manager = PlansManager(dict(plans))
+    if configuration not in manager.available_configurations:
+        raise ValueError(f"no configuration {configuration}; the plans have {manager.available_configurations}")
+    chosen = manager.get_configuration(configuration)
+    plan = read_plan(chosen)
+    channels = len(dataset_json.get("channel_names", dataset_json.get("modality", ())))
+    classes = manager.get_label_manager(dict(dataset_json)).num_segmentation_heads
+    rows = [
+        *_data_rows(chosen, plan),
+        *_network_rows(plan),
+        *_memory_rows(plan, channels, classes, chosen.batch_size),
+        *_schedule_rows(plan.config),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [f"{row.name:<{widths[0]}}  {row.value:<{widths[1]}}  {row.reason}" for row in rows]
+    return "\n".join([f"{plans['plans_name']}, {configuration}", "", *lines])
+
+
+def _data_rows(chosen: Any, plan: Plan) -> Iterator[Row]:
+    median = [int(size) for size in chosen.median_image_size_in_voxels]
+    yield Row("spacing", " ".join(f"{s:g}" for s in plan.spacing) + " mm", "nnU-Net's target spacing, in (D, H, W)")
+    yield Row("median image", "x".join(map(str, median)), "after resampling to that spacing")
+    larger = [axis for axis, size, image in zip("DHW", plan.shape.patch_size, median, strict=True) if size > image]
+    note = f"; padded along {', '.join(larger)}, where the image is smaller" if larger else ""
+    yield Row(
+        "patch", format_size(plan.shape.patch_size), f"one crop, a multiple of the strides, in the image's shape{note}"
+    )
+    yield Row("batch", str(chosen.batch_size), "crops a step: what fits into memory, at most 5 % of the data set")
+    yield Row("normalisation", ", ".join(chosen.normalization_schemes), "channel by channel, nnU-Net's")
+
+
+def _network_rows(plan: Plan) -> Iterator[Row]:
+    shape, architecture = plan.shape, plan.config.architecture
+    yield Row("stem", format_size(shape.stem), "the plan's first pools joined, to a stage of at most 2^17 cells")
+    for number, (grid, dim, projection) in enumerate(zip(shape.grids, shape.dims, shape.projections, strict=True)):
+        projected = f"{projection} projected tokens (at most {architecture.projections[number]} and all cells)"
+        yield Row(f"stage {number + 1}", f"{format_size(grid)}, {dim} channels", projected)
+    tokens = format_size(shape.token_grid)
+    yield Row(
+        "ViT tokens", f"{tokens} of {format_size(shape.token_size)}", f"the cells of stage {shape.token_stage + 1}"
+    )
+    yield Row("ViT", architecture.vit, "preset; `nnunet-topomae parameters` compares them")
+
+
+def _memory_rows(plan: Plan, channels: int, classes: int, batch_size: int) -> Iterator[Row]:
+    architecture = plan.config.architecture
+    needs = {
+        "pre-training": estimate_pretraining(plan.shape, architecture, channels),
+        "fine-tuning": estimate_finetuning(plan.shape, architecture, channels, classes),
+    }
+    for name, need in needs.items():
+        yield Row(
+            f"memory, {name}",
+            f"{need.total(batch_size) / GIB:.1f} GB",
+            f"estimate on CUDA: {need.fixed / GIB:.1f} GB fixed + {batch_size} x {need.per_sample / GIB:.2f} GB a crop",
+        )
+
+
+def _schedule_rows(config: TopoMAEConfig) -> Iterator[Row]:
+    stages: dict[str, PretrainingConfig | FinetuningConfig] = {
+        "pretraining": config.pretraining,
+        "finetuning": config.finetuning,
+    }
+    for name, stage in stages.items():
+        steps = stage.epochs * stage.iterations_per_epoch
+        yield Row(f"{name}.epochs", str(stage.epochs), f"of {stage.iterations_per_epoch} steps: {steps} in all")
+        yield Row(
+            f"{name}.learning_rate", f"{stage.learning_rate:g}", f"peak, after {stage.warmup_epochs} epochs' rise"
+        )
+    yield Row("mask_ratio", f"{config.pretraining.mask_ratio:g}", "fraction of hidden tokens (paper: 0.5)")
+    lambdas = [config.pretraining.lambda1, config.pretraining.lambda2, config.pretraining.lambda3]
+    yield Row(
+        "lambda1, 2, 3", ", ".join(f"{value:g}" for value in lambdas), "weights of the loss (paper: 0.5, 0.1, 0.1)"
+    )
+    topology = config.topology
+    region = topology.region if topology.region == "full" else f"{topology.region} {topology.region_size}"
+    yield Row("topology", region if topology.enabled else "off", "what L_topo sees of a crop; docs/topology.md")

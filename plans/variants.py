@@ -1,0 +1,138 @@
+"""Variants of a plan: other settings on the same preprocessed data."""
+
+import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_topomae.architectures.rule import derive_network_shape
+from nnunet_topomae.config import SECTION, TopoMAEConfig
+from nnunet_topomae.geometry import as_size3
+
+# What may be set besides the `topomae` section; everything else decides how images are preprocessed.
+CONFIGURATION_KEYS = ("patch_size", "batch_size")
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Read ``key=value``; the value is JSON, or a string as it stands.
+
+    Raises:
+        ValueError: there is no `=` or no key.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"setting {text!r} must be KEY=VALUE, for example pretraining.epochs=200")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def make_variant(
+    plans: Mapping[str, Any], name: str, configurations: Sequence[str], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Plans with other settings and another name, on the same preprocessed data.
+
+    Args:
+        plans: content of a plans file.
+        name: name of the new plans.
+        configurations: which configurations to change.
+        settings: values by key: `patch_size`, `batch_size`, or a key of the `topomae` section such as
+            `pretraining.epochs`.
+
+    Raises:
+        ValueError: unknown key, value out of range, a patch that the networks cannot take, or an unusable name.
+    """
+    if not name or "__" in name or name == plans["plans_name"] or Path(name).name != name:
+        raise ValueError(
+            f"{name!r} cannot name a variant of {plans['plans_name']}: choose another name without '__' and slashes"
+        )
+    variant = deepcopy(dict(plans))
+    variant["plans_name"] = name
+    for chosen in configurations:
+        configuration = _own_configuration(variant, chosen)
+        for key, value in settings.items():
+            _set(configuration, key, value)
+        _check(configuration, chosen)
+    return variant
+
+
+def read_plans(path: Path) -> dict[str, Any]:
+    """A plans file.
+
+    Raises:
+        FileNotFoundError: it does not exist; names the plans that do.
+    """
+    if not path.is_file():
+        found = sorted(file.stem for file in path.parent.glob("*lans*.json"))
+        raise FileNotFoundError(f"no plans {path}; plans of this data set: {', '.join(found) or 'none, plan it first'}")
+    plans: dict[str, Any] = json.loads(path.read_text())
+    return plans
+
+
+def write_plans(plans: Mapping[str, Any], folder: Path) -> Path:
+    """Write plans under their name; the same content may be written again.
+
+    Raises:
+        FileExistsError: other plans of that name exist.
+    """
+    path = folder / f"{plans['plans_name']}.json"
+    if path.is_file() and json.loads(path.read_text()) != json.loads(json.dumps(plans)):
+        raise FileExistsError(f"{path} exists with other content. Choose another --name, or delete it.")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(plans, indent=4) + "\n")
+    temporary.replace(path)
+    return path
+
+
+def _own_configuration(plans: dict[str, Any], name: str) -> dict[str, Any]:
+    """A configuration with the values it inherits written out."""
+    configurations = plans["configurations"]
+    if name not in configurations:
+        raise ValueError(f"no configuration {name} in plans {plans['plans_name']}; it has {', '.join(configurations)}")
+    chain = [name]
+    while parent := configurations[chain[-1]].get("inherits_from"):
+        chain.append(parent)
+    merged: dict[str, Any] = {}
+    for link in reversed(chain):
+        merged |= deepcopy(configurations[link])
+    merged.pop("inherits_from", None)
+    configurations[name] = merged
+    return merged
+
+
+def _set(configuration: dict[str, Any], key: str, value: Any) -> None:
+    if key in CONFIGURATION_KEYS:
+        configuration[key] = value
+        return
+    if key in configuration:
+        raise ValueError(
+            f"{key} decides how images are preprocessed or what nnU-Net's own network is, and a variant shares the "
+            f"preprocessed data. Plan again, for example with nnUNetv2_plan_experiment -pl TopoMAEPlanner "
+            f"-overwrite_target_spacing. A variant can set {', '.join(CONFIGURATION_KEYS)} and the {SECTION} section."
+        )
+    section = configuration.setdefault(SECTION, {})
+    *parents, last = key.removeprefix(f"{SECTION}.").split(".")
+    for parent in parents:
+        section = section.setdefault(parent, {})
+    section[last] = value
+
+
+def _check(configuration: dict[str, Any], name: str) -> None:
+    """All values are known, in range and fit together."""
+    config = TopoMAEConfig.from_configuration(configuration)
+    batch_size, patch_size = configuration["batch_size"], configuration["patch_size"]
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size!r} of {name} must be a whole number of at least 1")
+    if not isinstance(patch_size, list) or len(patch_size) != 3 or not all(type(n) is int for n in patch_size):
+        raise ValueError(f"patch_size = {patch_size!r} of {name} must be three whole numbers, for example [96,96,96]")
+    strides = np.asarray(configuration["architecture"]["arch_kwargs"]["strides"])
+    total = strides.prod(axis=0)
+    if any(size % stride for size, stride in zip(patch_size, total, strict=True)):
+        raise ValueError(
+            f"patch_size = {patch_size} of {name} must be multiples of the plan's strides {total.tolist()}"
+        )
+    derive_network_shape(as_size3(patch_size, "patch_size"), strides.tolist(), config.architecture)

@@ -1,0 +1,125 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
+    nnUNetPlannerResEncM,
+)
+
+from nnunet_topomae.architectures.memory import GIB
+from nnunet_topomae.architectures.rule import derive_network_shape
+from nnunet_topomae.config import TopoMAEConfig
+from nnunet_topomae.plans.planner import TopoMAEPlanner, estimate_needs
+
+DATA = {  # spacing in mm, median shape, voxels
+    "hippocampus": ((1.0, 1.0, 1.0), (36, 50, 35)),
+    "cine": ((9.0, 1.3, 1.3), (11, 256, 256)),
+    "abdomen": ((2.0, 1.5, 1.5), (160, 260, 330)),
+    "microscopy": ((0.3, 0.3, 0.3), (1200, 1500, 1500)),
+    "thin slab": ((5.0, 0.5, 0.5), (5, 512, 512)),
+}
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """A planner of a data set that consists of its descriptions."""
+    name = "Dataset005_Described"
+    for kind in ("raw", "preprocessed", "results"):
+        (tmp_path / kind / name).mkdir(parents=True)
+        monkeypatch.setenv(f"nnUNet_{kind}", str(tmp_path / kind))
+    (tmp_path / "raw" / name / "imagesTr").mkdir()
+    (tmp_path / "preprocessed" / name / "dataset_fingerprint.json").write_text(
+        json.dumps({"median_relative_size_after_cropping": 1.0})
+    )
+
+    def planner(kind: type[ExperimentPlanner], channels: int = 1, gb: float = 8.0) -> ExperimentPlanner:
+        description = {
+            "channel_names": {str(c): "MR" for c in range(channels)},
+            "labels": {"background": 0, "organ": 1},
+            "numTraining": 20,
+            "file_ending": ".nii.gz",
+        }
+        (tmp_path / "raw" / name / "dataset.json").write_text(json.dumps(description))
+        return kind(5, gb)
+
+    return planner
+
+
+def _plan(planner: Any, data: str, cases: int = 60) -> dict[str, Any]:
+    spacing, median = DATA[data]
+    voxels = float(np.prod(median)) * cases
+    plan: dict[str, Any] = planner.get_plans_for_configuration(
+        np.array(spacing), np.array(median), "identifier", voxels, {}
+    )
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("data", "gb"),
+    [
+        ("hippocampus", 8.0),
+        ("cine", 8.0),
+        ("thin slab", 24.0),
+        *(pytest.param(data, gb, marks=pytest.mark.slow) for data in ("abdomen", "microscopy") for gb in (8.0, 24.0)),
+    ],
+)
+def test_both_trainings_fit_and_the_patch_suits_the_image(make: Make, data: str, gb: float) -> None:
+    plan = _plan(make(TopoMAEPlanner, gb=gb), data)
+    strides = plan["architecture"]["arch_kwargs"]["strides"]
+    needs = estimate_needs(plan["patch_size"], strides, 1, 2)
+    assert all(need.total(plan["batch_size"]) <= gb * GIB for need in needs.values())
+    assert plan["batch_size"] >= 2
+    total = np.prod(strides, axis=0)
+    assert all(
+        patch < image + stride for patch, image, stride in zip(plan["patch_size"], DATA[data][1], total, strict=True)
+    )
+    derive_network_shape([int(size) for size in plan["patch_size"]], strides, TopoMAEConfig().architecture)
+    assert TopoMAEConfig.from_configuration(plan) == TopoMAEConfig()
+
+
+def test_more_memory_is_used(make: Make) -> None:
+    small, large = (_plan(make(TopoMAEPlanner, gb=gb), "cine") for gb in (8.0, 24.0))
+    assert np.prod(large["patch_size"]) * large["batch_size"] > np.prod(small["patch_size"]) * small["batch_size"]
+
+
+def test_small_data_sets_get_small_batches(make: Make) -> None:
+    planner = make(TopoMAEPlanner, gb=24.0)
+    assert _plan(planner, "hippocampus", cases=5)["batch_size"] == 2
+    assert _plan(planner, "hippocampus", cases=400)["batch_size"] > 2
+
+
+@pytest.mark.parametrize("median", [(16, 16, 16), (3, 40, 44), (9, 30, 20)])
+def test_images_too_small_for_three_stages_are_padded(make: Make, median: tuple[int, int, int]) -> None:
+    planner = make(TopoMAEPlanner)
+    plan = planner.get_plans_for_configuration(np.ones(3), np.array(median), "identifier", 1e6, {})
+    assert all(patch >= image for patch, image in zip(plan["patch_size"], median, strict=True))
+    assert tuple(plan["median_image_size_in_voxels"]) == median
+    strides = plan["architecture"]["arch_kwargs"]["strides"]
+    derive_network_shape([int(size) for size in plan["patch_size"]], strides, TopoMAEConfig().architecture)
+
+
+def test_2d_configurations_are_nnunets(make: Make) -> None:
+    arguments = (np.array((1.3, 1.3)), np.array((256, 200)), "identifier", 1e7, {})
+    ours = make(TopoMAEPlanner).get_plans_for_configuration(*arguments)
+    theirs = make(ExperimentPlanner).get_plans_for_configuration(*arguments)
+    assert str(ours) == str(theirs)
+
+
+def test_too_little_memory_is_an_error_that_says_how_much(make: Make) -> None:
+    with pytest.raises(ValueError, match=r"2 GB are too little.*larger -gpu_memory_target"):
+        _plan(make(TopoMAEPlanner, gb=2.0), "hippocampus")
+    with pytest.raises(ValueError, match=r"weights alone need .* larger -gpu_memory_target"):
+        _plan(make(TopoMAEPlanner, gb=1.0), "hippocampus")
+
+
+@pytest.mark.parametrize("data", ["hippocampus", "cine", "thin slab"])
+def test_resenc_plans_can_be_taken(make: Make, data: str) -> None:
+    plan = _plan(make(nnUNetPlannerResEncM), data)
+    strides = plan["architecture"]["arch_kwargs"]["strides"]
+    shape = derive_network_shape([int(size) for size in plan["patch_size"]], strides, TopoMAEConfig().architecture)
+    assert shape.patch_size == tuple(plan["patch_size"])
