@@ -43,8 +43,8 @@ BASE = TopologyConfig(region="crop", region_size=24, composition="paste", normal
 VARIANTS: dict[str, tuple[TopologyConfig, float]] = {  # policy and the share of the training that is warm-up
     "no L_topo": (replace(BASE, enabled=False), 0.0),
     "crop, paste, per_voxel": (BASE, 0.2),
-    "the same without warm-up": (BASE, 0.0),
-    "the same, weight x 10": (replace(BASE, weight=10.0), 0.2),
+    "crop, paste, per_voxel, no warm-up": (BASE, 0.0),
+    "crop, paste, per_voxel, weight x 10": (replace(BASE, weight=10.0), 0.2),
     "full, paste, per_voxel": (replace(BASE, region="full"), 0.2),
     "pool, paste, per_voxel": (replace(BASE, region="pool"), 0.2),
     "crop, full, per_voxel": (replace(BASE, composition="full"), 0.2),
