@@ -96,7 +96,7 @@ class Run:
         torch.manual_seed(0)
         self.network = build_copretraining_network(shape, 1, ARCHITECTURE)
         self.loss = CoPretrainingLoss(config.pretraining, topology)
-        term = build_topological_loss(topology) if topology.enabled else None
+        term = build_topological_loss(topology)
         self.step = CoPretrainingStep(self.network, self.loss, term, self.plan, torch.device("cpu"))
         self.optimizer = build_adamw(self.network, LEARNING_RATE, config.pretraining.weight_decay)
         self.schedule = WarmupSchedule(self.optimizer, steps, max(1, steps // 10), cosine)

@@ -69,7 +69,7 @@ class Converged(nn.Module):
 def build_step(policy: TopologyConfig, network: Converged, plan: Plan, device: torch.device) -> Callable[[Any], None]:
     """A function that does one optimiser step on a batch."""
     plan = replace(plan, config=replace(plan.config, topology=policy))
-    term = build_topological_loss(policy) if policy.enabled else None
+    term = build_topological_loss(policy)
     step = CoPretrainingStep(network, CoPretrainingLoss(plan.config.pretraining, policy), term, plan, device)
     optimizer = build_adamw(network, 1e-5, 0.05)
     scaler = torch.GradScaler("cuda") if device.type == "cuda" else None

@@ -20,7 +20,10 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command("nnunet_topomae.benchmark.demo", "the whole chain on synthetic volumes, with a report"),
-    "plan": Command("nnunet_topomae.plans.command", "plan and preprocess a data set with TopoMAEPlanner"),
+    "plan": Command("nnunet_topomae.plans.command", "plan a data set with TopoMAEPlanner, vary or explain plans"),
+    "preprocess-unlabeled": Command(
+        "nnunet_topomae.preprocess_unlabeled", "preprocess images without labels for pre-training"
+    ),
     "doctor": Command("nnunet_topomae.doctor.command", "check the installation, or describe a checkpoint"),
     "report": Command("nnunet_topomae.benchmark.report", "make an HTML report of trainings"),
     "parameters": Command("nnunet_topomae.parameters", "parameters and operations of the networks of a plan"),

@@ -98,6 +98,10 @@ class PretrainingConfig:
         warmup_epochs: linear warm-up before the cosine; at most a tenth of `epochs`.
         clip: largest gradient norm.
         flip_axes: spatial axes along which crops are flipped at random.
+        unlabeled: also read the images that `nnunet-topomae preprocess-unlabeled` prepared, if there are any.
+        patients: how a case's patient is known, so that no scan of a validation patient is read: a regular expression
+            with one group, searched in the case's name, or the path of a JSON table from case to patient; null takes
+            every case for a patient of its own.
         seed: seed of masks and weights; null draws one.
     """
 
@@ -114,6 +118,8 @@ class PretrainingConfig:
     warmup_epochs: int = 50
     clip: float = 1.0
     flip_axes: tuple[int, ...] = (0, 1, 2)
+    unlabeled: bool = True
+    patients: str | None = None
     seed: int | None = None
 
 

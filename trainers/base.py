@@ -11,7 +11,7 @@ from torch import distributed
 
 from nnunet_topomae.architectures.summary import summary_line
 from nnunet_topomae.config import FinetuningConfig, PretrainingConfig
-from nnunet_topomae.data.cases import check_enough_cases, hash_json_file
+from nnunet_topomae.data.cases import check_enough_cases, hash_json_file, intensity_statistics
 from nnunet_topomae.data.plan import Plan, read_plan
 from nnunet_topomae.training.checkpoints import ENTRY, describe, save_atomically, training_state, unwrap
 from nnunet_topomae.training.progress import PLOT_FILE, average_terms, plot_terms, write_epoch
@@ -44,7 +44,7 @@ class TopoMAETrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = section.validation_iterations
         self.save_every: int = max(1, min(50, section.epochs // 20))
         self.seed = secrets.randbits(32) if section.seed is None else section.seed
-        self.cases_read: dict[str, str] = {}
+        self.images_read: dict[str, dict[str, str]] = {"cases": {}, "unlabeled": {}}
         self.epoch_terms: dict[str, dict[str, float]] = {}
 
     @property
@@ -82,7 +82,8 @@ class TopoMAETrainer(nnUNetTrainer):
             "configuration": self.configuration_name,
             "fold": self.fold,
             "splits_hash": hash_json_file(Path(self.preprocessed_dataset_folder_base) / "splits_final.json"),
-            "cases": self.cases_read,
+            "intensity_statistics": intensity_statistics(self.configuration_manager.normalization_schemes),
+            **self.images_read,
         }
         save_atomically({**self.training_state(), ENTRY: describe(self.role, self.plan, manifest)}, filename)
 

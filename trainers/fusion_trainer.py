@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.build import build_fusion_network
+from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.data.plan import read_plan
 from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
 from nnunet_topomae.training.checkpoints import ENTRY, unwrap
@@ -97,6 +98,7 @@ class TopoMAEFusionTrainer(UNETRPPTrainer):
         check_same_plan(described["plan"], self.plan.facts, file)
         if self.fold != "all":
             _, validation_cases = self.do_split()
-            check_no_leak(described["manifest"], self.plans_manager.dataset_name, validation_cases, file)
+            patients = Patients(self.plan.config.pretraining.patients)
+            check_no_leak(described["manifest"], self.plans_manager.dataset_name, validation_cases, file, patients)
         result = transfer(checkpoint["network_weights"], unwrap(self.network))
         self.print_to_log_file(f"pre-trained weights from {file}: {result}")

@@ -1,10 +1,10 @@
 """Masked co-pre-training of a ViT and UNETR++ on the images of a fold's training cases (paper Sec. II)."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from time import time
 from typing import Any
 
-import numpy as np
 import torch
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -12,9 +12,9 @@ from torch import Generator, nn
 from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.build import build_copretraining_network
-from nnunet_topomae.data.cases import hash_images, record_cases
-from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_loader, start_workers
+from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_loader, derive_seed, start_workers
 from nnunet_topomae.data.plan import read_plan
+from nnunet_topomae.data.selection import JointDataset, choose_cases
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
 from nnunet_topomae.trainers.base import TopoMAETrainer
 from nnunet_topomae.training.checkpoints import add_fresh_fusion_weights, ignore_fusion_weights, unwrap
@@ -28,8 +28,8 @@ VALIDATION_SEED = 0
 class TopoMAEPretrainer(TopoMAETrainer):
     """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr TopoMAEPretrainer [-p PLANS]`.
 
-    Reads the images of the fold's training cases only, also for monitoring: validation cases stay unseen, and no
-    label decides where a crop is taken.
+    Reads the images of the fold's training cases, and unlabelled images if there are any: validation cases and their
+    patients stay unseen, and no label decides where a crop is taken.
     """
 
     role = "pretraining"
@@ -53,8 +53,7 @@ class TopoMAEPretrainer(TopoMAETrainer):
         super().initialize()
         self.mask_generators = {part: Generator() for part in ("train", "validation")}
         ignore_fusion_weights(unwrap(self.network))
-        topology = self.plan.config.topology
-        topological_loss = build_topological_loss(topology) if topology.enabled else None
+        topological_loss = build_topological_loss(self.plan.config.topology)
         self.step = CoPretrainingStep(self.network, self.loss, topological_loss, self.plan, self.device)
 
     def training_state(self) -> dict[str, Any]:
@@ -73,19 +72,20 @@ class TopoMAEPretrainer(TopoMAETrainer):
         return optimizer, WarmupSchedule(optimizer, section.epochs, section.warmup_epochs, cosine)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Random crops of the training cases; monitoring repeats the same crops of the same cases every epoch."""
-        training_cases, _ = self.do_split()
-        self.print_to_log_file(f"hashing the images of {len(training_cases)} training cases for the manifest")
-        hashes = hash_images(Path(self.preprocessed_dataset_folder), training_cases)
-        self.cases_read = record_cases(hashes, Path(self.output_folder), continued=self.current_epoch > 0)
-        seed = np.random.SeedSequence([self.seed, self.current_epoch, self.local_rank]).generate_state(1)[0]
-        loader = self.build_loader(training_cases, int(seed))
-        self.validation_loader = self.build_loader(training_cases, VALIDATION_SEED)
+        """Random crops of training cases and unlabelled images; monitoring repeats crops of training cases."""
+        split, folder = self.do_split(), Path(self.preprocessed_dataset_folder)
+        plans, section = self.plans_manager.plans, self.plan.config.pretraining
+        chosen = choose_cases(split, folder, plans, self.configuration_name, section)
+        self.print_to_log_file(chosen)
+        self.images_read = chosen.record(Path(self.output_folder), continued=self.current_epoch > 0)
+        seed = derive_seed(self.seed, self.current_epoch, self.local_rank)
+        loader = self.build_loader(split[0], seed, chosen.unlabelled)
+        self.validation_loader = self.build_loader(split[0], VALIDATION_SEED)
         return start_workers(loader, self.device), SingleThreadedAugmenter(self.validation_loader, None)
 
-    def build_loader(self, cases: list[str], seed: int) -> CropLocationLoader:
+    def build_loader(self, cases: list[str], seed: int, unlabelled: Iterable[str] = ()) -> CropLocationLoader:
         """A loader of crops with key points and target topology."""
-        dataset = self.dataset_class(self.preprocessed_dataset_folder, cases)
+        dataset = JointDataset(self.dataset_class(self.preprocessed_dataset_folder, cases), unlabelled)
         return build_pretraining_loader(dataset, self.batch_size, self.plan, self.label_manager, seed)
 
     def on_train_epoch_start(self) -> None:
@@ -146,5 +146,5 @@ class TopoMAEPretrainer(TopoMAETrainer):
         loader = self.build_loader(training_cases, VALIDATION_SEED)
         validation = ReconstructionValidation(unwrap(self.network), loader, self.plan, self.device)
         folder = Path(self.output_folder) / "validation"
-        mean = validation.run(sorted(training_cases), folder, self.print_to_log_file)["reconstruction"]["mean"]
-        self.print_to_log_file("Mean reconstruction:", mean)
+        summary = validation.run(sorted(training_cases), folder, self.print_to_log_file)
+        self.print_to_log_file("Mean reconstruction:", summary["reconstruction"]["mean"])

@@ -46,21 +46,30 @@ def hash_images(folder: Path, cases: Iterable[str]) -> dict[str, str]:
     return hashes
 
 
-def record_cases(hashes: Mapping[str, str], folder: Path, continued: bool) -> dict[str, str]:
-    """Write the cases that a pre-training reads to ``cases_read.json``, and return all that it has ever read.
+def record_cases(hashes: Mapping[str, str], file: Path, continued: bool) -> dict[str, str]:
+    """Write the cases that a pre-training reads to ``file``, and return all that it has ever read.
 
     Args:
         hashes: from :func:`hash_images`.
-        folder: the fold's folder.
+        file: JSON file in the fold's folder.
         continued: keep the cases of the earlier part of the training, which other splits may have chosen.
     """
-    file = folder / "cases_read.json"
     earlier = json.loads(file.read_text()) if continued and file.is_file() else {}
     cases = dict(sorted({**earlier, **hashes}.items()))
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(cases, indent=1))
     temporary.replace(file)
     return cases
+
+
+def intensity_statistics(normalization_schemes: Iterable[str]) -> str:
+    """What normalisation knows of images besides the one it normalises, for the manifest."""
+    if "CTNormalization" in normalization_schemes:
+        return (
+            "from labels: nnU-Net's CTNormalization clips and scales by intensities of labelled foreground voxels in "
+            "all cases of the data set, validation cases included"
+        )
+    return "of each image alone"
 
 
 def hash_json(value: Mapping[str, Any] | list[Any]) -> str:

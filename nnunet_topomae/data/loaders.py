@@ -1,7 +1,7 @@
 """Random crops with their place in the volume, drawn without looking at labels."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -9,7 +9,6 @@ from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.random import Generator
@@ -21,6 +20,16 @@ from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.data.transforms import draw_flip_axes, flip_crop
 from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.types import Size3
+
+
+@runtime_checkable
+class CaseSource(Protocol):
+    """What the loader asks of a data set; nnU-Net's classes have it."""
+
+    identifiers: list[str]
+
+    def load_case(self, identifier: str) -> Any:
+        """Image (C, D, H, W), segmentation, previous segmentation, properties."""
 
 
 class Crop(NamedTuple):
@@ -62,7 +71,7 @@ class CropLocationLoader(nnUNetDataLoader):
 
     def __init__(
         self,
-        dataset: nnUNetBaseDataset,
+        dataset: CaseSource,
         batch_size: int,
         patch_size: Size3,
         label_manager: LabelManager,
@@ -133,8 +142,13 @@ class CropLocationLoader(nnUNetDataLoader):
         return Crop(volume.contiguous(), key_points, location)
 
 
+def derive_seed(*numbers: int) -> int:
+    """One seed from several numbers, such as a training's seed and the epoch it continues from."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def build_pretraining_loader(
-    dataset: nnUNetBaseDataset, batch_size: int, plan: Plan, label_manager: LabelManager, seed: int
+    dataset: CaseSource, batch_size: int, plan: Plan, label_manager: LabelManager, seed: int
 ) -> CropLocationLoader:
     """The loader that a plan's `topomae` section asks for."""
     topology = plan.config.topology

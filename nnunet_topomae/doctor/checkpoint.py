@@ -1,6 +1,7 @@
 """What a checkpoint says about itself, and whether this machine's data still agree with it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_topomae.data.cases import hash_images, hash_json, hash_json_file
 from nnunet_topomae.data.plan import read_plan
+from nnunet_topomae.data.unlabeled import unlabeled_folder
 from nnunet_topomae.doctor.checks import Check
 from nnunet_topomae.training.checkpoints import ENTRY
 
@@ -63,7 +65,15 @@ def check_checkpoint(described: Mapping[str, Any], plans: Mapping[str, Any], pre
         check_plan(described, dataset / f"{manifest['plans_name']}.json"),
         check_splits(manifest, dataset / "splits_final.json"),
         check_cases(manifest["cases"], dataset / configuration.data_identifier),
+        *_check_unlabeled(manifest.get("unlabeled", {}), dataset / configuration.data_identifier),
     ]
+
+
+def _check_unlabeled(recorded: Mapping[str, str], data_folder: Path) -> list[Check]:
+    """Unlabelled images, if the checkpoint has seen any."""
+    if not recorded:
+        return []
+    return [replace(check_cases(recorded, unlabeled_folder(data_folder)), name="unlabelled images")]
 
 
 def check_plan(described: Mapping[str, Any], plans_file: Path) -> Check:

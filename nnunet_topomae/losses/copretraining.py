@@ -44,8 +44,10 @@ def compose_reconstruction(reconstruction: Volume, data: Volume, hidden: VoxelMa
     return reconstruction.float()
 
 
-def build_topological_loss(config: TopologyConfig) -> TopologicalLoss:
-    """L_topo with the plan's policy."""
+def build_topological_loss(config: TopologyConfig) -> TopologicalLoss | None:
+    """L_topo with the plan's policy, or None where the plan leaves it out."""
+    if not config.enabled:
+        return None
     return TopologicalLoss(
         config.region, config.region_size, config.dimensions, config.normalisation, config.backend, config.threads
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_topomae.config import FROM_SCRATCH
+from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.training.checkpoints import ENTRY
 
 PRETRAINER = "TopoMAEPretrainer"
@@ -175,21 +176,26 @@ def check_same_plan(described: Mapping[str, Any], own: Mapping[str, Any], file: 
         )
 
 
-def check_no_leak(manifest: Mapping[str, Any], dataset: str, validation_cases: Iterable[str], file: Path) -> None:
-    """Refuse a checkpoint whose pre-training read a validation case of this fold.
+def check_no_leak(
+    manifest: Mapping[str, Any], dataset: str, validation_cases: Iterable[str], file: Path, patients: Patients
+) -> None:
+    """Refuse a checkpoint whose pre-training read a validation case of this fold, or another scan of its patient.
 
     Args:
         manifest: of the checkpoint; of interest only if it is about the same data set.
         dataset: name of this data set.
         validation_cases: case identifiers of the fold.
         file: the checkpoint, for the error.
+        patients: which patient a case belongs to.
 
     Raises:
         ValueError: naming the cases.
     """
-    leaked = sorted(set(manifest["cases"]) & set(validation_cases)) if manifest["dataset"] == dataset else []
+    read = [*manifest["cases"], *manifest.get("unlabeled", ())]
+    leaked = patients.shared(read, validation_cases) if manifest["dataset"] == dataset else []
     if leaked:
         raise ValueError(
-            f"{file} was pre-trained on {len(leaked)} validation cases of this fold ({', '.join(leaked[:5])}), so "
-            "validation would be too good to be true. Pre-train this fold, or use fold 'all' for both."
+            f"{file} was pre-trained on {len(leaked)} validation cases of this fold, or other scans of their patients "
+            f"({', '.join(leaked[:5])}), so validation would be too good to be true. Pre-train this fold, or use fold "
+            "'all' for both."
         )

@@ -15,7 +15,7 @@ PLACES = {
     **dict.fromkeys(("topology", "losses", "architectures"), 1),
     **dict.fromkeys(("data", "training", "datasets"), 2),
     **dict.fromkeys(("trainers", "plans", "ext_trainer"), 3),
-    **dict.fromkeys(("benchmark", "cli", "doctor", "parameters"), 4),
+    **dict.fromkeys(("benchmark", "cli", "doctor", "parameters", "preprocess_unlabeled"), 4),
 }
 F0 = {"numpy", "torch", "jaxtyping"}
 F1 = F0 | {"timm", "dynamic_network_architectures", "numba", "ot", "scipy"}
@@ -45,7 +45,7 @@ def floor_of(module: str) -> int | None:
 
 
 def imports_of(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -78,7 +78,7 @@ def test_imports_keep_to_the_floors(path: Path) -> None:
 def test_the_library_neither_prints_nor_opens_in_the_lower_floors(path: Path) -> None:
     calls = {
         node.func.id
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
     forbidden = {"print", "open", "exit", "input"} if floor_of(name_of(path)) != 2 else {"print", "exit", "input"}
@@ -87,7 +87,7 @@ def test_the_library_neither_prints_nor_opens_in_the_lower_floors(path: Path) ->
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_and_functions_stay_short(path: Path) -> None:
-    source = path.read_text()
+    source = path.read_text(encoding="utf-8")
     limit = LINES_OF_A_TRAINER if path.parent == ROOT / "trainers" else LINES_OF_A_FILE
     assert source.count("\n") <= limit, f"{source.count(chr(10))} lines, at most {limit}"
     for node in ast.walk(ast.parse(source)):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_topomae.data.cases import check_enough_cases, hash_images, hash_json, record_cases
+from nnunet_topomae.data.cases import check_enough_cases, hash_images, hash_json, intensity_statistics, record_cases
 
 
 def test_hash_images_is_sha256_by_sorted_case(tmp_path: Path) -> None:
@@ -36,6 +36,11 @@ def test_fewer_than_five_cases(tmp_path: Path) -> None:
 
 
 def test_a_continued_training_remembers_the_cases_it_read_before(tmp_path: Path) -> None:
-    assert record_cases({"b": "1"}, tmp_path, continued=False) == {"b": "1"}
-    assert record_cases({"a": "2"}, tmp_path, continued=True) == {"a": "2", "b": "1"}
-    assert record_cases({"a": "2"}, tmp_path, continued=False) == {"a": "2"}
+    assert record_cases({"b": "1"}, tmp_path / "read.json", continued=False) == {"b": "1"}
+    assert record_cases({"a": "2"}, tmp_path / "read.json", continued=True) == {"a": "2", "b": "1"}
+    assert record_cases({"a": "2"}, tmp_path / "read.json", continued=False) == {"a": "2"}
+
+
+def test_label_derived_intensities_are_said() -> None:
+    assert intensity_statistics(["ZScoreNormalization"]) == "of each image alone"
+    assert "validation cases included" in intensity_statistics(["ZScoreNormalization", "CTNormalization"])

@@ -8,6 +8,7 @@ from torch import nn
 from nnunet_topomae.architectures.build import build_copretraining_network, build_fusion_network
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig
+from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.training.transfer import (
     PretrainingSource,
     check_no_leak,
@@ -119,7 +120,14 @@ def test_another_plan_is_refused_with_both_values() -> None:
 
 def test_leak_is_refused() -> None:
     manifest = {"dataset": "Dataset001_A", "cases": {"a": "1", "b": "2"}}
-    check_no_leak(manifest, "Dataset001_A", ["c"], Path("c.pth"))
-    check_no_leak(manifest, "Dataset002_B", ["a"], Path("c.pth"))
-    with pytest.raises(ValueError, match=r"1 validation cases of this fold \(b\)"):
-        check_no_leak(manifest, "Dataset001_A", ["b", "c"], Path("c.pth"))
+    check_no_leak(manifest, "Dataset001_A", ["c"], Path("c.pth"), Patients(None))
+    check_no_leak(manifest, "Dataset002_B", ["a"], Path("c.pth"), Patients(None))
+    with pytest.raises(ValueError, match=r"1 validation cases of this fold.*\(b\)"):
+        check_no_leak(manifest, "Dataset001_A", ["b", "c"], Path("c.pth"), Patients(None))
+
+
+def test_other_scans_of_a_validation_patient_are_a_leak_too() -> None:
+    manifest = {"dataset": "Dataset001_A", "cases": {"1_ED": "x"}, "unlabeled": {"2_ph02": "y"}}
+    check_no_leak(manifest, "Dataset001_A", ["2_ED", "1_ES"], Path("c.pth"), Patients(None))
+    with pytest.raises(ValueError, match=r"\(1_ED, 2_ph02\)"):
+        check_no_leak(manifest, "Dataset001_A", ["2_ED", "1_ES"], Path("c.pth"), Patients("(.+)_"))

@@ -1,0 +1,106 @@
+"""Which images a fold's pre-training reads: the fold's training cases, and unlabelled images of other patients."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
+
+from nnunet_topomae.config import PretrainingConfig
+from nnunet_topomae.data.cases import hash_images, record_cases
+from nnunet_topomae.data.patients import Patients
+from nnunet_topomae.data.unlabeled import read_manifest, unlabeled_folder
+
+
+@dataclass(frozen=True)
+class PretrainingCases:
+    """What a fold's pre-training reads.
+
+    Attributes:
+        labelled: SHA-256 of the preprocessed images of the fold's training cases, by case.
+        unlabelled: likewise of the unlabelled images.
+        excluded: why an unlabelled image is not read, by case.
+    """
+
+    labelled: dict[str, str]
+    unlabelled: dict[str, str]
+    excluded: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"pre-training reads {len(self.labelled)} training cases and {len(self.unlabelled)} unlabelled images"]
+        return "\n".join([*lines, *(f"left out {case}: {reason}" for case, reason in self.excluded.items())])
+
+    def record(self, folder: Path, continued: bool) -> dict[str, dict[str, str]]:
+        """Write both lists into the fold's folder; returns them as the manifest's ``cases`` and ``unlabeled``."""
+        return {
+            "cases": record_cases(self.labelled, folder / "cases_read.json", continued),
+            "unlabeled": record_cases(self.unlabelled, folder / "unlabeled_read.json", continued),
+        }
+
+
+def choose_cases(
+    split: tuple[Sequence[str], Sequence[str]],
+    data_folder: Path,
+    plans: Mapping[str, Any],
+    configuration: str,
+    section: PretrainingConfig,
+) -> PretrainingCases:
+    """The images that a fold's pre-training may read.
+
+    Left out is every unlabelled image that equals a validation case or shows a validation patient.
+
+    Args:
+        split: training and validation cases of the fold; fold `all` has the same in both and validates on nothing.
+        data_folder: the preprocessed data set.
+        plans: content of the plans file.
+        configuration: name of the configuration.
+        section: whether to read unlabelled images, and which patient a case belongs to.
+
+    Raises:
+        ValueError: the fold itself has a patient on both sides, or the unlabelled images were preprocessed for
+            another plan.
+    """
+    training = split[0]
+    validation = [] if set(split[0]) == set(split[1]) else list(split[1])
+    patients = Patients(section.patients)
+    if both := patients.shared(training, validation):
+        raise ValueError(
+            f"this fold validates on patients of whom it trains on other scans ({', '.join(both[:5])}). Write folds "
+            f"that keep a patient's cases together to {data_folder.parent / 'splits_final.json'}."
+        )
+    unlabelled = read_manifest(data_folder, plans, configuration) if section.unlabeled else {}
+    excluded = dict.fromkeys(patients.shared(unlabelled, validation), "its patient is validated on")
+    for case, entry in unlabelled.items():
+        if entry["twin"] in validation:
+            excluded[case] = f"the same image as validation case {entry['twin']}"
+    kept = [case for case in unlabelled if case not in excluded]
+    return PretrainingCases(
+        labelled=hash_images(data_folder, training),
+        unlabelled=hash_images(unlabeled_folder(data_folder), kept),
+        excluded=dict(sorted(excluded.items())),
+    )
+
+
+class JointDataset:
+    """Labelled and unlabelled cases as one data set, for nnU-Net's loader.
+
+    Args:
+        labelled: the preprocessed data set, with the cases to read.
+        unlabelled: names of unlabelled cases in the folder beside it.
+    """
+
+    def __init__(self, labelled: nnUNetBaseDataset, unlabelled: Iterable[str]) -> None:
+        folder = str(unlabeled_folder(Path(labelled.source_folder)))
+        self.labelled = labelled
+        self.unlabelled = nnUNetDatasetBlosc2(folder, sorted(unlabelled))
+        self.source_folder = labelled.source_folder
+        self.identifiers = [*labelled.identifiers, *self.unlabelled.identifiers]
+        self._own = frozenset(self.unlabelled.identifiers)
+
+    def load_case(self, identifier: str) -> Any:
+        """Image, segmentation (of unlabelled cases the foreground mask only), None, properties."""
+        return (self.unlabelled if identifier in self._own else self.labelled).load_case(identifier)
+
+    def __getitem__(self, identifier: str) -> Any:
+        return self.load_case(identifier)
