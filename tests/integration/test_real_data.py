@@ -92,6 +92,7 @@ def test_pretrain_fuse_validate_predict_export(
     cases = work.take(test_data(dataset))
     number = dataset[7:10]
     planning = ["-d", number, "-c", "3d_fullres", "-npfp", "1", "-np", "1", "-pl", PLANNERS[plans]]
+    planning += ["-gpu_memory_target", "10"]  # two crops of 12x256x256 need 9.2 GB by our estimate
     work.run("nnUNetv2_plan_and_preprocess", *planning, "--verify_dataset_integrity")
     short = work.shorten(dataset, plans)
     configuration = json.loads((work.folders["nnUNet_preprocessed"] / dataset / f"{short}.json").read_text())
@@ -134,3 +135,36 @@ def test_pretrain_fuse_validate_predict_export(
     work.run("nnUNetv2_install_pretrained_model_from_zip", str(tmp_path / "model.zip"))
     restored = results / f"TopoMAEFusionTrainer__{short}__3d_fullres" / "fold_0" / "checkpoint_final.pth"
     assert restored.is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_unlabelled_scans_of_validation_patients_stay_out(test_data: Any, tmp_path: Path) -> None:
+    import torch
+
+    dataset, unlabelled = "Dataset132_SunnybrookCavity", test_data("unlabeled_cine_sunnybrook")
+    source = test_data(dataset)
+    work = Workspace(tmp_path)
+    work.take(source)
+    raw = work.folders["nnUNet_raw"] / dataset
+    shutil.copytree(unlabelled, raw / "imagesUn", ignore=lambda _, names: [n for n in names if "_0000" not in n])
+    shutil.copyfile(source / "splits_final.patient_grouped.json", raw / "splits_final.json")
+    planning = ["-d", "132", "-c", "3d_fullres", "-npfp", "1", "-np", "1", "-pl", "TopoMAEPlanner"]
+    work.run("nnUNetv2_plan_and_preprocess", *planning)
+    short = work.shorten(dataset, "TopoMAEPlans")
+    plan = ["plan", "-d", "132", "-p", short, "-c", "3d_fullres", "--name", "grouped"]
+    work.run("nnunet-topomae", *plan, "--set", "pretraining.patients=^([^_]+)_", "pretraining.epochs=1")
+    work.run("nnunet-topomae", "preprocess-unlabeled", "-d", "132", "-p", "grouped")
+    log = work.run(
+        "nnUNetv2_train", "132", "3d_fullres", "0", "-tr", "TopoMAEPretrainer", "-p", "grouped", "-device", "cpu"
+    )
+    assert "pre-training reads 8 training cases and 16 unlabelled images" in log
+    fold = work.folders["nnUNet_results"] / dataset / "TopoMAEPretrainer__grouped__3d_fullres" / "fold_0"
+    manifest = torch.load(fold / "checkpoint_final.pth", weights_only=False)["topomae"]["manifest"]
+    splits = json.loads((work.folders["nnUNet_preprocessed"] / dataset / "splits_final.json").read_text())
+    assert {case.split("_")[0] for case in splits[0]["val"]} == {"SCHFI1"}
+    read = [*manifest["cases"], *manifest["unlabeled"]]
+    assert len(read) == 24
+    assert "SCHFI1" not in {case.split("_")[0] for case in read}
+    report = work.run("nnunet-topomae", "doctor", "--checkpoint", str(fold / "checkpoint_final.pth"))
+    assert "all 16 recorded cases are unchanged" in report

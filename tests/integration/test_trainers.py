@@ -172,7 +172,7 @@ def test_pre_training_is_interrupted_continued_and_fine_tuned(
     # The same file named in the plan; but another fold's validation cases are in it.
     name = _variant(workspace, "named", pretrained=weights)
     other = json.loads((workspace / "preprocessed" / DATASET / "splits_final.json").read_text())[1]["val"]
-    with pytest.raises(ValueError, match=f"validation cases of this fold .*{sorted(other)[0]}"):
+    with pytest.raises(ValueError, match=f"validation cases of this fold.*{sorted(other)[0]}"):
         from nnunetv2.run.run_training import run_training
 
         run_training("901", "3d_fullres", 1, "TopoMAEFusionTrainer", name, device=torch.device("cpu"))
@@ -207,3 +207,31 @@ def test_training_from_scratch(
     checkpoint = torch.load(fold / "checkpoint_final.pth", weights_only=False)
     assert checkpoint["inference_allowed_mirroring_axes"] == in_prediction
     assert "weights matched" not in capsys.readouterr().out
+
+
+def test_unlabelled_images_are_read_and_listed(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    from nnunet_topomae.cli import main
+
+    unlabelled = workspace / "raw" / DATASET / "imagesUn"
+    unlabelled.mkdir()
+    for name, case in (("u1", 20), ("u2", 21)):
+        _write_case(workspace / "raw" / DATASET, case)
+        moved = workspace / "raw" / DATASET / "imagesTr" / f"c{case}_0000.nii.gz"
+        moved.rename(unlabelled / f"{name}_0000.nii.gz")
+        (workspace / "raw" / DATASET / "labelsTr" / f"c{case}.nii.gz").unlink()
+    splits = json.loads((workspace / "preprocessed" / DATASET / "splits_final.json").read_text())
+    copied = splits[0]["val"][0]
+    image = (workspace / "raw" / DATASET / "imagesTr" / f"{copied}_0000.nii.gz").read_bytes()
+    (unlabelled / "copy_0000.nii.gz").write_bytes(image)
+    assert main(["preprocess-unlabeled", "-d", "901"]) == 0
+    assert "3 unlabelled images" in capsys.readouterr().out
+    name = _variant(workspace, "unlabelled")
+    _train("TopoMAEPretrainer", name)
+    printed = capsys.readouterr().out
+    assert "and 2 unlabelled images" in printed
+    assert f"left out copy: the same image as validation case {copied}" in printed
+    checkpoint = torch.load(_fold(workspace, "TopoMAEPretrainer", name) / "checkpoint_final.pth", weights_only=False)
+    assert sorted(checkpoint["topomae"]["manifest"]["unlabeled"]) == ["u1", "u2"]
+    assert checkpoint["topomae"]["manifest"]["intensity_statistics"] == "of each image alone"
