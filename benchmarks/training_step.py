@@ -138,9 +138,10 @@ def main() -> None:
     args = parser.parse_args()
     result = measure(args)
     sys.stdout.write(f"{result['device']}, {result['cores']} cores, {result['patch']}, batch {BATCH_SIZE}\n\n")
-    sys.stdout.write("| L_topo | step, s | ratio |\n|---|---|---|\n")
+    sys.stdout.write("| L_topo | step, s | ratio | share of the step in which the networks wait |\n|---|---|---|---|\n")
     for name, value in result["median"].items():
-        sys.stdout.write(f"| {name} | {value:.2f} | {result['ratio'][name]:.2f} |\n")
+        ratio = result["ratio"][name]
+        sys.stdout.write(f"| {name} | {value:.2f} | {ratio:.2f} | {max(0.0, 1 - 1 / ratio):.0%} |\n")
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
 

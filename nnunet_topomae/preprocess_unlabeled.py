@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,11 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from nnunet_topomae.data.unlabeled import RAW_FOLDER, Job, find_images, preprocess_unlabeled
+    from nnunet_topomae.plans.command import nnunet_folder
     from nnunet_topomae.plans.variants import read_plans
 
     dataset = maybe_convert_to_dataset_name(int(args.d) if args.d.isdigit() else args.d)
-    folder = _nnunet_folder("nnUNet_preprocessed") / dataset
+    folder = nnunet_folder("nnUNet_preprocessed") / dataset
     plans = read_plans(folder / f"{args.p}.json")
     manager = PlansManager(json.loads(json.dumps(plans)))
     if args.c not in manager.available_configurations:
@@ -43,16 +43,10 @@ def run(args: argparse.Namespace) -> int:
             f"{data_folder} does not exist. Preprocess the data set first: nnUNetv2_preprocess -d {args.d} "
             f"-plans_name {args.p} -c {args.c}"
         )
-    source = args.i or _nnunet_folder("nnUNet_raw") / dataset / RAW_FOLDER
+    source = args.i or nnunet_folder("nnUNet_raw") / dataset / RAW_FOLDER
     channels = len(description.get("channel_names", description.get("modality", ())))
     images = find_images(source, description["file_ending"], channels)
     job = Job(plans, args.c, description, data_folder)
     done = list(tqdm(preprocess_unlabeled(job, images, args.np), "unlabelled images", len(images), unit="image"))
     print(f"{len(done)} unlabelled images in {job.folder}. TopoMAEPretrainer reads them with -p {args.p} -c {args.c}.")
     return 0
-
-
-def _nnunet_folder(name: str) -> Path:
-    if not os.environ.get(name):
-        raise ValueError(f"{name} is not set; set it as for nnU-Net's own commands")
-    return Path(os.environ[name])

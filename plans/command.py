@@ -1,8 +1,13 @@
 """`nnunet-topomae plan`: plan and preprocess with TopoMAEPlanner, make variants of plans, explain them."""
 
 import argparse
+import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnunet_topomae.plans.preset import Preset
 
 CONFIGURATIONS = ("3d_fullres", "3d_lowres")
 PLANS = "TopoMAEPlans"
@@ -11,8 +16,13 @@ PLANS = "TopoMAEPlans"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments, named as in nnUNetv2_plan_and_preprocess."""
     parser.add_argument("-d", type=int, nargs="+", required=True, metavar="ID", help="data set ids")
-    parser.add_argument("-gpu_memory_target", type=float, default=8, metavar="GB", help="GPU memory to plan for")
+    parser.add_argument("-gpu_memory_target", type=float, default=8.0, metavar="GB", help="GPU memory to plan for")
     parser.add_argument("-overwrite_plans_name", default=PLANS, metavar="NAME", help="name of the plans")
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="published settings: acdc, btcv, msd_lung, msd_spleen or synapse; plans TopoMAEPlans_NAME",
+    )
     parser.add_argument("-c", nargs="+", default=list(CONFIGURATIONS), metavar="CONFIGURATION", help="to preprocess")
     parser.add_argument("-npfp", type=int, default=8, metavar="N", help="processes for the fingerprint")
     parser.add_argument("-np", type=int, default=4, metavar="N", help="processes for preprocessing")
@@ -43,7 +53,12 @@ def run(args: argparse.Namespace) -> int:
     )
 
     from nnunet_topomae.plans.planner import TopoMAEPlanner
+    from nnunet_topomae.plans.preset import check_dataset, load_preset
 
+    preset = load_preset(args.preset) if args.preset else None
+    if preset is not None:
+        for dataset in args.d:
+            check_dataset(preset, _raw_description(dataset))
     extract_fingerprints(
         args.d, num_processes=args.npfp, check_dataset_integrity=args.verify_dataset_integrity, clean=False
     )
@@ -52,26 +67,58 @@ def run(args: argparse.Namespace) -> int:
             dataset,
             TopoMAEPlanner,
             gpu_memory_target_in_gb=args.gpu_memory_target,
-            overwrite_plans_name=args.overwrite_plans_name,
+            overwrite_target_spacing=None if preset is None else preset.get("spacing"),
+            overwrite_plans_name=args.overwrite_plans_name if preset is None else preset.plans_name,
         )
+        if preset is not None:
+            _apply_preset(dataset, preset)
         print(f"plans {name} written for data set {dataset}")
         if not args.no_pp:
             preprocess_dataset(dataset, name, tuple(args.c), num_processes=[args.np] * len(args.c))
     return 0
 
 
+def _raw_description(dataset: int) -> dict[str, Any]:
+    """dataset.json of the raw data."""
+    from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+
+    file = nnunet_folder("nnUNet_raw") / convert_id_to_dataset_name(dataset) / "dataset.json"
+    return dict(json.loads(file.read_text()))
+
+
+def _apply_preset(dataset: int, preset: "Preset") -> None:
+    """Rewrite freshly made plans with the preset's values."""
+    from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+
+    from nnunet_topomae.plans.preset import apply_preset
+    from nnunet_topomae.plans.variants import read_plans, write_plans
+
+    folder = nnunet_folder("nnUNet_preprocessed") / convert_id_to_dataset_name(dataset)
+    path = folder / f"{preset.plans_name}.json"
+    plans = apply_preset(read_plans(path), preset)
+    path.unlink()
+    write_plans(plans, folder)
+
+
+def nnunet_folder(name: str) -> Path:
+    """One of nnU-Net's folders.
+
+    Raises:
+        ValueError: the variable is not set.
+    """
+    if not os.environ.get(name):
+        raise ValueError(f"{name} is not set; set it as for nnU-Net's own commands")
+    return Path(os.environ[name])
+
+
 def _work_on_plans(dataset: int, args: argparse.Namespace) -> None:
     """Write a variant of existing plans, explain it or them."""
-    import json
-
     from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 
     from nnunet_topomae.plans.explain import explain
     from nnunet_topomae.plans.variants import make_variant, parse_setting, read_plans, write_plans
 
-    if not os.environ.get("nnUNet_preprocessed"):  # noqa: SIM112
-        raise ValueError("nnUNet_preprocessed is not set; set it as for nnU-Net's own commands")
-    folder = Path(os.environ["nnUNet_preprocessed"]) / convert_id_to_dataset_name(dataset)  # noqa: SIM112
+    folder = nnunet_folder("nnUNet_preprocessed") / convert_id_to_dataset_name(dataset)
     plans = read_plans(folder / f"{args.p}.json")
     configurations = [name for name in args.c if name in plans["configurations"]]
     if not configurations:

@@ -82,7 +82,10 @@ class TopoMAETrainer(nnUNetTrainer):
             "configuration": self.configuration_name,
             "fold": self.fold,
             "splits_hash": hash_json_file(Path(self.preprocessed_dataset_folder_base) / "splits_final.json"),
-            "intensity_statistics": intensity_statistics(self.configuration_manager.normalization_schemes),
+            "intensity_statistics": intensity_statistics(
+                self.configuration_manager.normalization_schemes,
+                self.plans_manager.foreground_intensity_properties_per_channel,
+            ),
             **self.images_read,
         }
         save_atomically({**self.training_state(), ENTRY: describe(self.role, self.plan, manifest)}, filename)

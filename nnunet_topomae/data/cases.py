@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 MIN_CASES_FOR_FOLDS = 5
+# Key of a plan's intensity properties of a channel that says where they come from, if not from labels.
+INTENSITY_SOURCE = "source"
 _IMAGE_SUFFIXES = (".b2nd", ".npy", ".npz")
 
 
@@ -62,9 +64,17 @@ def record_cases(hashes: Mapping[str, str], file: Path, continued: bool) -> dict
     return cases
 
 
-def intensity_statistics(normalization_schemes: Iterable[str]) -> str:
-    """What normalisation knows of images besides the one it normalises, for the manifest."""
-    if "CTNormalization" in normalization_schemes:
+def intensity_statistics(normalization_schemes: Iterable[str], properties: Mapping[str, Mapping[str, Any]]) -> str:
+    """What normalisation knows of images besides the one it normalises, for the manifest.
+
+    Args:
+        normalization_schemes: one a channel.
+        properties: the plan's intensity properties of every channel, by the channel's number.
+    """
+    of_ct = [properties[str(c)] for c, scheme in enumerate(normalization_schemes) if scheme == "CTNormalization"]
+    if of_ct and all(INTENSITY_SOURCE in channel for channel in of_ct):
+        return "; ".join(sorted({str(channel[INTENSITY_SOURCE]) for channel in of_ct}))
+    if of_ct:
         return (
             "from labels: nnU-Net's CTNormalization clips and scales by intensities of labelled foreground voxels in "
             "all cases of the data set, validation cases included"

@@ -42,5 +42,8 @@ def test_a_continued_training_remembers_the_cases_it_read_before(tmp_path: Path)
 
 
 def test_label_derived_intensities_are_said() -> None:
-    assert intensity_statistics(["ZScoreNormalization"]) == "of each image alone"
-    assert "validation cases included" in intensity_statistics(["ZScoreNormalization", "CTNormalization"])
+    measured, given = {"mean": 1.0}, {"mean": 1.0, "source": "published window -175..250"}
+    assert intensity_statistics(["ZScoreNormalization"], {"0": measured}) == "of each image alone"
+    two = ["ZScoreNormalization", "CTNormalization"]
+    assert "validation cases included" in intensity_statistics(two, {"0": given, "1": measured})
+    assert intensity_statistics(two, {"0": measured, "1": given}) == "published window -175..250"
