@@ -130,6 +130,7 @@ class FinetuningConfig:
     Attributes:
         pretrained: null finds the pre-training of the same data set, plans, configuration and fold; a path is a
             checkpoint file; `scratch` trains without one.
+        transfer: `same_plan` refuses a checkpoint of another plan, `resample` adapts its weights to this one.
         epochs: epochs of `iterations_per_epoch` (paper: 5,000 passes over the cases).
         iterations_per_epoch: training steps in an epoch (nnU-Net: 250).
         validation_iterations: validation steps in an epoch (nnU-Net: 50).
@@ -144,6 +145,7 @@ class FinetuningConfig:
     """
 
     pretrained: str | None = None
+    transfer: Literal["same_plan", "resample"] = "same_plan"
     epochs: int = 1000
     iterations_per_epoch: int = 250
     validation_iterations: int = 50

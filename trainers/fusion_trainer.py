@@ -12,14 +12,17 @@ from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.data.plan import read_plan
 from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
 from nnunet_topomae.training.checkpoints import ENTRY, unwrap
+from nnunet_topomae.training.resample import NetworkSize
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
 from nnunet_topomae.training.transfer import (
     FRESH_PREFIXES,
     PretrainingSource,
     check_no_leak,
     check_same_plan,
+    described_size,
     read_checkpoint,
     transfer,
+    transfer_resampled,
 )
 
 
@@ -95,10 +98,21 @@ class TopoMAEFusionTrainer(UNETRPPTrainer):
         file = self.source.require()
         checkpoint = read_checkpoint(file)
         described = checkpoint[ENTRY]
-        check_same_plan(described["plan"], self.plan.facts, file)
         if self.fold != "all":
             _, validation_cases = self.do_split()
             patients = Patients(self.plan.config.pretraining.patients)
             check_no_leak(described["manifest"], self.plans_manager.dataset_name, validation_cases, file, patients)
-        result = transfer(checkpoint["network_weights"], unwrap(self.network))
+        if described["manifest"]["dataset"] != self.plans_manager.dataset_name:
+            name = described["manifest"]["dataset"]
+            self.print_to_log_file(
+                f"pre-trained on {name}, another data set: no list of cases to compare with this one"
+            )
+        weights, network = checkpoint["network_weights"], unwrap(self.network)
+        if self.plan.config.finetuning.transfer == "resample":
+            old = described_size(described["plan"], self.plan.facts, file)
+            result = transfer_resampled(weights, network, old, NetworkSize(self.plan.shape, self.num_input_channels))
+        else:
+            check_same_plan(described["plan"], self.plan.facts, file)
+            result = transfer(weights, network)
+        result.write(Path(self.output_folder) / "transfer.json")
         self.print_to_log_file(f"pre-trained weights from {file}: {result}")

@@ -1,5 +1,6 @@
 """From a pre-training checkpoint to the fusion network, with every check and every weight counted."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +9,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nnunet_topomae.config import FROM_SCRATCH
+from nnunet_topomae.architectures.rule import derive_network_shape
+from nnunet_topomae.config import FROM_SCRATCH, SECTION, TopoMAEConfig
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.training.checkpoints import ENTRY
+from nnunet_topomae.training.resample import NetworkSize, adapt, source_name
 
 PRETRAINER = "TopoMAEPretrainer"
 CHECKPOINT = "checkpoint_final.pth"
 
 # Parts of the fusion network that pre-training does not have, and parts that only pre-training has.
 FRESH_PREFIXES = ("fusion.", "decoder.seg_layers.")
+# Keys of the architecture section that do not change what a pre-trained weight means.
+_FREE_TO_DIFFER = ("drop_path", "projections", "gamma")
 PRETRAINING_ONLY_PREFIXES = ("vit_decoder.", "vit_key_points.", "key_points.")
 
 
@@ -27,19 +32,28 @@ class Transfer(NamedTuple):
         matched: names loaded into the network.
         missing: names of the network that the checkpoint does not provide; they start fresh.
         unexpected: names of the checkpoint that the network does not use.
+        adapted: those of ``matched`` that were resampled to this plan, with the shapes before and after.
     """
 
     matched: list[str]
     missing: list[str]
     unexpected: list[str]
+    adapted: dict[str, str]
 
     def __str__(self) -> str:
         """Counts with the first component of the names."""
+        adapted = f", {len(self.adapted)} of them resampled" if self.adapted else ""
         return (
-            f"{len(self.matched)} weights matched; {len(self.missing)} missing, start fresh "
+            f"{len(self.matched)} weights matched{adapted}; {len(self.missing)} missing, start fresh "
             f"({_components(self.missing)}); {len(self.unexpected)} unexpected, not used "
             f"({_components(self.unexpected)})"
         )
+
+    def write(self, file: Path) -> None:
+        """Write what became of every weight as JSON, by name."""
+        became = dict.fromkeys(self.matched, "copied") | {n: f"resampled {s}" for n, s in self.adapted.items()}
+        became |= dict.fromkeys(self.missing, "fresh")
+        file.write_text(json.dumps({"weights": became, "unexpected": self.unexpected}, indent=1))
 
 
 def _components(names: Iterable[str]) -> str:
@@ -79,7 +93,50 @@ def transfer(weights: Mapping[str, Tensor], network: nn.Module) -> Transfer:
             "another architecture, patch size or number of channels: pre-train with the plan you fine-tune with."
         )
     network.load_state_dict({**own, **{name: weights[name] for name in matched}})
-    return Transfer(matched, missing, unexpected)
+    return Transfer(matched, missing, unexpected, {})
+
+
+def transfer_resampled(
+    weights: Mapping[str, Tensor], network: nn.Module, old: NetworkSize, new: NetworkSize
+) -> Transfer:
+    """Load the weights of another plan's pre-training, adapted to this network (training/resample.py).
+
+    Stages that only one of the networks has start fresh or are left out.
+
+    Args:
+        weights: state dict of a CoPretrainingNetwork of the same architecture section.
+        network: the fusion network.
+        old: size of the network that was pre-trained.
+        new: size of ``network``.
+
+    Raises:
+        ValueError: a weight has another shape for another reason. Nothing is loaded then.
+    """
+    own = network.state_dict()
+    loaded: dict[str, Tensor] = {}
+    adapted: dict[str, str] = {}
+    used: set[str] = set()
+    problems = []
+    for name, value in own.items():
+        source = source_name(name, old.shape, new.shape)
+        if name.startswith(FRESH_PREFIXES) or source not in weights:
+            continue
+        made = adapt(name, weights[source], value.shape, old, new)
+        if made is None:
+            problems.append(f"{name} is {tuple(weights[source].shape)}, needed is {tuple(value.shape)}")
+            continue
+        loaded[name] = made
+        used.add(source)
+        if not torch.equal(made, weights[source]):
+            adapted[name] = f"{tuple(weights[source].shape)} -> {tuple(value.shape)}"
+    if problems:
+        raise ValueError(
+            f"the pre-trained weights cannot be adapted in {len(problems)} places: {'; '.join(problems[:5])}. The "
+            "architecture sections of both plans must agree."
+        )
+    network.load_state_dict({**own, **loaded})
+    missing = [name for name in own if name not in loaded]
+    return Transfer(list(loaded), missing, [name for name in weights if name not in used], adapted)
 
 
 @dataclass(frozen=True)
@@ -172,8 +229,34 @@ def check_same_plan(described: Mapping[str, Any], own: Mapping[str, Any], file: 
         listed = "; ".join(f"{key}: checkpoint {described.get(key)!r}, plan {own[key]!r}" for key in different[:3])
         raise ValueError(
             f"{file} was pre-trained with another plan ({listed}). Pre-train with the plan you fine-tune with: "
-            f"nnUNetv2_train ... -tr {PRETRAINER} -p PLANS."
+            f"nnUNetv2_train ... -tr {PRETRAINER} -p PLANS. Or adapt its weights: nnunet-topomae plan -d ID "
+            "--name NAME --set finetuning.transfer=resample"
         )
+
+
+def described_size(described: Mapping[str, Any], own: Mapping[str, Any], file: Path) -> NetworkSize:
+    """Size of a pre-trained network from its checkpoint's ``plan`` facts.
+
+    Args:
+        described: ``plan`` facts of the checkpoint.
+        own: plan facts of this training.
+        file: the checkpoint, for the error.
+
+    Raises:
+        ValueError: the architecture sections differ in more than sizes that follow from the plan.
+    """
+    theirs, ours = described["architecture"], own["architecture"]
+    different = [key for key in ours if key not in _FREE_TO_DIFFER and theirs.get(key) != ours[key]]
+    if different:
+        listed = "; ".join(f"{key}: checkpoint {theirs.get(key)!r}, plan {ours[key]!r}" for key in different)
+        raise ValueError(
+            f"{file} was pre-trained with another architecture ({listed}), which cannot be adapted. Set the same "
+            "values in this plan: nnunet-topomae plan --set architecture.KEY=VALUE."
+        )
+    architecture = TopoMAEConfig.from_configuration({SECTION: {"architecture": theirs}}).architecture
+    return NetworkSize(
+        derive_network_shape(described["patch_size"], described["strides"], architecture), described["channels"]
+    )
 
 
 def check_no_leak(

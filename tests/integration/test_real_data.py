@@ -168,3 +168,32 @@ def test_unlabelled_scans_of_validation_patients_stay_out(test_data: Any, tmp_pa
     assert "SCHFI1" not in {case.split("_")[0] for case in read}
     report = work.run("nnunet-topomae", "doctor", "--checkpoint", str(fold / "checkpoint_final.pth"))
     assert "all 16 recorded cases are unchanged" in report
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_pre_training_on_hippocampus_is_fine_tuned_on_the_heart(test_data: Any, tmp_path: Path) -> None:
+    source, target = "Dataset904_HippocampusMini", "Dataset132_SunnybrookCavity"
+    work = Workspace(tmp_path)
+    plans = {}
+    for dataset in (source, target):
+        work.take(test_data(dataset))
+        planning = ["-d", dataset[7:10], "-c", "3d_fullres", "-npfp", "1", "-np", "1", "-pl", "TopoMAEPlanner"]
+        work.run("nnUNetv2_plan_and_preprocess", *planning)
+        plans[dataset] = work.shorten(dataset, "TopoMAEPlans")
+    training = ["3d_fullres", "0", "-device", "cpu", "-tr"]
+    work.run("nnUNetv2_train", "904", *training, "TopoMAEPretrainer", "-p", plans[source])
+    model = f"TopoMAEPretrainer__{plans[source]}__3d_fullres"
+    checkpoint = work.folders["nnUNet_results"] / source / model / "fold_0" / "checkpoint_final.pth"
+    settings = [f"finetuning.pretrained={checkpoint}", "finetuning.transfer=resample"]
+    variant = ["plan", "-d", "132", "-p", plans[target], "-c", "3d_fullres", "--name", "from904", "--set", *settings]
+    work.run("nnunet-topomae", *variant)
+    log = work.run("nnUNetv2_train", "132", *training, "TopoMAEFusionTrainer", "-p", "from904")
+    assert "of them resampled" in log
+    assert f"pre-trained on {source}, another data set" in log
+    fold = work.folders["nnUNet_results"] / target / "TopoMAEFusionTrainer__from904__3d_fullres" / "fold_0"
+    assert (fold / "validation" / "summary.json").is_file()
+    became = json.loads((fold / "transfer.json").read_text())["weights"]
+    fresh = {name.split(".")[0] for name, what in became.items() if what == "fresh"}
+    assert "vit_encoder" not in fresh
+    assert sum(what.startswith("resampled") for what in became.values()) > 5

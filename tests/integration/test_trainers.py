@@ -75,11 +75,13 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             yield root
 
 
-def _variant(root: Path, name: str, **finetuning: Any) -> str:
+def _variant(root: Path, name: str, patch_size: list[int] | None = None, **finetuning: Any) -> str:
     folder = root / "preprocessed" / DATASET
     values = json.loads((folder / "TopoMAEPlans.json").read_text())
     values["plans_name"] = name
     values["configurations"]["3d_fullres"]["topomae"]["finetuning"] |= finetuning
+    if patch_size is not None:
+        values["configurations"]["3d_fullres"]["patch_size"] = patch_size
     (folder / f"{name}.json").write_text(json.dumps(values))
     return name
 
@@ -168,6 +170,18 @@ def test_pre_training_is_interrupted_continued_and_fine_tuned(
     weights = str(_fold(workspace, "TopoMAEPretrainer") / "checkpoint_final.pth")
     _train("TopoMAEFusionTrainer", name, pretrained_weights=weights)
     assert "weights were loaded by nnU-Net" in capsys.readouterr().out
+
+    # The same file for a plan with another patch: refused, or adapted where the plan asks for it.
+    name = _variant(workspace, "otherpatch", patch_size=[16, 24, 24], pretrained=weights)
+    with pytest.raises(ValueError, match=r"another plan \(patch_size.*finetuning.transfer=resample"):
+        _train("TopoMAEFusionTrainer", name)
+    name = _variant(workspace, "adapted", patch_size=[16, 24, 24], pretrained=weights, transfer="resample")
+    capsys.readouterr()
+    _train("TopoMAEFusionTrainer", name)
+    assert "of them resampled" in capsys.readouterr().out
+    became = json.loads((_fold(workspace, "TopoMAEFusionTrainer", name) / "transfer.json").read_text())["weights"]
+    assert became["encoder.stages.0.embeddings.0.position"].startswith("resampled (8, ")
+    assert became["vit_encoder.blocks.0.attn.qkv.weight"] == "copied"
 
     # The same file named in the plan; but another fold's validation cases are in it.
     name = _variant(workspace, "named", pretrained=weights)

@@ -1,0 +1,145 @@
+"""Adapts pre-trained weights to networks of another patch size, spacing, token size or number of channels.
+
+Two rules cover every weight that depends on the plan. Both leave equal sizes exactly as they are, and both treat
+constant and linear fields exactly:
+
+- What **writes** a field (position embeddings, transposed convolutions) writes the same field on the new grid.
+- What **reads** a field (token embedding, strided convolutions, EPA's projection) answers as it did to the same field
+  on the old grid: the new weight is the old one times the matrix that takes fields from the new grid to the old one.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnunet_topomae.architectures.rule import NetworkShape
+from nnunet_topomae.types import Size3
+
+_POSITION = re.compile(r".*\.position$")
+_PROJECTION = re.compile(r".*\.projection$")
+_PROJECTION_BIAS = re.compile(r".*\.projection_bias$")
+_UPSAMPLING = re.compile(r"decoder\.steps\.\d+\.upsampling\.weight$")
+_DOWNSAMPLING = re.compile(r"encoder\.downsampling\.\d+\.0\.weight$")
+_FULL_RESOLUTION = re.compile(r"encoder\.full_resolution\..*\.weight$")
+_DECODER_STEP = re.compile(r"decoder\.steps\.(\d+)\.")
+_TOKEN_EMBEDDING = "vit_encoder.patch_embedding.weight"
+
+
+@dataclass(frozen=True)
+class NetworkSize:
+    """What decides the shapes of a network's weights, besides the architecture's section.
+
+    Attributes:
+        shape: the rule's sizes.
+        channels: input channels.
+    """
+
+    shape: NetworkShape
+    channels: int
+
+
+def resampling_matrix(old: int, new: int) -> Float[Tensor, "new old"]:
+    """Takes values at ``old`` cell centres to ``new`` ones of the same length, in float64.
+
+    The mean over every new cell of the piecewise linear function through the old values, continued linearly to the
+    edges. Constant and linear sequences stay what they are; equal sizes give the identity.
+    """
+    if old == new:
+        return torch.eye(old, dtype=torch.float64)
+    if old == 1:
+        return torch.ones(new, 1, dtype=torch.float64)
+    samples = max(1, math.ceil(old / new))
+    points = (torch.arange(new * samples, dtype=torch.float64) + 0.5) * old / (new * samples) - 0.5
+    left = points.floor().clamp(0, old - 2).long()
+    weight = points - left
+    matrix = torch.zeros(new * samples, old, dtype=torch.float64)
+    rows = torch.arange(new * samples)
+    matrix[rows, left] = 1.0 - weight
+    matrix[rows, left + 1] = weight
+    return matrix.view(new, samples, old).mean(dim=1)  # (new * samples, old) -> (new, old)
+
+
+def resample_written(weight: Float[Tensor, "*any d h w"], size: Size3) -> Float[Tensor, "*any d2 h2 w2"]:
+    """The same field on another grid, along the last three axes."""
+    matrices = [resampling_matrix(old, new) for old, new in zip(weight.shape[-3:], size, strict=True)]
+    return _along_axes(weight, matrices)
+
+
+def resample_reading(weight: Float[Tensor, "*any d h w"], size: Size3) -> Float[Tensor, "*any d2 h2 w2"]:
+    """Weights that answer a field on the new grid as the old ones did on the old grid, along the last three axes."""
+    matrices = [resampling_matrix(new, old).t() for old, new in zip(weight.shape[-3:], size, strict=True)]
+    return _along_axes(weight, matrices)
+
+
+def spread_channels(weight: Float[Tensor, "out c *any"], channels: int) -> Float[Tensor, "out c2 *any"]:
+    """Weights for another number of input channels: the answer to equal channels stays what it was."""
+    old = weight.shape[1]
+    if old == channels:
+        return weight
+    mean = weight.double().mean(dim=1, keepdim=True) * (old / channels)
+    repeated = mean.expand(-1, channels, *weight.shape[2:])
+    return repeated.to(weight.dtype).clone()
+
+
+def repeat_rows(weight: Float[Tensor, "p *any"], count: int) -> Float[Tensor, "p2 *any"]:
+    """Another number of projected tokens: the first ones, repeated in turn where there are too few."""
+    return weight[torch.arange(count) % weight.shape[0]]
+
+
+def source_name(name: str, old: NetworkShape, new: NetworkShape) -> str:
+    """Name of a weight's counterpart in the old network, which may not exist.
+
+    Decoder steps are numbered from the coarsest stage on, but belong together from the finest one on.
+    """
+    found = _DECODER_STEP.match(name)
+    if found is None:
+        return name
+    step = int(found[1]) + len(old.dims) - len(new.dims)
+    return f"decoder.steps.{step}." + name[found.end() :]
+
+
+def adapt(name: str, weight: Tensor, shape: torch.Size, old: NetworkSize, new: NetworkSize) -> Tensor | None:
+    """The weight ``name`` of the new network from its counterpart; None if the shapes differ for another reason.
+
+    Args:
+        name: in the new network.
+        weight: the counterpart.
+        shape: shape in the new network.
+        old: the network that was pre-trained.
+        new: the network that is fine-tuned.
+    """
+    if name == _TOKEN_EMBEDDING:
+        kernel = weight.view(len(weight), old.channels, *old.shape.token_size)  # (E, C * t) -> (E, C, t0, t1, t2)
+        kernel = resample_reading(spread_channels(kernel, new.channels), new.shape.token_size)
+        adapted = kernel.flatten(1)
+    elif weight.shape == shape:
+        return weight
+    elif _POSITION.match(name):
+        adapted = resample_written(weight, _size(shape))
+    elif _PROJECTION.match(name):
+        adapted = repeat_rows(resample_reading(weight, _size(shape)), shape[0])
+    elif _PROJECTION_BIAS.match(name):
+        adapted = repeat_rows(weight, shape[0])
+    elif _UPSAMPLING.match(name):
+        adapted = resample_written(weight, _size(shape))
+    elif _DOWNSAMPLING.match(name):
+        adapted = resample_reading(spread_channels(weight, shape[1]), _size(shape))
+    elif _FULL_RESOLUTION.match(name):
+        adapted = spread_channels(weight, shape[1])
+    else:
+        return None
+    return adapted if adapted.shape == shape else None
+
+
+def _along_axes(weight: Tensor, matrices: list[Tensor]) -> Tensor:
+    depth, height, width = matrices
+    resampled = torch.einsum("...dhw,ad,bh,cw->...abc", weight.double(), depth, height, width)
+    return resampled.to(weight.dtype).contiguous()
+
+
+def _size(shape: torch.Size) -> Size3:
+    return shape[-3], shape[-2], shape[-1]
