@@ -20,6 +20,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command("nnunet_topomae.benchmark.demo", "the whole chain on synthetic volumes, with a report"),
+    "convert": Command("nnunet_topomae.convert", "make an nnU-Net data set from a download: BTCV, Synapse, ACDC, MSD"),
     "plan": Command("nnunet_topomae.plans.command", "plan a data set with TopoMAEPlanner, vary or explain plans"),
     "preprocess-unlabeled": Command(
         "nnunet_topomae.preprocess_unlabeled", "preprocess images without labels for pre-training"
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     name, arguments = _choose(argv)
     command = COMMANDS[name]
-    parser = argparse.ArgumentParser(prog=f"nnunet-topomae {name}", description=f"{command.help}.".capitalize())
+    parser = argparse.ArgumentParser(prog=f"nnunet-topomae {name}", description=_sentence(command.help))
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     debug = "--debug" in arguments
     try:
@@ -50,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _choose(argv: Sequence[str] | None) -> tuple[str, list[str]]:

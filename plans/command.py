@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 CONFIGURATIONS = ("3d_fullres", "3d_lowres")
 PLANS = "TopoMAEPlans"
+LABEL_FREE_PLANS = "TopoMAEPlans_labelfree"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset",
         metavar="NAME",
         help="published settings: acdc, btcv, msd_lung, msd_spleen or synapse; plans TopoMAEPlans_NAME",
+    )
+    parser.add_argument(
+        "--label-free",
+        action="store_true",
+        help="clip and scale CT by statistics that use no label; plans TopoMAEPlans_labelfree",
     )
     parser.add_argument("-c", nargs="+", default=list(CONFIGURATIONS), metavar="CONFIGURATION", help="to preprocess")
     parser.add_argument("-npfp", type=int, default=8, metavar="N", help="processes for the fingerprint")
@@ -53,12 +59,11 @@ def run(args: argparse.Namespace) -> int:
     )
 
     from nnunet_topomae.plans.planner import TopoMAEPlanner
-    from nnunet_topomae.plans.preset import check_dataset, load_preset
+    from nnunet_topomae.plans.preset import load_preset
 
     preset = load_preset(args.preset) if args.preset else None
-    if preset is not None:
-        for dataset in args.d:
-            check_dataset(preset, _raw_description(dataset))
+    for dataset in args.d:
+        _check_request(_raw_description(dataset), preset, args.label_free)
     extract_fingerprints(
         args.d, num_processes=args.npfp, check_dataset_integrity=args.verify_dataset_integrity, clean=False
     )
@@ -68,14 +73,66 @@ def run(args: argparse.Namespace) -> int:
             TopoMAEPlanner,
             gpu_memory_target_in_gb=args.gpu_memory_target,
             overwrite_target_spacing=None if preset is None else preset.get("spacing"),
-            overwrite_plans_name=args.overwrite_plans_name if preset is None else preset.plans_name,
+            overwrite_plans_name=_plans_name(args, preset),
         )
         if preset is not None:
             _apply_preset(dataset, preset)
+            print(_place_splits(dataset, preset))
+        if args.label_free:
+            _use_label_free_intensities(dataset, name)
         print(f"plans {name} written for data set {dataset}")
         if not args.no_pp:
             preprocess_dataset(dataset, name, tuple(args.c), num_processes=[args.np] * len(args.c))
     return 0
+
+
+def _plans_name(args: argparse.Namespace, preset: "Preset | None") -> str:
+    if preset is not None:
+        return str(preset.plans_name)
+    chosen = str(args.overwrite_plans_name)
+    return LABEL_FREE_PLANS if args.label_free and chosen == PLANS else chosen
+
+
+def _check_request(dataset_json: dict[str, Any], preset: "Preset | None", label_free: bool) -> None:
+    """What is asked for makes sense for this data set.
+
+    Raises:
+        ValueError: the preset is for other data, or label-free statistics would change nothing.
+    """
+    from nnunet_topomae.plans.preset import check_dataset
+
+    if preset is not None:
+        if label_free:
+            raise ValueError(f"--label-free does not go with --preset {preset.name}, which takes nothing from labels")
+        check_dataset(preset, dataset_json)
+    channels = dataset_json.get("channel_names", dataset_json.get("modality", {})).values()
+    if label_free and not any(str(channel).lower() == "ct" for channel in channels):
+        raise ValueError(
+            "--label-free changes how CT is clipped and scaled. No channel of this data set is named CT: nnU-Net "
+            "normalises each of its images by itself, without labels. Plan without --label-free."
+        )
+
+
+def _use_label_free_intensities(dataset: int, name: str) -> None:
+    """Rewrite freshly made plans with statistics that use no label."""
+    from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+    from tqdm import tqdm
+
+    from nnunet_topomae.data.intensities import describe_intensities, sample_bodies
+    from nnunet_topomae.plans.variants import read_plans, write_plans
+
+    dataset_name = convert_id_to_dataset_name(dataset)
+    cases = get_filenames_of_train_images_and_targets(str(nnunet_folder("nnUNet_raw") / dataset_name))
+    files = [[Path(file) for file in case["images"]] for case in cases.values()]
+    samples = list(tqdm(sample_bodies(files, _raw_description(dataset)), "intensities", len(files), unit="case"))
+    path = nnunet_folder("nnUNet_preprocessed") / dataset_name / f"{name}.json"
+    plans = read_plans(path)
+    plans["foreground_intensity_properties_per_channel"] = {
+        str(channel): describe_intensities(of_cases) for channel, of_cases in enumerate(zip(*samples, strict=True))
+    }
+    path.unlink()
+    write_plans(plans, path.parent)
 
 
 def _raw_description(dataset: int) -> dict[str, Any]:
@@ -98,6 +155,30 @@ def _apply_preset(dataset: int, preset: "Preset") -> None:
     plans = apply_preset(read_plans(path), preset)
     path.unlink()
     write_plans(plans, folder)
+
+
+def _place_splits(dataset: int, preset: "Preset") -> str:
+    """Write the published split beside nnU-Net's five folds, where there are no folds yet; says what was done."""
+    from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    from nnunet_topomae.datasets.splits import PUBLISHED_FILE, SPLITS_FILE, describe_published, make_splits
+
+    name = convert_id_to_dataset_name(dataset)
+    folder = nnunet_folder("nnUNet_preprocessed") / name
+    if preset.split is None:
+        return "no split is published for this data set: nnU-Net's five folds apply"
+    if (folder / SPLITS_FILE).is_file():
+        return f"{folder / SPLITS_FILE} is kept as it is"
+    cases = list(get_filenames_of_train_images_and_targets(str(nnunet_folder("nnUNet_raw") / name)))
+    try:
+        splits = make_splits(cases, preset.split.patient, preset.split)
+        description = describe_published(preset.split, cases)
+    except ValueError as error:
+        return f"the published split is not written ({error}): nnU-Net's five folds apply"
+    (folder / SPLITS_FILE).write_text(json.dumps(splits, indent=4) + "\n")
+    (folder / PUBLISHED_FILE).write_text(json.dumps(description, indent=4) + "\n")
+    return f"{folder / SPLITS_FILE} written: folds 0 to 4 as nnU-Net makes them, 5 as published"
 
 
 def nnunet_folder(name: str) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
 from nnunet_topomae.data.cases import INTENSITY_SOURCE
+from nnunet_topomae.datasets.splits import PublishedSplit
 from nnunet_topomae.plans.planner import MAX_POOLS, MIN_FEATURE_MAP_EDGE
 from nnunet_topomae.plans.variants import make_variant
 
@@ -46,6 +47,7 @@ class Preset:
         modality: `CT` or `MR`.
         foreground_classes: number of labels without background.
         values: all settings.
+        split: the published split; None where the paper does not state one.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Preset:
     modality: Literal["CT", "MR"]
     foreground_classes: int
     values: tuple[Value, ...]
+    split: PublishedSplit | None = None
 
     def get(self, key: str) -> Any:
         """A value, or None."""
@@ -78,7 +81,11 @@ def load_preset(name: str) -> Preset:
     if name not in preset_names():
         raise ValueError(f"no preset {name!r}; there are {', '.join(preset_names())}")
     read = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    return Preset(**{**read, "values": tuple(Value(**value) for value in read["values"])})
+    values = tuple(Value(**value) for value in read.pop("values"))
+    split: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in read.pop("split", {}).items()
+    }
+    return Preset(**read, values=values, split=PublishedSplit(**split) if split else None)
 
 
 def check_dataset(preset: Preset, dataset_json: Mapping[str, Any]) -> None:
@@ -159,7 +166,17 @@ def _set_patch_size(configuration: dict[str, Any], patch_size: list[int]) -> Non
 def table(preset: Preset) -> str:
     """The preset in Markdown, value by value with its source."""
     rows = [f"| `{v.key}` | {_plain(v.value)} | {v.source} | {v.reason} |" for v in preset.values]
+    rows.append(_split_row(preset))
     return "\n".join([f"### `{preset.name}`: {preset.title}", "", "| value | | source | |", "|---|---|---|---|", *rows])
+
+
+def _split_row(preset: Preset) -> str:
+    split = preset.split
+    if split is None:
+        return "| split | nnU-Net's five folds | ours | not published |"
+    parts = [split.train, split.validation, split.test]
+    sizes = [f"{100 * share:g} %" for share in split.shares] if split.shares else [str(len(part)) for part in parts]
+    return f"| split | {' / '.join(sizes)} | {split.source} | {split.reason} |"
 
 
 def _plain(value: Any) -> str:

@@ -1,1 +1,1 @@
-"""Data sets: the embedded phantoms."""
+"""Data sets: the embedded phantoms, and converters from downloads to nnU-Net's format."""

@@ -15,7 +15,7 @@ PLACES = {
     **dict.fromkeys(("topology", "losses", "architectures"), 1),
     **dict.fromkeys(("data", "training", "datasets"), 2),
     **dict.fromkeys(("trainers", "plans", "ext_trainer"), 3),
-    **dict.fromkeys(("benchmark", "cli", "doctor", "parameters", "preprocess_unlabeled"), 4),
+    **dict.fromkeys(("benchmark", "cli", "doctor", "parameters", "preprocess_unlabeled", "convert"), 4),
 }
 F0 = {"numpy", "torch", "jaxtyping"}
 F1 = F0 | {"timm", "dynamic_network_architectures", "numba", "ot", "scipy"}

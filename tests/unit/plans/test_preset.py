@@ -159,7 +159,7 @@ def test_unknown_preset_and_other_spacing() -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_documentation_shows_what_the_files_hold(name: str) -> None:
-    assert table(load_preset(name)) in (DOCS / "presets.md").read_text(encoding="utf-8")
+    assert table(load_preset(name)) in (DOCS / "datasets.md").read_text(encoding="utf-8")
 
 
 def test_plan_and_preprocess_with_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,121 @@
+"""Folds of a data set: nnU-Net's five, by patient, and a published split beside them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+FOLDS = 5
+PUBLISHED_FOLD = FOLDS
+SPLITS_FILE = "splits_final.json"
+PUBLISHED_FILE = "published_split.json"
+EVERY_CASE = "^(.+)$"
+
+
+@dataclass(frozen=True)
+class PublishedSplit:
+    """The split that a paper reports on: lists of patients, or the shares that it states.
+
+    Attributes:
+        source: `paper` as published, `derived` from what is published, `ours` where only the shares are known.
+        reason: one line.
+        patient: regular expression with one group that finds the patient in a case's name.
+        train: patients to train on.
+        validation: patients that the paper chose settings on.
+        test: patients that the paper reports on.
+        shares: of training, validation and test, in place of lists.
+        seed: of the random order that is cut into the shares.
+    """
+
+    source: Literal["paper", "derived", "ours"]
+    reason: str
+    patient: str = EVERY_CASE
+    train: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    shares: tuple[float, float, float] | None = None
+    seed: int = 0
+
+    def apply(self, cases: Sequence[str]) -> dict[str, list[str]]:
+        """Cases of `train`, `validation` and `test`.
+
+        Raises:
+            ValueError: a case belongs to none of the lists, or a list names a patient who is not there.
+        """
+        patients = group_by_patient(cases, self.patient)
+        lists = self._shared_out(sorted(patients)) if self.shares else self._listed()
+        named = {patient for part in lists.values() for patient in part}
+        if unknown := sorted(set(patients) ^ named):
+            raise ValueError(
+                f"the published split does not fit these cases: {', '.join(unknown[:5])} "
+                f"{'and more ' if len(unknown) > 5 else ''}are only in one of the two"
+            )
+        return {part: sorted(case for name in names for case in patients[name]) for part, names in lists.items()}
+
+    def _listed(self) -> dict[str, Sequence[str]]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def _shared_out(self, patients: Sequence[str]) -> dict[str, Sequence[str]]:
+        assert self.shares is not None
+        order = [patients[index] for index in np.random.default_rng(self.seed).permutation(len(patients))]
+        first, second = (round(sum(self.shares[: n + 1]) * len(patients)) for n in range(2))
+        return {"train": order[:first], "validation": order[first:second], "test": order[second:]}
+
+
+def group_by_patient(cases: Sequence[str], patient: str) -> dict[str, list[str]]:
+    """Cases of every patient.
+
+    Args:
+        cases: names.
+        patient: regular expression with one group, searched in the name.
+
+    Raises:
+        ValueError: the expression does not find a patient in a name.
+    """
+    groups: dict[str, list[str]] = {}
+    for case in sorted(cases):
+        found = re.search(patient, case)
+        if found is None:
+            raise ValueError(f"{patient!r} finds no patient in the case name {case}")
+        groups.setdefault(found.group(1), []).append(case)
+    return groups
+
+
+def make_splits(
+    cases: Sequence[str], patient: str = EVERY_CASE, published: PublishedSplit | None = None
+) -> list[dict[str, list[str]]]:
+    """nnU-Net's five folds over patients, then, if there is one, the published split as fold 5.
+
+    Where every case is a patient of its own the five folds are those that nnU-Net itself makes. Fold 5 trains on the
+    published training cases and has the published TEST cases for `val`, since these are what a paper reports on and
+    nnU-Net chooses nothing by them; the published validation cases are in neither list.
+
+    Raises:
+        ValueError: fewer than five patients, or the published split does not fit.
+    """
+    groups = group_by_patient(cases, patient)
+    if len(groups) < FOLDS:
+        raise ValueError(f"{FOLDS} folds need at least {FOLDS} patients, there are {len(groups)}")
+    folds = generate_crossval_split(sorted(groups), n_splits=FOLDS)
+    splits = [
+        {part: sorted(case for name in fold[part] for case in groups[str(name)]) for part in ("train", "val")}
+        for fold in folds
+    ]
+    if published is not None:
+        parts = published.apply(cases)
+        splits.append({"train": parts["train"], "val": parts["test"]})
+    return splits
+
+
+def describe_published(published: PublishedSplit, cases: Sequence[str]) -> Mapping[str, Any]:
+    """What `published_split.json` says beside `splits_final.json`."""
+    return {
+        "fold": PUBLISHED_FOLD,
+        "source": published.source,
+        "reason": published.reason,
+        "note": "fold 5 has the test cases for val; the validation cases are in neither of its lists",
+        **published.apply(cases),
+    }

@@ -1,0 +1,79 @@
+"""Folds by patient, and the published splits."""
+
+import pytest
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+from nnunet_topomae.datasets.splits import PublishedSplit, describe_published, group_by_patient, make_splits
+from nnunet_topomae.plans.preset import load_preset, preset_names
+
+SYNAPSE = [f"img{number:04d}" for number in (*range(1, 11), *range(21, 41))]
+ACDC = [f"patient{number:03d}_frame{frame:02d}" for number in range(1, 101) for frame in (1, 10)]
+
+
+def test_without_patients_the_five_folds_are_nnunets_own() -> None:
+    cases = [f"case_{number:02d}" for number in range(13)]
+    expected = [{part: sorted(map(str, fold[part])) for part in fold} for fold in generate_crossval_split(cases)]
+    assert make_splits(cases[::-1]) == expected
+
+
+def test_published_counts() -> None:
+    sizes = {
+        "synapse": (SYNAPSE, (18, 0, 12)),
+        "acdc": (ACDC, (140, 20, 40)),
+        "msd_spleen": ([f"spleen_{number}" for number in range(41)], (33, 6, 2)),
+        "msd_lung": ([f"lung_{number:03d}" for number in range(64)], (51, 0, 13)),
+    }
+    assert {name for name in preset_names() if load_preset(name).split} == set(sizes)
+    for name, (cases, expected) in sizes.items():
+        split = load_preset(name).split
+        assert split is not None
+        parts = split.apply(cases)
+        assert tuple(len(parts[part]) for part in ("train", "validation", "test")) == expected, name
+        assert sorted(case for part in parts.values() for case in part) == sorted(cases)
+
+
+def test_the_lists_are_those_of_transunet_and_nnformer() -> None:
+    synapse, acdc = load_preset("synapse").split, load_preset("acdc").split
+    assert synapse is not None
+    assert acdc is not None
+    tested = {1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38}
+    assert {int(number) for number in synapse.test} == tested
+    # nnFormer's validation list begins and ends with these, its training list with those.
+    assert (acdc.validation[0], acdc.validation[-1]) == ("089", "100")
+    assert (acdc.train[0], acdc.train[1], acdc.train[-1]) == ("001", "004", "087")
+
+
+def test_fold_5_reports_on_the_test_cases_and_leaves_the_validation_cases_out() -> None:
+    split = load_preset("acdc").split
+    assert split is not None
+    fold = make_splits(ACDC, split.patient, split)[5]
+    parts = split.apply(ACDC)
+    assert fold == {"train": parts["train"], "val": parts["test"]}
+    assert not set(parts["validation"]) & {*fold["train"], *fold["val"]}
+    described = describe_published(split, ACDC)
+    assert described["fold"] == 5
+    assert described["test"] == fold["val"]
+
+
+def test_a_share_is_drawn_from_its_seed_alone() -> None:
+    cases = [f"c{number}" for number in range(20)]
+    one = PublishedSplit("ours", "x", shares=(0.8, 0.15, 0.05), seed=1)
+    assert one.apply(cases) == one.apply(cases[::-1])
+    other = PublishedSplit("ours", "x", shares=(0.8, 0.15, 0.05), seed=2)
+    assert one.apply(cases) != other.apply(cases)
+
+
+def test_cases_that_the_split_does_not_know_are_named() -> None:
+    split = load_preset("synapse").split
+    assert split is not None
+    with pytest.raises(ValueError, match="does not fit these cases: 0001"):
+        split.apply(SYNAPSE[1:])
+    with pytest.raises(ValueError, match="0077"):
+        split.apply([*SYNAPSE, "img0077"])
+
+
+def test_names_without_patient_and_too_few_patients_are_refused() -> None:
+    with pytest.raises(ValueError, match="no patient in the case name heart_3"):
+        group_by_patient(["heart_3"], r"patient(\d+)")
+    with pytest.raises(ValueError, match="at least 5 patients, there are 2"):
+        make_splits([f"patient{n}_{frame}" for n in range(2) for frame in range(9)], r"(patient\d+)")
