@@ -14,7 +14,11 @@ import SimpleITK as sitk
 
 CASES = {"Dataset132_SunnybrookCavity": 10}  # all of it: the plan depends on them
 FEW_CASES = 5
-PLANNERS = {"nnUNetPlans": "ExperimentPlanner", "TopoMAEPlans": "TopoMAEPlanner"}
+PLANNERS = {
+    "nnUNetPlans": "ExperimentPlanner",
+    "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM",
+    "TopoMAEPlans": "TopoMAEPlanner",
+}
 SHORT: dict[str, dict[str, Any]] = {
     "architecture": {"vit": "tiny", "dims": [8, 16, 32, 64], "depth": 1},
     "pretraining": {"epochs": 2, "iterations_per_epoch": 2, "validation_iterations": 1, "seed": 0},
@@ -76,13 +80,15 @@ class Workspace:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("plans", PLANNERS)
 @pytest.mark.parametrize(
-    ("dataset", "channels", "patch"),
+    ("dataset", "channels", "patch", "plans"),
     [
-        ("Dataset904_HippocampusMini", 1, None),
-        ("Dataset132_SunnybrookCavity", 1, [12, 256, 256]),
-        ("Dataset123_STSPETCT", 2, None),
+        ("Dataset904_HippocampusMini", 1, None, "nnUNetResEncUNetMPlans"),
+        ("Dataset904_HippocampusMini", 1, None, "TopoMAEPlans"),
+        ("Dataset132_SunnybrookCavity", 1, [12, 256, 256], "nnUNetPlans"),
+        ("Dataset132_SunnybrookCavity", 1, [12, 256, 256], "TopoMAEPlans"),
+        ("Dataset123_STSPETCT", 2, None, "nnUNetPlans"),
+        ("Dataset123_STSPETCT", 2, None, "TopoMAEPlans"),
     ],
 )
 def test_pretrain_fuse_validate_predict_export(
