@@ -26,7 +26,10 @@ COMMANDS = {
         "nnunet_topomae.preprocess_unlabeled", "preprocess images without labels for pre-training"
     ),
     "doctor": Command("nnunet_topomae.doctor.command", "check the installation, or describe a checkpoint"),
-    "report": Command("nnunet_topomae.benchmark.report", "make an HTML report of trainings"),
+    "benchmark": Command(
+        "nnunet_topomae.benchmark.command", "compare recipes over data sets, folds and seeds: run, watch, report"
+    ),
+    "report": Command("nnunet_topomae.benchmark.report", "make the demo's HTML report again"),
     "parameters": Command("nnunet_topomae.parameters", "parameters and operations of the networks of a plan"),
 }
 
@@ -70,3 +73,7 @@ def _choose(argv: Sequence[str] | None) -> tuple[str, list[str]]:
         subparsers.add_parser(name, help=command.help, add_help=False)
     chosen, arguments = parser.parse_known_args(argv)
     return chosen.command, arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -88,6 +88,7 @@ class PretrainingConfig:
         mask_ratio: fraction of hidden tokens (paper: 0.5).
         lambda1: weight of the UNETR++ branch against the ViT branch (paper: 0.5).
         lambda2: weight of each of the topological and the spatial term in a branch (paper: 0.1).
+        spatial: compute the spatial term at all; for ablations.
         lambda3: weight of the two consistency terms (paper: 0.1).
         epochs: epochs of `iterations_per_epoch` (paper: 10,000 passes over the cases = about 160 of ours on Synapse).
         iterations_per_epoch: training steps in an epoch (nnU-Net: 250).
@@ -108,6 +109,7 @@ class PretrainingConfig:
     mask_ratio: float = 0.5
     lambda1: float = 0.5
     lambda2: float = 0.1
+    spatial: bool = True
     lambda3: float = 0.1
     epochs: int = 1000
     iterations_per_epoch: int = 250
@@ -141,6 +143,9 @@ class FinetuningConfig:
         clip: largest gradient norm.
         mirror_axes: spatial axes mirrored in augmentation and, all combinations averaged, in prediction; null takes
             nnU-Net's (all). Leave out the left-right axis where left and right organs have different labels.
+        label_fraction: share of the fold's training cases to train on, for label-efficiency curves; pre-training reads
+            the images of all of them.
+        label_seed: decides which; a smaller share is part of a larger one.
         seed: seed of the weights; null draws one.
     """
 
@@ -155,6 +160,8 @@ class FinetuningConfig:
     warmup_epochs: int = 50
     clip: float = 1.0
     mirror_axes: tuple[int, ...] | None = None
+    label_fraction: float = 1.0
+    label_seed: int = 0
     seed: int | None = None
 
 
@@ -251,6 +258,8 @@ _RANGES: dict[str, tuple[Any, str]] = {
     "topomae.pretraining.betas": (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "two numbers in [0, 1)"),
     "topomae.pretraining.flip_axes": (_axes, "distinct axes out of 0, 1, 2"),
     "topomae.finetuning.mirror_axes": (_axes, "distinct axes out of 0, 1, 2, or null for nnU-Net's"),
+    "topomae.finetuning.label_fraction": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    "topomae.finetuning.label_seed": (_not_negative, "at least 0"),
     "topomae.topology.region_size": (lambda v: v >= 2, "at least 2 voxels"),
     "topomae.topology.dimensions": (lambda v: len(v) > 0 and _axes(v), "distinct dimensions out of 0, 1, 2"),
     "topomae.topology.weight": (_positive, "above 0; enabled = false leaves the term out"),

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.build import DEEP_SUPERVISION_WEIGHTS, build_unetrpp, deep_supervision_scales
+from nnunet_topomae.data.fractions import choose_fraction, labels_present
 from nnunet_topomae.data.plan import read_plan
 from nnunet_topomae.trainers.base import TopoMAETrainer
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
@@ -18,6 +19,16 @@ class UNETRPPTrainer(TopoMAETrainer):
     """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr UNETRPPTrainer [-p PLANS]`."""
 
     role = "finetuning"
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split with the plan's fraction of the training cases."""
+        training, validation = super().do_split()
+        section = self.plan.config.finetuning
+        if section.label_fraction < 1:
+            present = labels_present(self.dataset_class(self.preprocessed_dataset_folder, training), training)
+            training = choose_fraction(present, section.label_fraction, section.label_seed)
+            self.print_to_log_file(f"training on {len(training)} of {len(present)} labelled cases")
+        return training, validation
 
     @staticmethod
     def build_network_architecture(

@@ -47,7 +47,7 @@ def loss_curves(records: Records) -> Figure:
     terms += [name for name in found if name not in TERM_TITLES]
     columns = 3
     rows = -(-len(terms) // columns)
-    figure = _figure(10.0, 2.15 * rows)
+    figure = new_figure(10.0, 2.15 * rows)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axis, term in zip(panels, terms, strict=False):
         for part, style in (("train", "-"), ("validation", "--")):
@@ -65,7 +65,7 @@ def loss_curves(records: Records) -> Figure:
 
 def training_curves(models: Mapping[str, Records]) -> Figure:
     """Loss and pseudo Dice of the supervised trainings, one colour a model."""
-    figure = _figure(10.0, 2.9)
+    figure = new_figure(10.0, 2.9)
     loss, dice = figure.subplots(1, 2)
     for model, records in models.items():
         _plot_epochs(loss, records, "train", "loss", COLOURS[model], "-", f"{NAMES[model]}, train")
@@ -82,7 +82,7 @@ def training_curves(models: Mapping[str, Records]) -> Figure:
 
 def score_dots(models: Mapping[str, Mapping[str, Any]], structures: Sequence[str]) -> Figure:
     """Dice and HD95 of every held-out case as dots, the mean as a bar."""
-    figure = _figure(10.0, 2.9)
+    figure = new_figure(10.0, 2.9)
     panels = figure.subplots(1, 2)
     for axis, (key, title) in zip(panels, (("dice", "Dice"), ("hd95", "HD95 in mm")), strict=True):
         for shift, model in zip((-0.17, 0.17), models, strict=True):
@@ -95,7 +95,7 @@ def score_dots(models: Mapping[str, Mapping[str, Any]], structures: Sequence[str
                     axis.hlines(np.mean(values), place + shift - 0.13, place + shift + 0.13, color=COLOURS[model], lw=2)
         axis.set_xticks(range(len(structures)), structures)
         axis.set_title(title, fontsize=9, loc="left")
-        _style(axis)
+        style_axis(axis)
         axis.grid(axis="x", visible=False)
     panels[0].set_ylim(-0.02, 1.02)
     panels[1].set_ylim(bottom=0.0)
@@ -110,7 +110,7 @@ def persistence_figure(diagrams: Mapping[str, Sequence[ndarray]]) -> Figure:
         diagrams: for `input`, `vit` and `unetrpp` the points (birth, death) of dimensions 0, 1, 2, each (n, 2).
     """
     titles = ("components (dimension 0)", "loops (dimension 1)", "voids (dimension 2)")
-    figure = _figure(10.0, 3.5)
+    figure = new_figure(10.0, 3.5)
     panels = figure.subplots(1, len(titles))
     markers = {"input": ("o", 14), "vit": ("^", 9), "unetrpp": ("s", 7)}
     for dimension, (axis, title) in enumerate(zip(panels, titles, strict=True)):
@@ -135,7 +135,7 @@ def persistence_figure(diagrams: Mapping[str, Sequence[ndarray]]) -> Figure:
             )
         axis.set_title(title, fontsize=9, loc="left")
         axis.set_xlabel("birth", fontsize=8)
-        _style(axis)
+        style_axis(axis)
         axis.set_aspect("equal", adjustable="datalim")
         axis.legend(fontsize=7.5, frameon=False, loc="upper left")
     panels[0].set_ylabel("death", fontsize=8)
@@ -164,7 +164,7 @@ def overlay_figure(
     extent = np.array(truth.shape) * np.array(spacing)
     planes = (("axial", 0, (1, 2)), ("coronal", 1, (0, 2)), ("sagittal", 2, (0, 1)))
     heights = [extent[rows] / extent[across] for _, _, (rows, across) in planes]
-    figure = _figure(10.0, 0.55 + 2.45 * sum(heights))
+    figure = new_figure(10.0, 0.55 + 2.45 * sum(heights))
     panels = figure.subplots(3, len(columns), gridspec_kw={"height_ratios": heights})
     for row, (plane, normal, (down, across)) in zip(panels, planes, strict=True):
         index = _best_slice(truth, normal)
@@ -189,7 +189,8 @@ def overlay_figure(
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches."""
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
@@ -200,11 +201,12 @@ def _plot_epochs(axis: Axes, records: Records, part: str, term: str, colour: str
     if points:
         marker = "o" if len(points) == 1 else ""
         axis.plot(*zip(*points, strict=True), style, color=colour, lw=1.4, marker=marker, label=label)
-    _style(axis)
+    style_axis(axis)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
-def _style(axis: Axes) -> None:
+def style_axis(axis: Axes) -> None:
+    """The grid, frame and ticks that all figures share."""
     axis.grid(color="#e2e8f0", lw=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)

@@ -1,43 +1,71 @@
-"""Dice and 95 % Hausdorff distance of segmentations.
+"""How well structures were segmented: overlap, surface distance, volume, and whether they were found at all.
 
-Dice is nnU-Net's. HD95 is in mm, between surfaces: a surface element sits in each 2 x 2 x 2 block of voxels that
-the surface crosses, with the area of the marching-cubes triangles inside the block, and the 95th percentile is
-weighted by area (Nikolov et al., "Deep learning to achieve clinically applicable segmentation of head and neck
-anatomy", arXiv 1809.04430). A structure that a model misses costs the length of the image's diagonal and is counted,
-so that missing a structure never improves a mean.
+Dice is nnU-Net's. HD95 and NSD compare surfaces in mm (:mod:`nnunet_topomae.benchmark.surface`). A structure that a
+model misses costs the length of the image's diagonal in HD95 and is counted, so that missing a structure never improves
+a mean. The columns of the paper's own protocol stand apart: its HD95 is in voxels and 0 for a missed structure.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer, UInt8
+from jaxtyping import Integer
 from numpy import ndarray
-from scipy.ndimage import correlate, distance_transform_edt, find_objects
+from scipy.ndimage import binary_erosion, distance_transform_edt, find_objects, generate_binary_structure
 
-Mask = Bool[ndarray, "D H W"]
-Spacing: TypeAlias = tuple[float, float, float]
-_CORNER_CODES = np.array([1, 2, 4, 8, 16, 32, 64, 128], dtype=np.uint8).reshape(2, 2, 2)
+from nnunet_topomae.benchmark.surface import Mask, Spacing, SurfaceDistances, surface_distances
+
+IGNORE = "ignore"
+Label = int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class MetricOptions:
+    """What to measure.
+
+    Attributes:
+        tolerance: of NSD, in mm.
+        paper_protocol: also Dice and HD95 as the published evaluation of UNETR++ takes them.
+        betti: also the error of the Betti numbers.
+    """
+
+    tolerance: float = 2.0
+    paper_protocol: bool = True
+    betti: bool = False
 
 
 @dataclass(frozen=True)
 class StructureScore:
-    """How well one structure of one case was segmented.
+    """How well one structure of one case was segmented; NaN where a number is not defined.
 
     Attributes:
         dice: 0 to 1; NaN if truth and prediction are both empty.
         hd95: 95 % Hausdorff distance in mm; NaN if both are empty, the image's diagonal if only one is.
+        nsd: normalised surface Dice, the share of both surfaces within the tolerance; NaN if both are empty, 0 if only
+            one is.
+        volume_error: predicted minus true volume in ml.
+        relative_volume_error: the same, relative to the true volume; NaN if that is 0.
         missed: the structure exists and the prediction has none of it.
         spurious: the prediction has a structure that does not exist.
+        paper_dice: Dice as published, 1 if both are empty.
+        paper_hd95: HD95 as published, in voxels, 0 if either is empty.
+        betti_error: sum over dimensions 0 to 2 of the absolute difference of Betti numbers.
     """
 
     dice: float
     hd95: float
-    missed: bool
-    spurious: bool
+    nsd: float = float("nan")
+    volume_error: float = float("nan")
+    relative_volume_error: float = float("nan")
+    missed: bool = False
+    spurious: bool = False
+    paper_dice: float = float("nan")
+    paper_hd95: float = float("nan")
+    betti_error: float = float("nan")
+
+
+METRICS = tuple(field.name for field in fields(StructureScore))
 
 
 def dice(truth: Mask, prediction: Mask) -> float:
@@ -62,24 +90,72 @@ def hd95(truth: Mask, prediction: Mask, spacing: Spacing, percentile: float = 95
     Raises:
         ValueError: shapes differ, spacing or percentile out of range.
     """
+    if not 0 < percentile <= 100:
+        raise ValueError(f"need a percentile in (0, 100], got {percentile}")
+    distances = _distances(truth, prediction, spacing)
+    if distances is not None:
+        return distances.hausdorff(percentile)
+    return _diagonal(truth.shape, spacing) if truth.any() or prediction.any() else float("nan")
+
+
+def nsd(truth: Mask, prediction: Mask, spacing: Spacing, tolerance: float) -> float:
+    """Normalised surface Dice: the share of both surfaces' area within ``tolerance`` mm of the other surface.
+
+    Args:
+        truth: reference mask.
+        prediction: mask of the same shape.
+        spacing: voxel size in mm along (D, H, W).
+        tolerance: in mm.
+
+    Returns:
+        the share; NaN if both masks are empty, 0 if only one is.
+
+    Raises:
+        ValueError: shapes differ, spacing not positive, tolerance negative.
+    """
+    if tolerance < 0:
+        raise ValueError(f"a tolerance is at least 0 mm, got {tolerance}")
+    distances = _distances(truth, prediction, spacing)
+    if distances is not None:
+        return distances.dice(tolerance)
+    return 0.0 if truth.any() or prediction.any() else float("nan")
+
+
+def voxel_hd95(truth: Mask, prediction: Mask) -> float:
+    """HD95 as UNETR++'s published evaluation takes it: in voxels, both directions pooled, 0 if either mask is empty.
+
+    Surfaces are the mask's voxels with a face neighbour outside of it, without weights.
+    """
     _check_masks(truth, prediction)
-    if len(spacing) != 3 or min(spacing) <= 0 or not 0 < percentile <= 100:
-        raise ValueError(f"need three positive spacings and a percentile in (0, 100], got {spacing} and {percentile}")
     if not (truth.any() and prediction.any()):
-        both_empty = not (truth.any() or prediction.any())
-        return float("nan") if both_empty else float(np.linalg.norm(np.array(truth.shape) * np.array(spacing)))
-    box = find_objects((truth | prediction).astype(np.uint8))[0]
-    areas = surface_areas(spacing)
-    codes = [_block_codes(mask[box]) for mask in (truth, prediction)]
-    surfaces = [areas[code] > 0 for code in codes]
-    distances = [distance_transform_edt(~surface, sampling=spacing) for surface in surfaces]
-    forth = _weighted_percentile(distances[1][surfaces[0]], areas[codes[0][surfaces[0]]], percentile)
-    back = _weighted_percentile(distances[0][surfaces[1]], areas[codes[1][surfaces[1]]], percentile)
-    return max(forth, back)
+        return 0.0
+    box = find_objects((truth | prediction).view(np.uint8))[0]
+    faces = generate_binary_structure(3, 1)
+    borders = [mask[box] & ~binary_erosion(mask[box], faces) for mask in (truth, prediction)]
+    distances = [distance_transform_edt(~border) for border in borders]
+    return float(np.percentile(np.hstack([distances[1][borders[0]], distances[0][borders[1]]]), 95))
+
+
+def betti_numbers(mask: Mask) -> tuple[int, int, int]:
+    """Numbers of components, tunnels and cavities of a mask whose voxels are joined through faces."""
+    import torch
+
+    from nnunet_topomae.topology import persistence_diagrams
+
+    if not mask.any():
+        return 0, 0, 0
+    padded = np.pad(mask[find_objects(mask.view(np.uint8))[0]], 1).astype(np.float32)
+    diagrams = persistence_diagrams(torch.from_numpy(padded))
+    counts = [int((diagrams[k].points[:, 0] > diagrams[k].points[:, 1]).sum()) for k in range(3)]
+    return counts[0], counts[1], counts[2]
 
 
 def score_case(
-    truth: Integer[ndarray, "D H W"], prediction: Integer[ndarray, "D H W"], spacing: Spacing, labels: Mapping[str, int]
+    truth: Integer[ndarray, "D H W"],
+    prediction: Integer[ndarray, "D H W"],
+    spacing: Spacing,
+    labels: Mapping[str, Label],
+    options: MetricOptions = MetricOptions(),
 ) -> dict[str, StructureScore]:
     """Score every foreground structure of a label map.
 
@@ -87,95 +163,111 @@ def score_case(
         truth: reference label map.
         prediction: predicted label map.
         spacing: voxel size in mm along (D, H, W).
-        labels: label values by name as in dataset.json; value 0 is skipped.
+        labels: as in dataset.json: a value, or several for a region. Value 0 is background; voxels that the truth
+            gives the label `ignore` count nowhere.
+        options: what to measure.
     """
-    scores = {}
-    for name, value in labels.items():
-        if value == 0:
-            continue
-        reference, predicted = truth == value, prediction == value
-        scores[name] = StructureScore(
-            dice=dice(reference, predicted),
-            hd95=hd95(reference, predicted, spacing),
-            missed=bool(reference.any() and not predicted.any()),
-            spurious=bool(predicted.any() and not reference.any()),
-        )
-    return scores
-
-
-def score_folder(
-    truth: Path, prediction: Path, labels: Mapping[str, int], file_ending: str = ".nii.gz"
-) -> dict[str, dict[str, StructureScore]]:
-    """Score every case of ``truth``, in alphabetical order.
-
-    Raises:
-        ValueError: no cases, a prediction is missing, or its grid is not that of the truth.
-    """
-    files = sorted(truth.glob(f"*{file_ending}"))
-    if not files:
-        raise ValueError(f"{truth} holds no *{file_ending} files to score")
-    absent = [file.name for file in files if not (prediction / file.name).is_file()]
-    if absent:
-        raise ValueError(f"{prediction} lacks {len(absent)} predictions, first {absent[0]}. Run the prediction again.")
-    scores = {}
-    for file in files:
-        reference, spacing = _read_label_map(file)
-        predicted, predicted_spacing = _read_label_map(prediction / file.name)
-        if not np.allclose(spacing, predicted_spacing):
-            raise ValueError(
-                f"{file.name}: spacing of the prediction is {predicted_spacing} mm, of the truth {spacing} mm"
-            )
-        scores[file.name.removesuffix(file_ending)] = score_case(reference, predicted, spacing, labels)
-    return scores
-
-
-def summarise(scores: Sequence[StructureScore]) -> dict[str, float]:
-    """Mean Dice and HD95 (mm) over cases in which they are defined, and how often the structure was missed."""
-
-    def mean(values: list[float]) -> float:
-        defined = [value for value in values if not np.isnan(value)]
-        return float(np.mean(defined)) if defined else float("nan")
-
+    if IGNORE in labels:
+        keep = truth != labels[IGNORE]
+        truth, prediction = truth * keep, prediction * keep
     return {
-        "dice": mean([score.dice for score in scores]),
-        "hd95": mean([score.hd95 for score in scores]),
-        "missed": sum(score.missed for score in scores),
-        "spurious": sum(score.spurious for score in scores),
-        "cases": len(scores),
+        name: _score_structure(np.isin(truth, label), np.isin(prediction, label), spacing, options)
+        for name, label in labels.items()
+        if name != IGNORE and label != 0
     }
 
 
-@lru_cache(maxsize=32)
-def surface_areas(spacing: Spacing) -> Float[ndarray, "256"]:
-    """Area in mm^2 of the surface inside a block of 2 x 2 x 2 voxels, by the block's code.
+def _score_structure(truth: Mask, prediction: Mask, spacing: Spacing, options: MetricOptions) -> StructureScore:
+    """Everything about one structure, inside the box that holds truth and prediction."""
+    shape = truth.shape
+    voxels, predicted = int(np.count_nonzero(truth)), int(np.count_nonzero(prediction))
+    if voxels + predicted:
+        box = find_objects((truth | prediction).view(np.uint8))[0]
+        truth, prediction = truth[box], prediction[box]
+    distances = _distances(truth, prediction, spacing)
+    one_empty = (voxels == 0) != (predicted == 0)
+    undefined = _diagonal(shape, spacing) if one_empty else float("nan")
+    overlap = dice(truth, prediction)
+    millilitres = float(np.prod(spacing)) / 1000.0
+    betti = float("nan")
+    if options.betti:
+        betti = float(sum(abs(a - b) for a, b in zip(betti_numbers(truth), betti_numbers(prediction), strict=True)))
+    return StructureScore(
+        dice=overlap,
+        hd95=undefined if distances is None else distances.hausdorff(95.0),
+        nsd=(0.0 if one_empty else float("nan")) if distances is None else distances.dice(options.tolerance),
+        volume_error=(predicted - voxels) * millilitres,
+        relative_volume_error=(predicted - voxels) / voxels if voxels else float("nan"),
+        missed=bool(voxels and not predicted),
+        spurious=bool(predicted and not voxels),
+        paper_dice=(overlap if voxels + predicted else 1.0) if options.paper_protocol else float("nan"),
+        paper_hd95=voxel_hd95(truth, prediction) if options.paper_protocol else float("nan"),
+        betti_error=betti,
+    )
 
-    Bit 4 i + 2 j + k of the code is set if voxel (i, j, k) of the block lies inside the mask.
+
+def score_folder(
+    truth: Path,
+    prediction: Path,
+    labels: Mapping[str, Label],
+    file_ending: str = ".nii.gz",
+    options: MetricOptions = MetricOptions(),
+    cases: Sequence[str] | None = None,
+) -> dict[str, dict[str, StructureScore]]:
+    """Score cases in alphabetical order.
+
+    Args:
+        truth: folder of reference label maps.
+        prediction: folder of predicted label maps of the same names.
+        labels: as in dataset.json.
+        file_ending: as in dataset.json.
+        options: what to measure.
+        cases: which; all of ``truth`` if not given.
+
+    Raises:
+        ValueError: no cases, a label map is missing, or its grid is not that of the truth.
     """
-    from skimage.measure import marching_cubes, mesh_surface_area
+    names = sorted(cases if cases is not None else (p.name[: -len(file_ending)] for p in truth.glob(f"*{file_ending}")))
+    if not names:
+        raise ValueError(f"{truth} holds no *{file_ending} files to score")
+    for folder, what in ((truth, "reference label maps"), (prediction, "predictions")):
+        if absent := [f"{name}{file_ending}" for name in names if not (folder / f"{name}{file_ending}").is_file()]:
+            raise ValueError(f"{folder} lacks {len(absent)} {what}, first {absent[0]}. Run the prediction again.")
+    scores = {}
+    for name in names:
+        reference, spacing = _read_label_map(truth / f"{name}{file_ending}")
+        predicted, predicted_spacing = _read_label_map(prediction / f"{name}{file_ending}")
+        if not np.allclose(spacing, predicted_spacing):
+            raise ValueError(
+                f"{name}{file_ending}: spacing of the prediction is {predicted_spacing} mm, of the truth {spacing} mm"
+            )
+        scores[name] = score_case(reference, predicted, spacing, labels, options)
+    return scores
 
-    areas = np.zeros(256)
-    for code in range(1, 255):
-        block = (np.bitwise_and(_CORNER_CODES, code) > 0).astype(np.float32)
-        vertices, faces, _, _ = marching_cubes(block, 0.5, spacing=spacing, method="lorensen")
-        areas[code] = mesh_surface_area(vertices, faces)
-    areas.setflags(write=False)
-    return areas
+
+def summarise(scores: Sequence[StructureScore]) -> dict[str, float | int]:
+    """Means over the cases in which a metric is defined; `missed` and `spurious` are counts."""
+    summary: dict[str, float | int] = {"cases": len(scores)}
+    for metric in METRICS:
+        values = [float(getattr(score, metric)) for score in scores]
+        if metric in ("missed", "spurious"):
+            summary[metric] = int(sum(values))
+        else:
+            defined = [value for value in values if not np.isnan(value)]
+            summary[metric] = float(np.mean(defined)) if defined else float("nan")
+    return summary
 
 
-def _block_codes(mask: Mask) -> UInt8[ndarray, "D1 H1 W1"]:
-    """Codes of all blocks that touch ``mask``, whose border is surrounded by background: D1 = D + 1, and so on."""
-    padded = np.pad(mask, 1).astype(np.uint8)
-    # Origin -1 makes the output voxel the first corner of its block; the last plane would only repeat the border.
-    codes: UInt8[ndarray, "D1 H1 W1"] = correlate(padded, _CORNER_CODES, mode="constant", origin=-1)[:-1, :-1, :-1]
-    return codes
+def _distances(truth: Mask, prediction: Mask, spacing: Spacing) -> SurfaceDistances | None:
+    """Surface distances; None if a mask is empty."""
+    _check_masks(truth, prediction)
+    if len(spacing) != 3 or min(spacing) <= 0:
+        raise ValueError(f"need three positive spacings, got {spacing}")
+    return surface_distances(truth, prediction, spacing) if truth.any() and prediction.any() else None
 
 
-def _weighted_percentile(values: Float[ndarray, " n"], weights: Float[ndarray, " n"], percentile: float) -> float:
-    """The smallest value at which the values up to it hold ``percentile`` percent of the weight."""
-    order = np.argsort(values)
-    share = np.cumsum(weights[order]) / weights.sum()
-    index = min(int(np.searchsorted(share, percentile / 100.0)), len(order) - 1)
-    return float(values[order[index]])
+def _diagonal(shape: Sequence[int], spacing: Spacing) -> float:
+    return float(np.linalg.norm(np.array(shape) * np.array(spacing)))
 
 
 def _check_masks(truth: Mask, prediction: Mask) -> None:

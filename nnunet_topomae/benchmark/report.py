@@ -53,6 +53,7 @@ def write_report(out: Path) -> Path:
     results = json.loads(file.read_text())
     folders = DemoFolders(out.absolute())
     page = render(
+        "report.html.j2",
         results=results,
         structures=list(results["models"]["fusion"]["mean"]),
         minutes=sum(step["seconds"] for step in results["steps"]) / 60,
@@ -70,8 +71,8 @@ def write_report(out: Path) -> Path:
     return target
 
 
-def render(**context: Any) -> str:
-    """Fill the template. The page may load nothing: its policy allows its own style sheet and inline images only."""
+def render(template: str, **context: Any) -> str:
+    """Fill a template. The page may load nothing: its policy allows its own style sheet and inline images only."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -81,7 +82,7 @@ def render(**context: Any) -> str:
     style = (environment.get_template("report.css").render()).strip()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     # The style sheet is our own file, not data.
-    return environment.get_template("report.html.j2").render(style=Markup(style), style_hash=digest, **context)
+    return environment.get_template(template).render(style=Markup(style), style_hash=digest, **context)
 
 
 def format_number(value: float | None, digits: int) -> str:

@@ -62,7 +62,7 @@ def term_weights(pretraining: PretrainingConfig, topology: TopologyConfig) -> di
     for name, share in branches.items():
         weights[f"mse_{name}"] = share * (1.0 - 2.0 * l2)
         weights[f"topo_{name}"] = share * topo
-        weights[f"spa_{name}"] = share * l2
+        weights[f"spa_{name}"] = share * l2 if pretraining.spatial else 0.0
     return weights
 
 

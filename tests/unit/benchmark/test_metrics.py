@@ -10,7 +10,18 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 from skimage.measure import marching_cubes, mesh_surface_area
 
-from nnunet_topomae.benchmark.metrics import dice, hd95, score_case, score_folder, summarise, surface_areas
+from nnunet_topomae.benchmark.metrics import (
+    MetricOptions,
+    betti_numbers,
+    dice,
+    hd95,
+    nsd,
+    score_case,
+    score_folder,
+    summarise,
+    voxel_hd95,
+)
+from nnunet_topomae.benchmark.surface import surface_areas
 
 SPACING = (3.0, 1.5, 0.8)
 
@@ -177,3 +188,91 @@ def test_bad_masks_raise():
         hd95(mask, mask, SPACING, 0.0)
     with pytest.raises(ValueError, match="spacings"):
         hd95(mask, mask, (1.0, -1.0, 1.0))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("tolerance", [0.0, 1.0, 2.5])
+def test_nsd_equals_brute_force(seed, tolerance):
+    truth, prediction = blobs(seed)
+    (a, a_area), (b, b_area) = (surface_by_loops(mask, SPACING) for mask in (truth, prediction))
+    distances = cdist(a, b)
+    near = (
+        a_area[distances.min(axis=1) <= tolerance + 1e-9].sum()
+        + b_area[distances.min(axis=0) <= tolerance + 1e-9].sum()
+    )
+    expected = near / (a_area.sum() + b_area.sum())
+    assert nsd(truth, prediction, SPACING, tolerance) == pytest.approx(expected, rel=1e-6)
+
+
+def test_nsd_of_empty_masks_and_bad_tolerance():
+    empty = np.zeros((3, 4, 5), dtype=bool)
+    some = empty.copy()
+    some[1, 2, 3] = True
+    assert np.isnan(nsd(empty, empty, SPACING, 1.0))
+    assert nsd(some, empty, SPACING, 1.0) == nsd(empty, some, SPACING, 1.0) == 0.0
+    assert nsd(some, some, SPACING, 0.0) == 1.0
+    with pytest.raises(ValueError, match="at least 0 mm"):
+        nsd(some, some, SPACING, -1.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_published_hd95_is_in_voxels_and_kind_to_missing(seed):
+    truth, prediction = blobs(seed)
+
+    def border(mask):
+        padded = np.pad(mask, 1)
+        inside = np.ones_like(mask)
+        for axis in range(3):
+            for shift in (-1, 1):
+                inside &= np.roll(padded, shift, axis)[1:-1, 1:-1, 1:-1]
+        return np.argwhere(mask & ~inside)
+
+    distances = cdist(border(truth), border(prediction))
+    expected = np.percentile([*distances.min(axis=0), *distances.min(axis=1)], 95)
+    assert voxel_hd95(truth, prediction) == pytest.approx(expected)
+    assert voxel_hd95(truth, np.zeros_like(truth)) == 0.0
+
+
+def test_volume_errors_and_the_paper_protocol():
+    truth, prediction = np.zeros((2, 6, 7, 8), dtype=np.uint8)
+    truth[1:3, 1:3, 1:3] = 1
+    prediction[1:3, 1:3, 1:4] = 1
+    scores = score_case(truth, prediction, (2.0, 5.0, 10.0), {"background": 0, "a": 1, "b": 2})
+    assert scores["a"].volume_error == pytest.approx(4 * 0.1)
+    assert scores["a"].relative_volume_error == pytest.approx(0.5)
+    assert scores["a"].paper_dice == scores["a"].dice == pytest.approx(16 / 20)
+    assert (scores["b"].paper_dice, scores["b"].paper_hd95, scores["b"].volume_error) == (1.0, 0.0, 0.0)
+    assert np.isnan(scores["b"].relative_volume_error)
+    without = score_case(truth, prediction, SPACING, {"a": 1}, MetricOptions(paper_protocol=False))
+    assert np.isnan(without["a"].paper_dice)
+
+
+def test_regions_and_ignored_voxels():
+    truth, prediction = np.zeros((2, 4, 5, 6), dtype=np.uint8)
+    truth[1, 1:4, 1:4] = 1
+    truth[2, 1:4, 1:4] = 2
+    prediction[1:3, 1:4, 1:4] = 1
+    truth[0], prediction[0] = 3, 2  # ignored, however wrong
+    scores = score_case(truth, prediction, SPACING, {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3})
+    assert list(scores) == ["whole", "core"]
+    assert scores["whole"].dice == 1.0
+    assert scores["core"].missed
+
+
+def test_betti_numbers_of_known_shapes():
+    box = np.zeros((9, 9, 9), dtype=bool)
+    assert betti_numbers(box) == (0, 0, 0)
+    box[1:8, 1:8, 1:8] = True
+    assert betti_numbers(box) == (1, 0, 0)
+    box[3, 3, 3] = box[5, 5, 5] = False  # two cavities
+    assert betti_numbers(box) == (1, 0, 2)
+    box[1:8, 2, 6] = False  # a tunnel
+    assert betti_numbers(box) == (1, 1, 2)
+    assert betti_numbers(np.ones((3, 4, 5), dtype=bool)) == (1, 0, 0)
+    corners = np.zeros((4, 4, 4), dtype=bool)
+    corners[1, 1, 1] = corners[2, 2, 2] = True
+    assert betti_numbers(corners)[0] == 2  # joined through faces only
+    scores = score_case(
+        box.astype(np.uint8), np.ones((9, 9, 9), np.uint8), SPACING, {"a": 1}, MetricOptions(betti=True)
+    )
+    assert scores["a"].betti_error == 3.0

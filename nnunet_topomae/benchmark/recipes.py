@@ -1,0 +1,98 @@
+"""What a benchmark compares: recipes, as data. Standard library only, so that `status` is quick."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+PLANNERS = {
+    "nnUNetPlans": "ExperimentPlanner",
+    "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM",
+    "TopoMAEPlans": "TopoMAEPlanner",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way to a segmentation model.
+
+    Attributes:
+        name: as in the benchmark's file.
+        title: for tables.
+        trainer: supervised trainer.
+        plans: base plans; the benchmark's settings and `settings` make a variant of them.
+        pretrainer: trainer of the pre-training, None without one.
+        settings: values of the plan's `topomae` section by key, such as `pretraining.lambda2`.
+        paper_row: row of the paper's tables that stands beside it, if any.
+    """
+
+    name: str
+    title: str
+    trainer: str
+    plans: str = "TopoMAEPlans"
+    pretrainer: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    paper_row: str | None = None
+
+
+_FUSION: dict[str, Any] = {"trainer": "TopoMAEFusionTrainer", "pretrainer": "TopoMAEPretrainer"}
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("nnunet", "nnU-Net", "SeededNNUNetTrainer", "nnUNetPlans", paper_row="nnU-Net"),
+        Recipe("nnunet-resenc", "nnU-Net ResEnc M", "SeededNNUNetTrainer", "nnUNetResEncUNetMPlans"),
+        Recipe("unetrpp", "UNETR++ from scratch", "UNETRPPTrainer", paper_row="UNETR++"),
+        Recipe(
+            "fusion-scratch",
+            "fusion network from scratch",
+            "TopoMAEFusionTrainer",
+            settings={"finetuning.pretrained": "scratch"},
+        ),
+        Recipe(
+            "+vit",
+            "fusion, reconstruction only",
+            **_FUSION,
+            settings={"pretraining.lambda2": 0.0, "pretraining.lambda3": 0.0, "topology.enabled": False},
+            paper_row="+ pre-trained ViT",
+        ),
+        Recipe(
+            "+spatial",
+            "fusion, + spatial loss",
+            **_FUSION,
+            settings={"pretraining.lambda3": 0.0, "topology.enabled": False},
+            paper_row="+ spatial",
+        ),
+        Recipe(
+            "+topological",
+            "fusion, + topological loss",
+            **_FUSION,
+            settings={"pretraining.lambda3": 0.0, "pretraining.spatial": False},
+            paper_row="+ topological",
+        ),
+        Recipe("full", "fusion, all losses", **_FUSION, paper_row="full"),
+    )
+}
+
+# What else the paper compares with, and why no recipe runs it here.
+NOT_AVAILABLE = {
+    "unetr": "no recipe yet; MONAI's UNETR would need a trainer of its own",
+    "unetr-mae": "no recipe yet; needs the same",
+    "swinunetr": "no recipe yet; MONAI's SwinUNETR would need a trainer of its own",
+    "attention-unet": "no recipe yet; MONAI's AttentionUnet would need a trainer of its own",
+    "nnformer": "no maintained package: the research code pins torch 1.8 and a fork of nnU-Net v1",
+    "transunet": "no maintained package; a 2D network with ImageNet weights",
+    "vectorpose": "the pre-trainer does not exist yet",
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe that ships with the package.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    if name in NOT_AVAILABLE:
+        raise ValueError(f"recipe {name} is not available: {NOT_AVAILABLE[name]}")
+    raise ValueError(f"no recipe {name!r}; there are {', '.join(RECIPES)}, and your own as [recipe.NAME]")

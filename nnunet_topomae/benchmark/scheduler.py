@@ -1,0 +1,142 @@
+"""Runs a benchmark's jobs on one machine: in order, as many at a time as there are slots."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nnunet_topomae.benchmark.jobs import Job
+from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.benchmark.store import JobFolder, end_orphans
+from nnunet_topomae.benchmark.work import BUSY, DONE, INTERRUPTED, WAITING
+
+POLL_SECONDS = 0.5
+OTHERS_SECONDS = 5.0
+STOP_SECONDS = 20.0
+
+
+@dataclass
+class Outcome:
+    """What became of the jobs: names by state."""
+
+    done: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    interrupted: list[str] = field(default_factory=list)
+
+
+class LocalScheduler:
+    """Runs jobs as child processes.
+
+    Args:
+        spec: the benchmark.
+        file: the benchmark's file, for the children.
+        gpus: a slot for each entry: what CUDA_VISIBLE_DEVICES is in it, None to leave it as it is.
+    """
+
+    def __init__(self, spec: BenchmarkSpec, file: Path, gpus: Sequence[str | None]) -> None:
+        self.spec, self.file = spec, file.absolute()
+        self.free = list(gpus)
+        self.threads = max(1, (os.cpu_count() or 1) // len(self.free))
+        self.running: dict[subprocess.Popen[bytes], tuple[Job, str | None]] = {}
+
+    def run(self, jobs: Sequence[Job]) -> Outcome:
+        """Run all jobs that are not done; a failed one takes those that need it with it, and no others.
+
+        Args:
+            jobs: each after those that it needs.
+        """
+        outcome = Outcome()
+        waiting = []
+        for job in jobs:
+            (outcome.done.append(job.name) if JobFolder.of(job, self.spec).done() else waiting.append(job))
+        try:
+            with tqdm(total=len(jobs), initial=len(outcome.done), unit="job", smoothing=0, disable=None) as bar:
+                while waiting or self.running:
+                    self._start(waiting, outcome)
+                    if self.running:
+                        time.sleep(POLL_SECONDS)
+                    elif waiting:
+                        time.sleep(OTHERS_SECONDS)
+                    waiting += self._collect(outcome)
+                    bar.set_description(", ".join(job.name for job, _ in self.running.values())[:60])
+                    bar.update(len(jobs) - len(waiting) - len(self.running) - bar.n)
+        finally:
+            self._stop()
+        return outcome
+
+    def _start(self, waiting: list[Job], outcome: Outcome) -> None:
+        """Start what can start; drop what never can."""
+        lost = {*outcome.failed, *outcome.skipped, *outcome.interrupted}
+        finished = set(outcome.done)
+        for job in list(waiting):
+            needs = {need.name for need in job.needs}
+            if needs & lost:
+                waiting.remove(job)
+                lost.add(job.name)
+                outcome.skipped.append(job.name)
+            elif needs <= finished and self.free:
+                state = JobFolder.of(job, self.spec).state()
+                if state == "running":  # another driver is on it
+                    continue
+                waiting.remove(job)
+                if state == "done":
+                    outcome.done.append(job.name)
+                else:
+                    self._launch(job)
+
+    def _launch(self, job: Job) -> None:
+        gpu = self.free.pop(0)
+        environment = dict(os.environ)
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        environment.setdefault("OMP_NUM_THREADS", str(self.threads))
+        argv = [sys.executable, "-m", "nnunet_topomae.cli", "benchmark", "job", "-b", str(self.file), job.name]
+        # A session of its own: Ctrl-C reaches this process alone, which then stops the children in order.
+        child = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+        self.running[child] = (job, gpu)
+
+    def _collect(self, outcome: Outcome) -> list[Job]:
+        """Take the results of children that have ended; returns jobs to try again."""
+        again = []
+        for child, (job, gpu) in list(self.running.items()):
+            code = child.poll()
+            if code is None:
+                continue
+            del self.running[child]
+            self.free.append(gpu)
+            folder = JobFolder.of(job, self.spec)
+            if code != BUSY:
+                end_orphans(folder.path)
+            if code == DONE:
+                outcome.done.append(job.name)
+            elif code in (BUSY, WAITING):
+                again.append(job)
+            elif code == INTERRUPTED:
+                outcome.interrupted.append(job.name)
+            else:
+                outcome.failed.append(job.name)
+                tqdm.write(f"failed: {job.name}, see {folder.log}")
+        return again
+
+    def _stop(self) -> None:
+        """End what still runs: it can be taken up again."""
+        for child in self.running:
+            with suppress(ProcessLookupError):
+                child.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        for child, (job, _) in self.running.items():
+            try:
+                child.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+            end_orphans(JobFolder.of(job, self.spec).path)
+        self.running.clear()

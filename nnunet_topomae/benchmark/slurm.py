@@ -1,0 +1,125 @@
+"""Hands a benchmark to SLURM, or to the user as a list of commands.
+
+Queueing, dependencies, pre-emption and requeueing are SLURM's. Jobs go to `sbatch` directly: each already is one
+idempotent command, so there is no Python function to pickle, which is what submitit does, and `sbatch` alone has
+`--kill-on-invalid-dep`. The driver need not stay alive.
+"""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nnunet_topomae.benchmark.jobs import Job, Kind
+from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.benchmark.steps import find_program
+from nnunet_topomae.benchmark.store import JobFolder
+from nnunet_topomae.benchmark.work import INTERRUPTED
+
+# Seconds before the wall time at which SLURM warns a job, which then stops and goes back into the queue.
+WARNING_SECONDS = 120
+NEEDS_GPU: tuple[Kind, ...] = ("pretrain", "train")
+NODE_VARIABLES = ("nnUNet_raw",)
+
+
+def job_command(file: Path, job: Job) -> list[str]:
+    """The command that does one job, wherever it runs."""
+    return [sys.executable, "-m", "nnunet_topomae.cli", "benchmark", "job", "-b", str(file.absolute()), job.name]
+
+
+def batch_script(spec: BenchmarkSpec, file: Path, job: Job) -> str:
+    """The script of one SLURM job: passes SLURM's warning on, and asks for another turn after it."""
+    command = shlex.join(job_command(file, job))
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            f"{command} &",
+            "child=$!",
+            "trap 'kill -USR1 $child' USR1",
+            # The first wait ends with the signal, the second with the child.
+            "wait $child",
+            "code=$?",
+            "if kill -0 $child 2>/dev/null; then wait $child; code=$?; fi",
+            f'if [ "$code" -eq {INTERRUPTED} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+            "exit $code",
+            "",
+        ]
+    )
+
+
+def sbatch_arguments(spec: BenchmarkSpec, job: Job, needs: Sequence[str]) -> list[str]:
+    """Options of sbatch for one job.
+
+    Args:
+        spec: the benchmark; its table `slurm` adds options or overrides these.
+        job: the job.
+        needs: SLURM's numbers of the jobs that it needs and that are not done.
+    """
+    folder = JobFolder.of(job, spec).path
+    options: dict[str, object] = {
+        "job-name": f"{spec.name}:{job.name}",
+        "output": str(folder / "slurm.txt"),
+        "open-mode": "append",
+        "requeue": True,
+        "signal": f"B:USR1@{WARNING_SECONDS}",
+        "kill-on-invalid-dep": "yes",
+    }
+    if spec.device == "cuda" and job.kind in NEEDS_GPU:
+        options["gres"] = "gpu:1"
+    if needs:
+        options["dependency"] = "afterok:" + ":".join(needs)
+    options |= spec.slurm
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
+
+
+def submit(spec: BenchmarkSpec, file: Path, jobs: Sequence[Job], environment: Mapping[str, str]) -> dict[str, str]:
+    """Submit all jobs that are not done.
+
+    Args:
+        spec: the benchmark.
+        file: its file.
+        jobs: each after those that it needs.
+        environment: variables of sbatch; jobs inherit them.
+
+    Returns:
+        SLURM's number of every job submitted, by name.
+
+    Raises:
+        RuntimeError: there is no sbatch, or it refuses a job.
+    """
+    sbatch = find_program("sbatch")
+    numbers: dict[str, str] = {}
+    for job in jobs:
+        folder = JobFolder.of(job, spec)
+        if folder.state() in ("done", "running"):
+            continue
+        folder.path.mkdir(parents=True, exist_ok=True)
+        needs = [numbers[need.name] for need in job.needs if need.name in numbers]
+        done = subprocess.run(
+            [sbatch, "--parsable", *sbatch_arguments(spec, job, needs)],
+            input=batch_script(spec, file, job),
+            capture_output=True,
+            text=True,
+            env=dict(environment),
+            check=False,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"sbatch refuses {job.name}: {done.stderr.strip()}")
+        numbers[job.name] = done.stdout.strip().split(";")[0]
+    return numbers
+
+
+def command_list(spec: BenchmarkSpec, file: Path, jobs: Sequence[Job]) -> str:
+    """A shell script with one line for every job that is not done, in an order that works."""
+    lines = [
+        "#!/bin/bash",
+        f"# Jobs of {file.name}, each after those that it needs. Any of them may run on another machine that sees this",
+        "# folder; one that is done is left alone. Exit codes: 0 done, 75 somebody is on it, 76 too early.",
+        "set -e",
+    ]
+    for job in jobs:
+        if JobFolder.of(job, spec).state() != "done":
+            needs = ", ".join(need.name for need in job.needs)
+            lines.append(f"{shlex.join(job_command(file, job))}" + (f"   # after {needs}" if needs else ""))
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,185 @@
+"""The benchmark's file: what to compare, on what, how often. Standard library only, so that `status` is quick."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from nnunet_topomae.benchmark.recipes import PLANNERS, Recipe, find_recipe
+
+
+@dataclass(frozen=True)
+class BenchmarkSpec:
+    """A benchmark.
+
+    Attributes:
+        name: the file's name without its ending.
+        out: folder of everything that is made.
+        datasets: ids of data sets in nnUNet_raw.
+        recipes: what to compare.
+        baseline: name of the recipe that the others are compared with.
+        folds: folds of the data sets' splits.
+        seeds: repetitions of every training.
+        label_fractions: shares of the labelled training cases to fine-tune on.
+        configuration: nnU-Net's.
+        device: `cpu` or `cuda`.
+        gpu_memory_target: for the planners, in GB; None for each planner's own default.
+        settings: plan values for all recipes, such as `finetuning.epochs`.
+        tolerance: of NSD, in mm.
+        betti: also score Betti numbers.
+        paper: preset name of data sets by id, for the published numbers beside ours.
+        slurm: options for sbatch by name, such as `partition`.
+    """
+
+    name: str
+    out: Path
+    datasets: tuple[int, ...]
+    recipes: tuple[Recipe, ...]
+    baseline: str
+    folds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = (0,)
+    label_fractions: tuple[float, ...] = (1.0,)
+    configuration: str = "3d_fullres"
+    device: str = "cuda"
+    gpu_memory_target: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: float = 2.0
+    betti: bool = False
+    paper: Mapping[str, str] = field(default_factory=dict)
+    slurm: Mapping[str, Any] = field(default_factory=dict)
+
+    def recipe(self, name: str) -> Recipe:
+        """A recipe of this benchmark."""
+        return next(recipe for recipe in self.recipes if recipe.name == name)
+
+
+_LISTS = {"datasets": int, "folds": int, "seeds": int, "label_fractions": float}
+_TABLES = ("settings", "paper", "slurm")
+_PLAIN = {"configuration": str, "device": str, "gpu_memory_target": float, "tolerance": float, "betti": bool}
+
+
+def read_spec(path: Path) -> BenchmarkSpec:
+    """Read and check a benchmark's file.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: not TOML, an unknown key, or a value that makes no sense; names the key.
+    """
+    read = _read_toml(path)
+    recipes = _read_recipes(path, read)
+    values = _read_values(path, read)
+    names = [recipe.name for recipe in recipes]
+    baseline = read.get("baseline", names[0])
+    if baseline not in names:
+        raise ValueError(f"{path}: baseline = {baseline!r} is none of the recipes {', '.join(names)}")
+    spec = BenchmarkSpec(path.stem, _out(path, read), recipes=recipes, baseline=baseline, **values)
+    _check(path, spec)
+    return spec
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; docs/benchmark.md shows what a benchmark's file looks like")
+    try:
+        read = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+    allowed = {*_LISTS, *_TABLES, *_PLAIN, "recipes", "recipe", "baseline", "out"}
+    if unknown := sorted(set(read) - allowed):
+        raise ValueError(f"{path}: unknown key {unknown[0]}; allowed are {', '.join(sorted(allowed))}")
+    for key in ("datasets", "recipes"):
+        if key not in read:
+            raise ValueError(f"{path}: {key} is missing")
+    return read
+
+
+def _read_values(path: Path, read: Mapping[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        **{key: _read_list(path, key, read[key], kind) for key, kind in _LISTS.items() if key in read},
+        **{key: _convert(path, key, read[key], kind) for key, kind in _PLAIN.items() if key in read},
+        **{key: _convert(path, key, read[key], dict) for key in _TABLES if key in read},
+    }
+    if "settings" in values:
+        values["settings"] = _flatten(values["settings"])
+    return values
+
+
+def _out(path: Path, read: Mapping[str, Any]) -> Path:
+    out: str = read.get("out", path.stem)
+    return (path.parent / out).absolute()
+
+
+def _read_recipes(path: Path, read: Mapping[str, Any]) -> tuple[Recipe, ...]:
+    own = read.get("recipe", {})
+    allowed = {field.name for field in fields(Recipe)} - {"name"} | {"base"}
+    recipes = []
+    for name in _read_list(path, "recipes", read["recipes"], str):
+        if name not in own:
+            recipes.append(find_recipe(name))
+            continue
+        values = dict(own[name])
+        if unknown := sorted(set(values) - allowed):
+            raise ValueError(
+                f"{path}: unknown key recipe.{name}.{unknown[0]}; allowed are {', '.join(sorted(allowed))}"
+            )
+        recipes.append(_own_recipe(path, name, values))
+    return tuple(recipes)
+
+
+def _own_recipe(path: Path, name: str, values: dict[str, Any]) -> Recipe:
+    """A recipe of the file: another one with changes, or a trainer."""
+    if "__" in name or "/" in name:
+        raise ValueError(f"{path}: recipe name {name!r} may contain neither '__' nor '/'")
+    settings = _flatten(values.pop("settings", {}))
+    if "base" in values:
+        base = find_recipe(values.pop("base"))
+        inherited = {field.name: getattr(base, field.name) for field in fields(Recipe)}
+        values = {**inherited, "paper_row": None, "title": name, **values, "name": name}
+        return Recipe(**{**values, "settings": {**base.settings, **settings}})
+    if "trainer" not in values:
+        raise ValueError(f"{path}: recipe.{name} needs a trainer, or a base recipe")
+    if values.get("plans", "TopoMAEPlans") not in PLANNERS:
+        raise ValueError(f"{path}: recipe.{name}.plans is none of {', '.join(PLANNERS)}")
+    return Recipe(**{"title": name, **values, "name": name, "settings": settings})
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _read_list(path: Path, key: str, value: Any, kind: type) -> tuple[Any, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{path}: {key} = {value!r} must be a list of at least one value")
+    read = tuple(_convert(path, key, item, kind) for item in value)
+    if len(set(read)) < len(read):
+        raise ValueError(f"{path}: {key} = {value} names a value twice")
+    return read
+
+
+def _convert(path: Path, key: str, value: Any, kind: type) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{path}: {key} = {value!r} must be of type {kind.__name__}")
+    return value
+
+
+def _check(path: Path, spec: BenchmarkSpec) -> None:
+    if spec.device not in ("cpu", "cuda"):
+        raise ValueError(f"{path}: device = {spec.device!r} must be cpu or cuda")
+    if not all(0 < fraction <= 1 for fraction in spec.label_fractions):
+        raise ValueError(f"{path}: label_fractions = {list(spec.label_fractions)} must be above 0 and at most 1")
+    if min(spec.folds) < 0 or min(spec.seeds) < 0:
+        raise ValueError(f"{path}: folds and seeds must be at least 0")
+    reserved = ("finetuning.seed", "finetuning.label_fraction", "finetuning.label_seed", "pretraining.seed")
+    for source in (spec.settings, *(recipe.settings for recipe in spec.recipes)):
+        if taken := [key for key in reserved if key in source]:
+            raise ValueError(f"{path}: {taken[0]} is set by seeds and label_fractions")

@@ -1,0 +1,123 @@
+"""How far a benchmark is: from the jobs' folders alone, in less than a second, without torch."""
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_topomae.benchmark.jobs import Job
+from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.benchmark.store import JobFolder, State
+
+BAR = 20
+TAIL_BYTES = 20_000
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """What is known of one job.
+
+    Attributes:
+        job: the job.
+        state: as in :class:`JobFolder`.
+        epochs: finished epochs.
+        seconds_per_epoch: of the last epochs; None where there is none.
+        seconds: what a done job took.
+    """
+
+    job: Job
+    state: State
+    epochs: int = 0
+    seconds_per_epoch: float | None = None
+    seconds: float | None = None
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds that the training probably still takes."""
+        if self.state == "done" or not self.job.epochs or self.seconds_per_epoch is None:
+            return None
+        return (self.job.epochs - self.epochs) * self.seconds_per_epoch
+
+
+def job_status(job: Job, spec: BenchmarkSpec) -> JobStatus:
+    """Look at one job's folder."""
+    folder = JobFolder.of(job, spec)
+    state = folder.state()
+    if state == "done":
+        done = folder.done() or {}
+        return JobStatus(job, state, job.epochs, seconds=done.get("seconds"))
+    if state == "waiting" or not job.epochs:
+        return JobStatus(job, state)
+    times = _epoch_seconds(folder.path)
+    recent = times[-5:]
+    return JobStatus(job, state, len(times), sum(recent) / len(recent) if recent else None)
+
+
+def _epoch_seconds(folder: Path) -> list[float]:
+    """Seconds of every finished epoch, from the records of our trainers or nnU-Net's log."""
+    for file in folder.glob("nnUNet_results/*/*/fold_*/metrics.jsonl"):
+        if not file.parents[1].is_symlink():
+            return [json.loads(line)["seconds"] for line in file.read_text().splitlines() if line.endswith("}")]
+    log = folder / "log.txt"
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    return [float(value) for value in re.findall(r"Epoch time: ([\d.]+) s", text)]
+
+
+def describe(jobs: Sequence[Job], spec: BenchmarkSpec, slots: int = 1) -> str:
+    """The whole benchmark in a page: a line for every job that runs or failed, and sums."""
+    found = [job_status(job, spec) for job in jobs]
+    counts = Counter(status.state for status in found)
+    lines = [f"{spec.name}: {len(found)} jobs, " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))]
+    for status in found:
+        if status.state in ("running", "failed", "stopped"):
+            lines.append(f"  {status.state:<8} {_progress(status)} {status.job.name}{_hint(status, spec)}")
+    lines.append(_estimate(found, slots))
+    return "\n".join(line for line in lines if line)
+
+
+def _progress(status: JobStatus) -> str:
+    total = status.job.epochs
+    if not total:
+        return " " * (BAR + 2)
+    filled = round(BAR * status.epochs / total)
+    speed = "" if status.seconds_per_epoch is None else f" {status.seconds_per_epoch:.3g} s an epoch"
+    left = "" if not status.remaining else f", {duration(status.remaining)} left"
+    return f"[{'#' * filled}{'.' * (BAR - filled)}] {status.epochs}/{total}{speed}{left}"
+
+
+def _hint(status: JobStatus, spec: BenchmarkSpec) -> str:
+    folder = JobFolder.of(status.job, spec)
+    if status.state != "failed":
+        return ""
+    error = json.loads((folder.path / "failed.json").read_text()).get("error", "")
+    return f"\n           {error}"
+
+
+def _estimate(found: Sequence[JobStatus], slots: int) -> str:
+    """Hours that are left, from the mean of finished jobs of the same stage."""
+    missing = [status for status in found if status.state != "done"]
+    if not missing:
+        total = sum(status.seconds or 0.0 for status in found)
+        return f"all done, {duration(total)} of work"
+    seconds = 0.0
+    for status in missing:
+        alike = [s.seconds for s in found if s.job.kind == status.job.kind and s.seconds is not None]
+        if status.remaining is not None:
+            seconds += status.remaining
+        elif alike:
+            seconds += sum(alike) / len(alike)
+        else:
+            return "no estimate yet: no job of every stage is done"
+    end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds / slots))
+    return f"about {duration(seconds)} of work left; done at {end} with {slots} at a time"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

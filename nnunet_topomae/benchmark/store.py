@@ -1,0 +1,165 @@
+"""Where a job's results lie, and whether it is done. Quick to import; POSIX only.
+
+``runs/<job>/<fingerprint>/`` holds everything of one job. ``done.json`` is written last, by rename, with hashes of the
+outputs; nothing else means done. A lock on ``lease`` is held while somebody works on the job and vanishes with the
+process, however it ends.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nnunet_topomae.benchmark.jobs import Job
+from nnunet_topomae.benchmark.spec import BenchmarkSpec
+
+State = Literal["done", "running", "failed", "stopped", "waiting"]
+# In the environment of all processes of a job, so that those which outlive it are found.
+TOKEN = "NNUNET_TOPOMAE_JOB"
+
+
+class BusyError(RuntimeError):
+    """Somebody else works on the job."""
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """The folder of one job.
+
+    Attributes:
+        path: `runs/<job>/<fingerprint>`.
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, job: Job, spec: BenchmarkSpec) -> "JobFolder":
+        """The folder of a job with its present fingerprint."""
+        return cls(spec.out / "runs" / job.name / job.fingerprint)
+
+    @property
+    def log(self) -> Path:
+        """Everything that the job's commands printed."""
+        return self.path / "log.txt"
+
+    @property
+    def results(self) -> Path:
+        """The job's own nnUNet_results."""
+        return self.path / "nnUNet_results"
+
+    @property
+    def preprocessed(self) -> Path:
+        """The job's own nnUNet_preprocessed."""
+        return self.path / "nnUNet_preprocessed"
+
+    def state(self) -> State:
+        """What is known from outside, without touching anything."""
+        if (self.path / "done.json").is_file():
+            return "done"
+        lease = self.path / "lease"
+        if not lease.is_file():
+            return "waiting"
+        if is_locked(lease):
+            return "running"
+        return "failed" if (self.path / "failed.json").is_file() else "stopped"
+
+    def done(self) -> dict[str, Any] | None:
+        """Content of done.json, None if the job is not done."""
+        file = self.path / "done.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def check_outputs(self) -> None:
+        """Compare the outputs with the hashes in done.json.
+
+        Raises:
+            ValueError: a file is missing or has changed.
+        """
+        done = self.done() or {"outputs": {}}
+        for name, expected in done["outputs"].items():
+            file = self.path / name
+            if not file.is_file() or hash_file(file) != expected:
+                raise ValueError(
+                    f"{file} is not what its job made: missing, or changed. Delete {self.path} to make it again."
+                )
+
+    def finish(self, outputs: Iterable[Path], facts: Mapping[str, Any]) -> None:
+        """Mark the job as done."""
+        hashes = {str(path.relative_to(self.path)): hash_file(path) for path in outputs}
+        write_json(self.path / "done.json", {"outputs": hashes, **facts})
+        (self.path / "failed.json").unlink(missing_ok=True)
+
+    def fail(self, facts: Mapping[str, Any]) -> None:
+        """Leave word of a failure."""
+        write_json(self.path / "failed.json", dict(facts))
+
+    @contextmanager
+    def lease(self) -> Iterator[None]:
+        """Hold the job. Processes that a killed predecessor left behind are ended first.
+
+        Raises:
+            BusyError: somebody else holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lease").open("a") as file:
+            # More than once: `status` holds a shared lock for a moment.
+            for attempt in reversed(range(5)):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if not attempt:
+                        raise BusyError(f"somebody else works in {self.path}") from error
+                    time.sleep(0.1)
+            end_orphans(self.path)
+            yield
+
+
+def is_locked(lease: Path) -> bool:
+    """Whether a process holds the lock."""
+    with lease.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def end_orphans(folder: Path) -> list[int]:
+    """Kill what still runs for a job whose supervisor is gone; returns the processes' numbers.
+
+    They are known by the job's folder in their environment (Linux).
+    """
+    token = f"{TOKEN}={folder}".encode()
+    ended = []
+    for process in Path("/proc").glob("[0-9]*"):
+        number = int(process.name)
+        if number == os.getpid():
+            continue
+        with suppress(OSError):
+            if token in (process / "environ").read_bytes().split(b"\0"):
+                os.kill(number, signal.SIGKILL)
+                ended.append(number)
+    return ended
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file that is there as a whole or not at all, even after a power cut."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
