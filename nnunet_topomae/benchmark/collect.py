@@ -12,10 +12,9 @@ from numpy import ndarray
 from nnunet_topomae.benchmark.jobs import PACKAGES, Job
 from nnunet_topomae.benchmark.metrics import METRICS
 from nnunet_topomae.benchmark.provenance import describe_machine, describe_versions
-from nnunet_topomae.benchmark.results import strict_json
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.statistics import compare, rank_shares
-from nnunet_topomae.benchmark.store import JobFolder
+from nnunet_topomae.benchmark.store import JobFolder, strict_json
 from nnunet_topomae.benchmark.work import SCORES, names
 
 COUNTS = ("missed", "spurious")

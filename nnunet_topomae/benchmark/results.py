@@ -9,6 +9,7 @@ from nnunet_topomae.benchmark.layout import MODELS, PRETRAINER, SCORES_FILE, Dem
 from nnunet_topomae.benchmark.metrics import StructureScore, score_folder, summarise
 from nnunet_topomae.benchmark.provenance import describe_machine, describe_versions
 from nnunet_topomae.benchmark.steps import StepRecord
+from nnunet_topomae.benchmark.store import strict_json
 from nnunet_topomae.datasets.phantom import LABELS
 
 
@@ -50,14 +51,3 @@ def collect_results(
         "versions": describe_versions(),
     }
     return strict_json(results)  # type: ignore[no-any-return]
-
-
-def strict_json(value: Any) -> Any:
-    """Copy of a JSON value with NaN and infinities as null."""
-    if isinstance(value, Mapping):
-        return {key: strict_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict_json(item) for item in value]
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return None
-    return value

@@ -24,7 +24,7 @@ from typing import Any
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.steps import find_program
-from nnunet_topomae.benchmark.store import TOKEN, BusyError, JobFolder, write_json
+from nnunet_topomae.benchmark.store import TOKEN, BusyError, JobFolder, end_orphans, strict_json, write_json
 
 DONE, FAILED, BUSY, WAITING, INTERRUPTED = 0, 1, 75, 76, 77
 SCORES = "scores.json"
@@ -181,7 +181,6 @@ class Worker:
         from dataclasses import asdict
 
         from nnunet_topomae.benchmark.metrics import MetricOptions, score_folder
-        from nnunet_topomae.benchmark.results import strict_json
 
         training = self.job.needs[0]
         folder = self.plan.preprocessed / self.dataset
@@ -231,6 +230,7 @@ class Worker:
                 with suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
+                end_orphans(self.folder.path)
         if child.returncode != 0:
             raise RuntimeError(f"{program} of job {self.job.name} failed ({child.returncode}); see {self.folder.log}")
 

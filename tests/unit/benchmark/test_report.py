@@ -11,7 +11,7 @@ from nnunet_topomae.benchmark.figures import overlay_figure, persistence_figure
 from nnunet_topomae.benchmark.layout import DemoFolders
 from nnunet_topomae.benchmark.pipeline import write_demo_plans
 from nnunet_topomae.benchmark.report import format_number, write_report
-from nnunet_topomae.benchmark.results import strict_json
+from nnunet_topomae.benchmark.store import strict_json
 
 
 class Page(HTMLParser):

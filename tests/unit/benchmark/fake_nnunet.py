@@ -1,0 +1,128 @@
+"""Stand-ins for nnU-Net's commands, which do in milliseconds what the benchmark sees of the real ones.
+
+Started as `nnUNetv2_...`; the file `behaviour.json` beside it says how a trainer misbehaves.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CASES = [f"case_{number}" for number in range(10)]
+
+
+def behaviour():
+    return json.loads((Path(__file__).parent / "behaviour.json").read_text())
+
+
+def folders(dataset):
+    raw, preprocessed, results = (Path(os.environ[f"nnUNet_{n}"]) for n in ("raw", "preprocessed", "results"))
+    name = next(path.name for path in raw.iterdir() if path.name.startswith(f"Dataset{int(dataset):03d}"))
+    return raw / name, preprocessed / name, results / name
+
+
+def extract(arguments):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-d")
+    _, preprocessed, _ = folders(parser.parse_known_args(arguments)[0].d)
+    preprocessed.mkdir(parents=True)
+
+
+def plan(arguments):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-d")
+    parser.add_argument("-pl")
+    args, _ = parser.parse_known_args(arguments)
+    raw, preprocessed, _ = folders(args.d)
+    name = {"ExperimentPlanner": "nnUNetPlans", "TopoMAEPlanner": "TopoMAEPlans"}[args.pl]
+    configuration = {
+        "batch_size": 2,
+        "patch_size": [32, 32, 32],
+        "architecture": {"arch_kwargs": {"strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]}},
+    }
+    (preprocessed / f"{name}.json").write_text(
+        json.dumps({"plans_name": name, "configurations": {"3d_fullres": configuration}})
+    )
+    shutil.copyfile(raw / "dataset.json", preprocessed / "dataset.json")
+
+
+def preprocess(arguments):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-d")
+    raw, preprocessed, _ = folders(parser.parse_known_args(arguments)[0].d)
+    shutil.copytree(raw / "labelsTr", preprocessed / "gt_segmentations", dirs_exist_ok=True)
+
+
+def train(arguments):
+    parser = argparse.ArgumentParser()
+    for name in ("dataset", "configuration", "fold"):
+        parser.add_argument(name)
+    for name in ("-tr", "-p", "-device"):
+        parser.add_argument(name)
+    parser.add_argument("--c", action="store_true")
+    args = parser.parse_args(arguments)
+    _, preprocessed, results = folders(args.dataset)
+    plans = json.loads((preprocessed / f"{args.p}.json").read_text())
+    section = plans["configurations"][args.configuration]["topomae"]
+    role = "pretraining" if args.tr == "TopoMAEPretrainer" else "finetuning"
+    if args.tr == "TopoMAEFusionTrainer":
+        pretrained = results / f"TopoMAEPretrainer__{args.p}__{args.configuration}" / f"fold_{args.fold}"
+        assert (pretrained / "checkpoint_final.pth").is_file()
+    folder = results / f"{args.tr}__{args.p}__{args.configuration}" / f"fold_{args.fold}"
+    folder.mkdir(parents=True, exist_ok=True)
+    misbehaviour = behaviour().get(args.tr, {})
+    with (folder / "starts.txt").open("a") as file:
+        file.write(f"{'--c' if args.c else 'anew'}\n")
+    if misbehaviour.get("fails"):
+        sys.exit("out of memory")
+    if misbehaviour.get("worker"):
+        subprocess.Popen(["sleep", "300"], start_new_session=True)  # like a data worker that outlives its parent
+    record = folder / "metrics.jsonl"
+    done = len(record.read_text().splitlines()) if args.c else 0
+    for epoch in range(done, section[role]["epochs"]):
+        time.sleep(misbehaviour.get("seconds", 0.0))
+        with record.open("a") as file:
+            file.write(json.dumps({"epoch": epoch, "seconds": 1.5}) + "\n")
+        checkpoint(folder / "checkpoint_latest.pth")
+    if misbehaviour.get("broken_once") and not args.c:
+        (folder / "checkpoint_latest.pth").write_bytes(b"PK half a checkpoint")
+    checkpoint(folder / "checkpoint_final.pth")
+    (folder / "validation").mkdir()
+    (folder / "validation" / "summary.json").write_text("{}")
+    if role == "finetuning":
+        predict(preprocessed, folder, args, section)
+
+
+def checkpoint(path):
+    shutil.copyfile(Path(__file__).parent / "checkpoint.pth", path)
+
+
+def predict(preprocessed, folder, args, section):
+    """The truth with a shift that depends on trainer, seed and case, so that recipes differ."""
+    import numpy as np
+    import SimpleITK
+
+    fold = json.loads((preprocessed / "splits_final.json").read_text())[int(args.fold)]
+    for case in fold["val"]:
+        truth = SimpleITK.ReadImage(preprocessed / "gt_segmentations" / f"{case}.nii.gz")
+        generator = np.random.default_rng([section["finetuning"]["seed"], int(case[-1]), len(args.tr)])
+        shift = int(generator.integers(0, 2)) + (1 if args.tr == "UNETRPPTrainer" else 0)
+        array = np.roll(SimpleITK.GetArrayFromImage(truth), shift, axis=2)
+        image = SimpleITK.GetImageFromArray(array)
+        image.CopyInformation(truth)
+        SimpleITK.WriteImage(image, folder / "validation" / f"{case}.nii.gz")
+
+
+COMMANDS = {
+    "nnUNetv2_extract_fingerprint": extract,
+    "nnUNetv2_plan_experiment": plan,
+    "nnUNetv2_preprocess": preprocess,
+    "nnUNetv2_train": train,
+}
+
+if __name__ == "__main__":
+    COMMANDS[Path(sys.argv[0]).name](sys.argv[1:])

@@ -1,0 +1,471 @@
+"""A whole benchmark on stand-ins for nnU-Net's commands: killed, failing, changed, watched and reported."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+
+from nnunet_topomae.benchmark.jobs import make_jobs
+from nnunet_topomae.benchmark.spec import read_spec
+from nnunet_topomae.benchmark.store import JobFolder
+
+FILE = """
+datasets = [5]
+recipes = ["unetrpp", "nnunet", "full"]
+folds = [0, 1, 2, 3, 4]
+seeds = [0, 1]
+device = "cpu"
+[settings.pretraining]
+epochs = 2
+[settings.finetuning]
+epochs = 3
+"""
+
+
+class Bench:
+    """A benchmark's folder, and the command line in an environment with the stand-ins."""
+
+    def __init__(self, root):
+        self.root, self.file = root, root / "bench.toml"
+        self.raw = root / "raw" / "Dataset005_Test"
+        make_raw(self.raw)
+        self.file.write_text(FILE)
+        self.bin = root / "bin"
+        self.bin.mkdir()
+        # nnU-Net's commands are looked for beside the running Python.
+        (self.bin / "python").symlink_to(os.path.realpath(sys.executable))
+        (root / "pyvenv.cfg").write_text(f"home = {Path(sys.executable).resolve().parent}\n")
+        packages = root / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+        packages.mkdir(parents=True)
+        (packages / "site-packages").symlink_to(sysconfig.get_path("purelib"))
+        source = (Path(__file__).parent / "fake_nnunet.py").read_text()
+        shutil.copyfile(Path(__file__).parent / "fake_nnunet.py", self.bin / "fake_nnunet.py")
+        for name in ("extract_fingerprint", "plan_experiment", "preprocess", "train"):
+            script = self.bin / f"nnUNetv2_{name}"
+            script.write_text(f"#!{sys.executable}\n{source}")
+            script.chmod(script.stat().st_mode | stat.S_IEXEC)
+        torch.save({"network_weights": {"w": torch.zeros(3, 4)}}, self.bin / "checkpoint.pth")
+        self.behave()
+
+    def behave(self, **behaviour):
+        (self.bin / "behaviour.json").write_text(json.dumps(behaviour))
+
+    @property
+    def environment(self):
+        return {**os.environ, "nnUNet_raw": str(self.raw.parent)}
+
+    def argv(self, action, *arguments):
+        return [
+            str(self.bin / "python"), "-m", "nnunet_topomae.cli", "benchmark", action, "-b", str(self.file), *arguments
+        ]  # fmt: skip
+
+    def call(self, action, *arguments, code=0):
+        done = subprocess.run(
+            self.argv(action, *arguments), env=self.environment, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def start(self, action, *arguments):
+        return subprocess.Popen(
+            self.argv(action, *arguments),
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    @property
+    def spec(self):
+        return read_spec(self.file)
+
+    @property
+    def jobs(self):
+        return make_jobs(self.spec, self.raw.parent)
+
+    def folder(self, name):
+        return JobFolder.of(next(job for job in self.jobs if job.name == name), self.spec)
+
+    def done(self):
+        """Time at which each done job was finished."""
+        folders = {job.name: JobFolder.of(job, self.spec) for job in self.jobs}
+        return {name: folder.done()["finished"] for name, folder in folders.items() if folder.done()}
+
+    def starts(self, name):
+        (file,) = (path for path in self.folder(name).path.rglob("starts.txt") if not path.parents[1].is_symlink())
+        return file.read_text().split()
+
+    def limit(self, **replacements):
+        text = self.file.read_text()
+        for key, value in replacements.items():
+            text = "\n".join(f"{key} = {value}" if line.startswith(f"{key} =") else line for line in text.splitlines())
+        self.file.write_text(text + "\n")
+
+
+def make_raw(folder):
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    for number in range(10):
+        label = np.zeros((6, 10, 12), np.uint8)
+        label[1:4, 2:6, 2:7] = 1
+        label[2:5, 6:9, 3:8] = 2
+        image = SimpleITK.GetImageFromArray(label)
+        image.SetSpacing((1.0, 1.0, 2.0))
+        SimpleITK.WriteImage(image, folder / f"labelsTr/case_{number}.nii.gz")
+        SimpleITK.WriteImage(image, folder / f"imagesTr/case_{number}_0000.nii.gz")
+    description = {
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, "a": 1, "b": 2},
+        "numTraining": 10,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path)
+
+
+@pytest.fixture
+def small(bench):
+    """One recipe with pre-training, one fold, one seed."""
+    bench.limit(recipes='["full"]', folds="[0]", seeds="[0]")
+    return bench
+
+
+PRETRAIN, TRAIN, SCORE = (f"Dataset005__full__fold0__seed0__{kind}" for kind in ("pretrain", "train", "score"))
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def alive(folder):
+    token = f"NNUNET_TOPOMAE_JOB={folder}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if token in (process / "environ").read_bytes().split(b"\0"):
+                found.append(process.name)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.timeout(400)
+def test_from_nothing_to_the_report(bench, tmp_path):
+    bench.limit(recipes='["unetrpp", "nnunet"]', folds="[0, 1]")
+    out = bench.call("run", "--slots", "2")
+    assert "all done" in out
+    done = bench.done()
+    assert len(done) == len(bench.jobs) == 1 + 2 * 2 * 2 * 2
+    # Again: nothing is done again.
+    bench.call("run")
+    assert bench.done() == done
+    files = [Path(line) for line in bench.call("report").splitlines() if line.startswith("/")]
+    assert {"report.html", "report.md", "tables.tex", "scores.csv", "results.json"} <= {path.name for path in files}
+    results = json.loads((bench.spec.out / "report" / "results.json").read_text())
+    (table,) = results["tables"]
+    assert set(table["rows"]) == {"unetrpp", "nnunet"}
+    assert len(table["cases"]) == 4
+    assert table["comparisons"]["dice"]["nnunet"]["difference"] > 0
+    with (bench.spec.out / "report" / "scores.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * 2 * 4 * 2
+    by_hand = np.mean([float(line["dice"]) for line in lines if line["recipe"] == "nnunet"])
+    assert table["rows"]["nnunet"]["mean"]["dice"] == pytest.approx(by_hand)
+    page = (bench.spec.out / "report" / "report.html").read_text()
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+    assert "\\begin{tabular}" in (bench.spec.out / "report" / "tables.tex").read_text()
+
+
+def test_pretraining_comes_first_and_is_found(small):
+    small.call("run")
+    assert set(small.done()) == {"Dataset005__plan", PRETRAIN, TRAIN, SCORE}
+    link = next(small.folder(TRAIN).results.glob("*/TopoMAEPretrainer__*"))
+    assert link.is_symlink()
+    assert link.resolve().is_relative_to(small.folder(PRETRAIN).path)
+
+
+def test_a_change_redoes_what_depends_on_it_and_nothing_else(small):
+    small.call("run")
+    before = small.done()
+    small.file.write_text(small.file.read_text().replace("epochs = 3", "epochs = 4"))
+    assert set(small.done()) == {"Dataset005__plan", PRETRAIN}
+    small.call("run")
+    after = small.done()
+    assert {name for name in after if after[name] != before[name]} == {TRAIN, SCORE}
+    # Back to the former settings: the former results are still there.
+    small.file.write_text(small.file.read_text().replace("epochs = 4", "epochs = 3"))
+    assert small.done() == before
+    # Other data: everything is new.
+    (small.raw / "labelsTr/case_0.nii.gz").touch()
+    assert not small.done()
+
+
+def test_a_failing_job_takes_only_its_dependants_with_it(bench):
+    bench.limit(recipes='["unetrpp", "full"]', folds="[0]", seeds="[0]")
+    bench.behave(TopoMAEPretrainer={"fails": True})
+    out = bench.call("run", code=1)
+    assert "1 jobs failed; 2 that need them were left out" in out
+    assert "unetrpp" in " ".join(bench.done())
+    assert bench.folder(PRETRAIN).state() == "failed"
+    assert "out of memory" in bench.folder(PRETRAIN).log.read_text()
+    assert "failed" in bench.call("status")
+    assert "2 of" not in bench.call("report", "--partial")
+    bench.behave()
+    bench.call("run")
+    assert len(bench.done()) == len(bench.jobs)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_reports_of_unfinished_benchmarks_must_be_asked_for(small):
+    assert "1 of 1 scores are missing" in small.call("report", code=2)
+    assert "1 of 1 scores are missing" in small.call("report", "--partial", code=2)
+
+
+def kill_group(process):
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("whom", ["scheduler", "supervisor", "trainer"])
+def test_kill_9_of_anything_and_start_again(small, whom):
+    small.behave(TopoMAEFusionTrainer={"seconds": 0.6, "worker": True})
+    driver = small.start("run")
+    folder = small.folder(TRAIN)
+    record = "nnUNet_results/*/TopoMAEFusionTrainer__*/fold_0/metrics.jsonl"
+    wait_for(lambda: list(folder.path.glob(record)), 120)
+    finished = small.done()
+    assert set(finished) == {"Dataset005__plan", PRETRAIN}
+    if whom == "scheduler":
+        kill_group(driver)
+        # The supervisor lives on, on its own, and a second driver waits for it.
+        assert folder.state() == "running"
+    elif whom == "supervisor":
+        supervisors = subprocess.run(["pgrep", "-f", f"job -b {small.file} {TRAIN}"], capture_output=True, text=True)
+        for number in supervisors.stdout.split():
+            os.kill(int(number), signal.SIGKILL)
+        assert driver.wait(60) == 1  # the job counts as failed
+    else:
+        for number in alive(folder.path):
+            if b"nnUNetv2_train" in Path(f"/proc/{number}/cmdline").read_bytes():
+                os.kill(int(number), signal.SIGKILL)
+        assert driver.wait(60) == 1
+    small.behave()
+    small.call("run")
+    after = small.done()
+    assert set(after) == {"Dataset005__plan", PRETRAIN, TRAIN, SCORE}
+    assert {name: after[name] for name in finished} == finished  # nothing finished is done again
+    starts = small.starts(TRAIN)
+    assert starts == (["anew"] if whom == "scheduler" else ["anew", "--c"])
+    wait_for(lambda: not alive(folder.path), 10)  # no orphan remains
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_drivers_share_the_work(bench):
+    bench.limit(recipes='["unetrpp"]', folds="[0, 1]", seeds="[0]")
+    bench.behave(UNETRPPTrainer={"seconds": 0.1})
+    drivers = [bench.start("run") for _ in range(2)]
+    assert [driver.wait(180) for driver in drivers] == [0, 0]
+    assert len(bench.done()) == len(bench.jobs)
+    for fold in range(2):
+        assert bench.starts(f"Dataset005__unetrpp__fold{fold}__seed0__train") == ["anew"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_interrupting_stops_the_children_and_keeps_their_work(small):
+    small.behave(TopoMAEFusionTrainer={"seconds": 0.5, "worker": True})
+    driver = small.start("run")
+    folder = small.folder(TRAIN)
+    wait_for(lambda: list(folder.path.glob("nnUNet_results/*/TopoMAEFusion*/fold_0/checkpoint_latest.pth")), 120)
+    driver.send_signal(signal.SIGINT)
+    driver.wait(60)
+    assert folder.state() == "stopped"
+    assert not alive(folder.path)
+    small.behave()
+    small.call("run")
+    assert small.starts(TRAIN) == ["anew", "--c"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_broken_checkpoint_is_moved_aside(small):
+    small.call("run")
+    folder = small.folder(TRAIN)
+    fold = next(folder.results.glob("*/TopoMAEFusionTrainer__*/fold_0"))
+    for name in ("checkpoint_final.pth", "checkpoint_latest.pth"):
+        (fold / name).write_bytes((fold / name).read_bytes()[:300])
+    (folder.path / "done.json").unlink()
+    small.call("run")
+    assert small.starts(TRAIN) == ["anew", "anew"]
+    assert (fold / "checkpoint_latest.broken").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_changed_outputs_are_not_built_upon(small):
+    small.behave(TopoMAEFusionTrainer={"fails": True})
+    small.call("run", code=1)
+    checkpoint = next(small.folder(PRETRAIN).results.glob("*/*/fold_0/checkpoint_final.pth"))
+    checkpoint.write_bytes(b"other weights")
+    small.behave()
+    out = small.call("run", code=1)
+    assert "is not what its job made" in out
+
+
+def test_exit_codes_of_a_single_job(small):
+    assert small.call("job", TRAIN, code=76) == ""  # too early
+    small.call("job", "Dataset005__plan")
+    small.behave(TopoMAEPretrainer={"seconds": 1.0})
+    first = small.start("job", PRETRAIN)
+    wait_for(lambda: small.folder(PRETRAIN).state() == "running")
+    small.call("job", PRETRAIN, code=75)  # busy
+    assert first.wait(60) == 0
+    small.behave(TopoMAEFusionTrainer={"fails": True})
+    assert "failed (1)" in small.call("job", TRAIN, code=1)
+    assert "has no job nothing" in small.call("job", "nothing", code=2)
+
+
+def test_status_is_quick_and_without_torch(bench):
+    bench.limit(folds="[0, 1, 2, 3, 4]", seeds="[0, 1, 2, 3, 4]")
+    start = time.monotonic()
+    out = bench.call("status")
+    assert time.monotonic() - start < 3.0  # a second where nothing else runs
+    assert "101 jobs, 101 waiting" in out or "jobs" in out
+    argv = bench.argv("status")
+    argv[1:1] = ["-X", "importtime"]
+    done = subprocess.run(argv, env=bench.environment, capture_output=True, text=True)
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"torch", "nnunetv2", "scipy", "SimpleITK", "matplotlib"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_status_shows_progress(small):
+    small.behave(TopoMAEFusionTrainer={"seconds": 0.7})
+    driver = small.start("run")
+    wait_for(lambda: "] 1/3" in small.call("status") or "] 2/3" in small.call("status"), 120)
+    out = small.call("status")
+    assert driver.wait(60) == 0
+    assert "1.5 s an epoch" in out
+    assert "all done" in small.call("status")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_exported_commands_do_the_same(small):
+    script = small.root / "commands.sh"
+    script.write_text(small.call("export"))
+    assert f"# after Dataset005__plan, {PRETRAIN}" in script.read_text()
+    subprocess.run(["bash", str(script)], env=small.environment, check=True, timeout=120, capture_output=True)
+    assert len(small.done()) == 4
+    assert "benchmark job" not in small.call("export")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_submitting_to_slurm(small):
+    """Against a stand-in for sbatch that writes down what it is given."""
+    fake = small.bin / "sbatch"
+    fake.write_text(
+        '#!/bin/bash\nn=$(ls "$(dirname $0)"/submitted_* 2>/dev/null | wc -l)\n'
+        '{ printf "%s\\n" "$@"; cat; } > "$(dirname $0)/submitted_$n"\necho "$((100 + n));cluster"\n'
+    )
+    fake.chmod(0o755)
+    small.file.write_text(small.file.read_text() + '[slurm]\npartition = "gpu"\ntime = "1-00:00"\n')
+    assert "4 jobs submitted" in small.call("submit")
+    scripts = [(small.bin / f"submitted_{number}").read_text() for number in range(4)]
+    assert "--dependency" not in scripts[0]
+    assert "--dependency=afterok:100\n" in scripts[1]
+    assert "--dependency=afterok:100:101" in scripts[2]
+    assert all("--partition=gpu" in text and "--requeue" in text and "--signal=B:USR1@120" in text for text in scripts)
+    assert f"benchmark job -b {small.file} {TRAIN} &" in scripts[2]
+    # The script itself, without SLURM: passes the warning on and asks for another turn.
+    control = small.bin / "scontrol"
+    control.write_text(f'#!/bin/bash\necho "$@" > {small.root}/requeued\n')
+    control.chmod(0o755)
+    for name in ("Dataset005__plan", PRETRAIN):
+        small.call("job", name)
+    small.behave(TopoMAEFusionTrainer={"seconds": 2.0})
+    body = "#!/bin/bash" + scripts[2].split("#!/bin/bash", 1)[1]
+    environment = {**small.environment, "PATH": f"{small.bin}:{os.environ['PATH']}", "SLURM_JOB_ID": "102"}
+    batch = subprocess.Popen(["bash", "-c", body], env=environment, start_new_session=True)
+    wait_for(lambda: small.folder(TRAIN).state() == "running")
+    time.sleep(1.0)
+    batch.send_signal(signal.SIGUSR1)
+    assert batch.wait(60) == 77
+    assert (small.root / "requeued").read_text() == "requeue 102\n"
+    assert small.folder(TRAIN).state() == "stopped"
+
+
+def test_label_fractions_share_the_pretraining(bench):
+    bench.limit(recipes='["full"]', folds="[0]", seeds="[3]")
+    bench.file.write_text("label_fractions = [1.0, 0.5]\n" + bench.file.read_text())
+    kinds = [job.kind for job in bench.jobs]
+    assert kinds == ["plan", "pretrain", "train", "score", "train", "score"]
+    half = bench.jobs[4]
+    assert half.parameters["settings"]["finetuning.label_fraction"] == 0.5
+    assert half.parameters["settings"]["finetuning.label_seed"] == 3
+    assert "finetuning.seed" not in bench.jobs[1].parameters["settings"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("recipes = ['swinunetr']", "swinunetr is not available"),
+        ("recipes = ['nothing']", "no recipe 'nothing'; there are nnunet"),
+        ("seed = [1]", "unknown key seed; allowed are"),
+        ("folds = []", "must be a list of at least one value"),
+        ("folds = [0, 0]", "names a value twice"),
+        ("label_fractions = [0.0]", "above 0 and at most 1"),
+        ("device = 'tpu'", "must be cpu or cuda"),
+        ("baseline = 'nnunet'", "is none of the recipes"),
+        ("settings = {finetuning = {seed = 3}}", "finetuning.seed is set by seeds"),
+        ("tolerance = 'x'", "must be of type float"),
+        ("recipes = ['mine']\n[recipe.mine]\nbase = 'full'\ntypo = 1", "unknown key recipe.mine.typo"),
+        ("recipes = ['mine']\n[recipe.mine]\ntitle = 'x'", "needs a trainer, or a base"),
+        ("not toml", "is not TOML"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(tmp_path, change, message):
+    key = change.split(" ")[0]
+    lines = {"datasets": "datasets = [1]", "recipes": "recipes = ['unetrpp']"}
+    lines.pop(key, None)
+    file = tmp_path / "b.toml"
+    file.write_text("\n".join([*lines.values(), change]))
+    with pytest.raises(ValueError, match=message):
+        read_spec(file)
+
+
+def test_own_recipes(tmp_path):
+    file = tmp_path / "b.toml"
+    file.write_text(
+        "datasets = [1]\nrecipes = ['full', 'light']\n[recipe.light]\nbase = 'full'\n"
+        "title = 'light'\n[recipe.light.settings.topology]\nweight = 10\n"
+    )
+    light = read_spec(file).recipe("light")
+    assert light.settings == {"topology.weight": 10}
+    assert (light.trainer, light.pretrainer) == ("TopoMAEFusionTrainer", "TopoMAEPretrainer")
