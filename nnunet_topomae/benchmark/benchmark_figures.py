@@ -25,7 +25,7 @@ def difference_figure(comparisons: Mapping[str, Mapping[str, Any]], metric: str,
         metric: its name, for the axis.
         baseline: title of the baseline.
     """
-    figure = new_figure(7.5, 0.9 + 0.42 * len(comparisons))
+    figure = new_figure(6.0, max(2.2, 1.2 + 0.45 * len(comparisons)))
     axis = figure.subplots()
     axis.axvline(0.0, color=GREY, lw=1)
     titles = list(comparisons)[::-1]

@@ -23,6 +23,9 @@ STAGE_VERSIONS: dict[Kind, int] = {"plan": 1, "pretrain": 1, "train": 1, "score"
 PACKAGES = ("nnunet-topomae", "nnunetv2")
 # Settings that pre-training does not see.
 SUPERVISED = "finetuning."
+OUR_PLANS = "TopoMAEPlans"
+# What stands for a planner where a preset plans.
+PRESET = "preset "
 
 
 @dataclass(frozen=True)
@@ -85,14 +88,14 @@ def make_jobs(spec: BenchmarkSpec, raw: Path) -> list[Job]:
 
 
 def _plan(spec: BenchmarkSpec, folder: Path) -> Job:
-    plans = sorted({recipe.plans for recipe in spec.recipes})
+    planners = {base_plans(spec, recipe): _planner(spec, recipe) for recipe in spec.recipes}
     return Job(
         "plan",
         f"{folder.name[:10]}__plan",
         {
             "dataset": folder.name,
             "configuration": spec.configuration,
-            "planners": {name: PLANNERS[name] for name in plans},
+            "planners": dict(sorted(planners.items())),
             "gpu_memory_target": spec.gpu_memory_target,
             "data": data_fingerprint(folder),
             "versions": {name: version(name) for name in PACKAGES},
@@ -100,11 +103,20 @@ def _plan(spec: BenchmarkSpec, folder: Path) -> Job:
     )
 
 
+def base_plans(spec: BenchmarkSpec, recipe: Recipe) -> str:
+    """Name of the plans that a recipe starts from."""
+    return f"{recipe.plans}_{spec.preset}" if spec.preset and recipe.plans == OUR_PLANS else recipe.plans
+
+
+def _planner(spec: BenchmarkSpec, recipe: Recipe) -> str:
+    return f"{PRESET}{spec.preset}" if spec.preset and recipe.plans == OUR_PLANS else PLANNERS[recipe.plans]
+
+
 def _of_recipe(spec: BenchmarkSpec, plan: Job, recipe: Recipe, fold: int, seed: int) -> list[Job]:
     where = f"{plan.name.removesuffix('__plan')}__{recipe.name}__fold{fold}__seed{seed}"
     settings = {**spec.settings, **recipe.settings}
     unsupervised = {key: value for key, value in settings.items() if not key.startswith(SUPERVISED)}
-    common = {"plans": recipe.plans, "fold": fold, "device": spec.device}
+    common = {"plans": base_plans(spec, recipe), "fold": fold, "device": spec.device}
     jobs: list[Job] = []
     needs: tuple[Job, ...] = (plan,)
     if recipe.pretrainer:

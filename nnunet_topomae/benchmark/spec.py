@@ -1,8 +1,10 @@
 """The benchmark's file: what to compare, on what, how often. Standard library only, so that `status` is quick."""
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ class BenchmarkSpec:
         settings: plan values for all recipes, such as `finetuning.epochs`.
         tolerance: of NSD, in mm.
         betti: also score Betti numbers.
+        preset: plan with the published settings of this preset, which also enter `settings`.
         paper: preset name of data sets by id, for the published numbers beside ours.
         slurm: options for sbatch by name, such as `partition`.
     """
@@ -46,6 +49,7 @@ class BenchmarkSpec:
     settings: Mapping[str, Any] = field(default_factory=dict)
     tolerance: float = 2.0
     betti: bool = False
+    preset: str | None = None
     paper: Mapping[str, str] = field(default_factory=dict)
     slurm: Mapping[str, Any] = field(default_factory=dict)
 
@@ -54,9 +58,17 @@ class BenchmarkSpec:
         return next(recipe for recipe in self.recipes if recipe.name == name)
 
 
+SECTIONS = ("architecture.", "pretraining.", "topology.", "finetuning.")
 _LISTS = {"datasets": int, "folds": int, "seeds": int, "label_fractions": float}
 _TABLES = ("settings", "paper", "slurm")
-_PLAIN = {"configuration": str, "device": str, "gpu_memory_target": float, "tolerance": float, "betti": bool}
+_PLAIN = {
+    "configuration": str,
+    "device": str,
+    "gpu_memory_target": float,
+    "tolerance": float,
+    "betti": bool,
+    "preset": str,
+}
 
 
 def read_spec(path: Path) -> BenchmarkSpec:
@@ -100,9 +112,21 @@ def _read_values(path: Path, read: Mapping[str, Any]) -> dict[str, Any]:
         **{key: _convert(path, key, read[key], kind) for key, kind in _PLAIN.items() if key in read},
         **{key: _convert(path, key, read[key], dict) for key in _TABLES if key in read},
     }
-    if "settings" in values:
-        values["settings"] = _flatten(values["settings"])
+    values["settings"] = _flatten(values.get("settings", {}))
+    if "preset" in values:
+        values["settings"] = {**_preset_settings(path, values["preset"]), **values["settings"]}
+        values.setdefault("paper", {str(dataset): values["preset"] for dataset in values["datasets"]})
     return values
+
+
+def _preset_settings(path: Path, name: str) -> dict[str, Any]:
+    """Values of a preset that every recipe takes; the others are for the planner."""
+    folder = files("nnunet_topomae.plans") / "presets"
+    names = sorted(file.name.removesuffix(".json") for file in folder.iterdir() if file.name != "schema.json")
+    if name not in names:
+        raise ValueError(f"{path}: preset = {name!r} is none of {', '.join(names)}")
+    read = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return {value["key"]: value["value"] for value in read["values"] if value["key"].startswith(SECTIONS)}
 
 
 def _out(path: Path, read: Mapping[str, Any]) -> Path:

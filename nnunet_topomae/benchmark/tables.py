@@ -21,6 +21,7 @@ from nnunet_topomae.benchmark.recipes import NOT_AVAILABLE
 from nnunet_topomae.benchmark.report import Picture, format_number, render
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 
+DIGITS = {"dice": 4, "hd95": 2, "nsd": 4}
 LABELS = {"dice": "Dice", "hd95": "HD95 mm", "nsd": "NSD"}
 
 
@@ -55,6 +56,7 @@ def write_benchmark_report(spec: BenchmarkSpec, jobs: Sequence[Job], folder: Pat
         results=results,
         titles=titles_of(results),
         labels=LABELS,
+        digits=DIGITS,
         key=table_key,
         pictures=pictures,
         not_available=NOT_AVAILABLE,
@@ -206,8 +208,8 @@ def _comparison_rows(table: Mapping[str, Any], titles: Mapping[str, str], baseli
         for name, c in found.items():
             cells = [
                 titles[name],
-                f"{c['difference']:+.4f}",
-                f"{c['low']:+.4f} to {c['high']:+.4f}",
+                f"{c['difference']:+.{DIGITS[metric]}f}",
+                f"{c['low']:+.{DIGITS[metric]}f} to {c['high']:+.{DIGITS[metric]}f}",
                 f"{c['adjusted_p']:.3g}",
                 f"{c['rank_biserial']:+.2f}",
                 f"{100 * c['win_rate']:.0f} %",

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nnunet_topomae.benchmark.jobs import Job
+from nnunet_topomae.benchmark.jobs import PRESET, Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.steps import find_program
 from nnunet_topomae.benchmark.store import TOKEN, BusyError, JobFolder, end_orphans, strict_json, write_json
@@ -116,7 +116,11 @@ class Worker:
         target = self.job.parameters["gpu_memory_target"]
         memory = [] if target is None else ["-gpu_memory_target", str(target)]
         for plans, planner in self.job.parameters["planners"].items():
-            self._command("nnUNetv2_plan_experiment", "-d", number, "-pl", planner, *memory)
+            if planner.startswith(PRESET):
+                preset = planner.removeprefix(PRESET)
+                self._command("nnunet-topomae", "plan", "-d", number, "--preset", preset, "--no_pp", *memory)
+            else:
+                self._command("nnUNetv2_plan_experiment", "-d", number, "-pl", planner, *memory)
             what = ["-d", number, "-plans_name", plans, "-c", self.configuration]
             self._command("nnUNetv2_preprocess", *what, "-np", workers)
         folder = self.folder.preprocessed / self.dataset

@@ -1,14 +1,26 @@
-"""A finished demo made up from random numbers, in the layout that the real one leaves."""
+"""A finished demo made up from random numbers, and benchmarks on stand-ins for nnU-Net's commands."""
 
 import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK
+import torch
 
+from nnunet_topomae.benchmark.jobs import make_jobs
 from nnunet_topomae.benchmark.layout import FUSION, MODELS, PRETRAINER, SCRATCH, DemoFolders, DemoSettings
 from nnunet_topomae.benchmark.results import collect_results, write_scores
+from nnunet_topomae.benchmark.spec import read_spec
 from nnunet_topomae.benchmark.steps import StepRecord
+from nnunet_topomae.benchmark.store import JobFolder
 from nnunet_topomae.datasets.phantom import write_phantom_dataset
 from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.training.previews import Preview
@@ -71,3 +83,148 @@ def finished_demo(tmp_path_factory):
     results = collect_results(folders, settings, "cpu", records)
     (out / "results.json").write_text(json.dumps(results, allow_nan=False))
     return out
+
+
+BENCHMARK = """
+datasets = [5]
+recipes = ["unetrpp", "nnunet", "full"]
+folds = [0, 1, 2, 3, 4]
+seeds = [0, 1]
+device = "cpu"
+[settings.pretraining]
+epochs = 2
+[settings.finetuning]
+epochs = 3
+"""
+
+
+class Bench:
+    """A benchmark's folder, and the command line in an environment with the stand-ins."""
+
+    def __init__(self, root):
+        self.root, self.file = root, root / "bench.toml"
+        self.raw = root / "raw" / "Dataset005_Test"
+        make_raw(self.raw)
+        self.file.write_text(BENCHMARK)
+        self.bin = root / "bin"
+        self.bin.mkdir()
+        # nnU-Net's commands are looked for beside the running Python.
+        (self.bin / "python").symlink_to(os.path.realpath(sys.executable))
+        (root / "pyvenv.cfg").write_text(f"home = {Path(sys.executable).resolve().parent}\n")
+        packages = root / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+        packages.mkdir(parents=True)
+        (packages / "site-packages").symlink_to(sysconfig.get_path("purelib"))
+        source = (Path(__file__).parent / "fake_nnunet.py").read_text()
+        shutil.copyfile(Path(__file__).parent / "fake_nnunet.py", self.bin / "fake_nnunet.py")
+        for name in ("extract_fingerprint", "plan_experiment", "preprocess", "train"):
+            script = self.bin / f"nnUNetv2_{name}"
+            script.write_text(f"#!{sys.executable}\n{source}")
+            script.chmod(script.stat().st_mode | stat.S_IEXEC)
+        torch.save({"network_weights": {"w": torch.zeros(3, 4)}}, self.bin / "checkpoint.pth")
+        self.behave()
+
+    def behave(self, **behaviour):
+        (self.bin / "behaviour.json").write_text(json.dumps(behaviour))
+
+    @property
+    def environment(self):
+        return {**os.environ, "nnUNet_raw": str(self.raw.parent)}
+
+    def argv(self, action, *arguments):
+        return [
+            str(self.bin / "python"), "-m", "nnunet_topomae.cli", "benchmark", action, "-b", str(self.file), *arguments
+        ]  # fmt: skip
+
+    def call(self, action, *arguments, code=0):
+        done = subprocess.run(
+            self.argv(action, *arguments), env=self.environment, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def start(self, action, *arguments):
+        return subprocess.Popen(
+            self.argv(action, *arguments),
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    @property
+    def spec(self):
+        return read_spec(self.file)
+
+    @property
+    def jobs(self):
+        return make_jobs(self.spec, self.raw.parent)
+
+    def folder(self, name):
+        return JobFolder.of(next(job for job in self.jobs if job.name == name), self.spec)
+
+    def done(self):
+        """Time at which each done job was finished."""
+        folders = {job.name: JobFolder.of(job, self.spec) for job in self.jobs}
+        return {name: folder.done()["finished"] for name, folder in folders.items() if folder.done()}
+
+    def starts(self, name):
+        (file,) = (path for path in self.folder(name).path.rglob("starts.txt") if not path.parents[1].is_symlink())
+        return file.read_text().split()
+
+    def limit(self, **replacements):
+        text = self.file.read_text()
+        for key, value in replacements.items():
+            text = "\n".join(f"{key} = {value}" if line.startswith(f"{key} =") else line for line in text.splitlines())
+        self.file.write_text(text + "\n")
+
+    @staticmethod
+    def wait_for(condition, seconds=60):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.05)
+
+    @staticmethod
+    def processes(folder):
+        """Numbers of all processes of the job in a folder."""
+        token = f"NNUNET_TOPOMAE_JOB={folder}".encode()
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if token in (process / "environ").read_bytes().split(b"\0"):
+                    found.append(process.name)
+            except OSError:
+                continue
+        return found
+
+
+def make_raw(folder):
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    for number in range(10):
+        label = np.zeros((6, 10, 12), np.uint8)
+        label[1:4, 2:6, 2:7] = 1
+        label[2:5, 6:9, 3:8] = 2
+        image = SimpleITK.GetImageFromArray(label)
+        image.SetSpacing((1.0, 1.0, 2.0))
+        SimpleITK.WriteImage(image, folder / f"labelsTr/case_{number}.nii.gz")
+        SimpleITK.WriteImage(image, folder / f"imagesTr/case_{number}_0000.nii.gz")
+    description = {
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, "a": 1, "b": 2},
+        "numTraining": 10,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path)
+
+
+@pytest.fixture
+def small(bench):
+    """One recipe with pre-training, one fold, one seed."""
+    bench.limit(recipes='["full"]', folds="[0]", seeds="[0]")
+    return bench

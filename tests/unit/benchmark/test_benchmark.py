@@ -3,169 +3,18 @@
 import csv
 import json
 import os
-import shutil
 import signal
-import stat
 import subprocess
-import sys
-import sysconfig
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK
-import torch
 
 from nnunet_topomae.benchmark.jobs import make_jobs
 from nnunet_topomae.benchmark.spec import read_spec
-from nnunet_topomae.benchmark.store import JobFolder
-
-FILE = """
-datasets = [5]
-recipes = ["unetrpp", "nnunet", "full"]
-folds = [0, 1, 2, 3, 4]
-seeds = [0, 1]
-device = "cpu"
-[settings.pretraining]
-epochs = 2
-[settings.finetuning]
-epochs = 3
-"""
-
-
-class Bench:
-    """A benchmark's folder, and the command line in an environment with the stand-ins."""
-
-    def __init__(self, root):
-        self.root, self.file = root, root / "bench.toml"
-        self.raw = root / "raw" / "Dataset005_Test"
-        make_raw(self.raw)
-        self.file.write_text(FILE)
-        self.bin = root / "bin"
-        self.bin.mkdir()
-        # nnU-Net's commands are looked for beside the running Python.
-        (self.bin / "python").symlink_to(os.path.realpath(sys.executable))
-        (root / "pyvenv.cfg").write_text(f"home = {Path(sys.executable).resolve().parent}\n")
-        packages = root / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-        packages.mkdir(parents=True)
-        (packages / "site-packages").symlink_to(sysconfig.get_path("purelib"))
-        source = (Path(__file__).parent / "fake_nnunet.py").read_text()
-        shutil.copyfile(Path(__file__).parent / "fake_nnunet.py", self.bin / "fake_nnunet.py")
-        for name in ("extract_fingerprint", "plan_experiment", "preprocess", "train"):
-            script = self.bin / f"nnUNetv2_{name}"
-            script.write_text(f"#!{sys.executable}\n{source}")
-            script.chmod(script.stat().st_mode | stat.S_IEXEC)
-        torch.save({"network_weights": {"w": torch.zeros(3, 4)}}, self.bin / "checkpoint.pth")
-        self.behave()
-
-    def behave(self, **behaviour):
-        (self.bin / "behaviour.json").write_text(json.dumps(behaviour))
-
-    @property
-    def environment(self):
-        return {**os.environ, "nnUNet_raw": str(self.raw.parent)}
-
-    def argv(self, action, *arguments):
-        return [
-            str(self.bin / "python"), "-m", "nnunet_topomae.cli", "benchmark", action, "-b", str(self.file), *arguments
-        ]  # fmt: skip
-
-    def call(self, action, *arguments, code=0):
-        done = subprocess.run(
-            self.argv(action, *arguments), env=self.environment, capture_output=True, text=True, timeout=240
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    def start(self, action, *arguments):
-        return subprocess.Popen(
-            self.argv(action, *arguments),
-            env=self.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    @property
-    def spec(self):
-        return read_spec(self.file)
-
-    @property
-    def jobs(self):
-        return make_jobs(self.spec, self.raw.parent)
-
-    def folder(self, name):
-        return JobFolder.of(next(job for job in self.jobs if job.name == name), self.spec)
-
-    def done(self):
-        """Time at which each done job was finished."""
-        folders = {job.name: JobFolder.of(job, self.spec) for job in self.jobs}
-        return {name: folder.done()["finished"] for name, folder in folders.items() if folder.done()}
-
-    def starts(self, name):
-        (file,) = (path for path in self.folder(name).path.rglob("starts.txt") if not path.parents[1].is_symlink())
-        return file.read_text().split()
-
-    def limit(self, **replacements):
-        text = self.file.read_text()
-        for key, value in replacements.items():
-            text = "\n".join(f"{key} = {value}" if line.startswith(f"{key} =") else line for line in text.splitlines())
-        self.file.write_text(text + "\n")
-
-
-def make_raw(folder):
-    for name in ("imagesTr", "labelsTr"):
-        (folder / name).mkdir(parents=True)
-    for number in range(10):
-        label = np.zeros((6, 10, 12), np.uint8)
-        label[1:4, 2:6, 2:7] = 1
-        label[2:5, 6:9, 3:8] = 2
-        image = SimpleITK.GetImageFromArray(label)
-        image.SetSpacing((1.0, 1.0, 2.0))
-        SimpleITK.WriteImage(image, folder / f"labelsTr/case_{number}.nii.gz")
-        SimpleITK.WriteImage(image, folder / f"imagesTr/case_{number}_0000.nii.gz")
-    description = {
-        "channel_names": {"0": "MR"},
-        "labels": {"background": 0, "a": 1, "b": 2},
-        "numTraining": 10,
-        "file_ending": ".nii.gz",
-    }
-    (folder / "dataset.json").write_text(json.dumps(description))
-
-
-@pytest.fixture
-def bench(tmp_path):
-    return Bench(tmp_path)
-
-
-@pytest.fixture
-def small(bench):
-    """One recipe with pre-training, one fold, one seed."""
-    bench.limit(recipes='["full"]', folds="[0]", seeds="[0]")
-    return bench
-
 
 PRETRAIN, TRAIN, SCORE = (f"Dataset005__full__fold0__seed0__{kind}" for kind in ("pretrain", "train", "score"))
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
-def alive(folder):
-    token = f"NNUNET_TOPOMAE_JOB={folder}".encode()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if token in (process / "environ").read_bytes().split(b"\0"):
-                found.append(process.name)
-        except OSError:
-            continue
-    return found
 
 
 @pytest.mark.timeout(400)
@@ -255,7 +104,7 @@ def test_kill_9_of_anything_and_start_again(small, whom):
     driver = small.start("run")
     folder = small.folder(TRAIN)
     record = "nnUNet_results/*/TopoMAEFusionTrainer__*/fold_0/metrics.jsonl"
-    wait_for(lambda: list(folder.path.glob(record)), 120)
+    small.wait_for(lambda: list(folder.path.glob(record)), 120)
     finished = small.done()
     assert set(finished) == {"Dataset005__plan", PRETRAIN}
     if whom == "scheduler":
@@ -268,7 +117,7 @@ def test_kill_9_of_anything_and_start_again(small, whom):
             os.kill(int(number), signal.SIGKILL)
         assert driver.wait(60) == 1  # the job counts as failed
     else:
-        for number in alive(folder.path):
+        for number in small.processes(folder.path):
             if b"nnUNetv2_train" in Path(f"/proc/{number}/cmdline").read_bytes():
                 os.kill(int(number), signal.SIGKILL)
         assert driver.wait(60) == 1
@@ -279,7 +128,7 @@ def test_kill_9_of_anything_and_start_again(small, whom):
     assert {name: after[name] for name in finished} == finished  # nothing finished is done again
     starts = small.starts(TRAIN)
     assert starts == (["anew"] if whom == "scheduler" else ["anew", "--c"])
-    wait_for(lambda: not alive(folder.path), 10)  # no orphan remains
+    small.wait_for(lambda: not small.processes(folder.path), 10)  # no orphan remains
 
 
 @pytest.mark.slow
@@ -300,11 +149,11 @@ def test_interrupting_stops_the_children_and_keeps_their_work(small):
     small.behave(TopoMAEFusionTrainer={"seconds": 0.5, "worker": True})
     driver = small.start("run")
     folder = small.folder(TRAIN)
-    wait_for(lambda: list(folder.path.glob("nnUNet_results/*/TopoMAEFusion*/fold_0/checkpoint_latest.pth")), 120)
+    small.wait_for(lambda: list(folder.path.glob("nnUNet_results/*/TopoMAEFusion*/fold_0/checkpoint_latest.pth")), 120)
     driver.send_signal(signal.SIGINT)
     driver.wait(60)
     assert folder.state() == "stopped"
-    assert not alive(folder.path)
+    assert not small.processes(folder.path)
     small.behave()
     small.call("run")
     assert small.starts(TRAIN) == ["anew", "--c"]
@@ -341,7 +190,7 @@ def test_exit_codes_of_a_single_job(small):
     small.call("job", "Dataset005__plan")
     small.behave(TopoMAEPretrainer={"seconds": 1.0})
     first = small.start("job", PRETRAIN)
-    wait_for(lambda: small.folder(PRETRAIN).state() == "running")
+    small.wait_for(lambda: small.folder(PRETRAIN).state() == "running")
     small.call("job", PRETRAIN, code=75)  # busy
     assert first.wait(60) == 0
     small.behave(TopoMAEFusionTrainer={"fails": True})
@@ -367,7 +216,7 @@ def test_status_is_quick_and_without_torch(bench):
 def test_status_shows_progress(small):
     small.behave(TopoMAEFusionTrainer={"seconds": 0.7})
     driver = small.start("run")
-    wait_for(lambda: "] 1/3" in small.call("status") or "] 2/3" in small.call("status"), 120)
+    small.wait_for(lambda: "] 1/3" in small.call("status") or "] 2/3" in small.call("status"), 120)
     out = small.call("status")
     assert driver.wait(60) == 0
     assert "1.5 s an epoch" in out
@@ -413,7 +262,7 @@ def test_submitting_to_slurm(small):
     body = "#!/bin/bash" + scripts[2].split("#!/bin/bash", 1)[1]
     environment = {**small.environment, "PATH": f"{small.bin}:{os.environ['PATH']}", "SLURM_JOB_ID": "102"}
     batch = subprocess.Popen(["bash", "-c", body], env=environment, start_new_session=True)
-    wait_for(lambda: small.folder(TRAIN).state() == "running")
+    small.wait_for(lambda: small.folder(TRAIN).state() == "running")
     time.sleep(1.0)
     batch.send_signal(signal.SIGUSR1)
     assert batch.wait(60) == 77
@@ -469,3 +318,26 @@ def test_own_recipes(tmp_path):
     light = read_spec(file).recipe("light")
     assert light.settings == {"topology.weight": 10}
     assert (light.trainer, light.pretrainer) == ("TopoMAEFusionTrainer", "TopoMAEPretrainer")
+
+
+def test_a_preset_plans_and_sets(tmp_path):
+    folder = tmp_path / "raw" / "Dataset018_Synapse"
+    folder.mkdir(parents=True)
+    (folder / "dataset.json").write_text("{}")
+    file = tmp_path / "b.toml"
+    file.write_text(
+        "datasets = [18]\nrecipes = ['nnunet', 'full']\nfolds = [5]\npreset = 'synapse'\n"
+        "[settings.finetuning]\nepochs = 7\n"
+    )
+    spec = read_spec(file)
+    assert spec.paper == {"18": "synapse"}
+    plan, *others = make_jobs(spec, tmp_path / "raw")
+    assert plan.parameters["planners"] == {"TopoMAEPlans_synapse": "preset synapse", "nnUNetPlans": "ExperimentPlanner"}
+    by_kind = {job.kind: job for job in others if "full" in job.name}
+    assert by_kind["pretrain"].parameters["plans"] == "TopoMAEPlans_synapse"
+    assert by_kind["pretrain"].epochs == 120
+    assert by_kind["train"].parameters["settings"]["finetuning.epochs"] == 7
+    assert "spacing" not in by_kind["train"].parameters["settings"]
+    file.write_text(file.read_text().replace("synapse", "brats"))
+    with pytest.raises(ValueError, match="is none of acdc, btcv"):
+        read_spec(file)
