@@ -218,6 +218,12 @@ def make_raw(folder):
     (folder / "dataset.json").write_text(json.dumps(description))
 
 
+@pytest.fixture(scope="session")
+def make_bench():
+    """The class, for fixtures of another scope."""
+    return Bench
+
+
 @pytest.fixture
 def bench(tmp_path):
     return Bench(tmp_path)
