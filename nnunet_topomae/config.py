@@ -143,6 +143,7 @@ class FinetuningConfig:
         clip: largest gradient norm.
         mirror_axes: spatial axes mirrored in augmentation and, all combinations averaged, in prediction; null takes
             nnU-Net's (all). Leave out the left-right axis where left and right organs have different labels.
+        network: what `MONAITrainer` trains; the other trainers have their own network.
         label_fraction: share of the fold's training cases to train on, for label-efficiency curves; pre-training reads
             the images of all of them.
         label_seed: decides which; a smaller share is part of a larger one.
@@ -160,6 +161,7 @@ class FinetuningConfig:
     warmup_epochs: int = 50
     clip: float = 1.0
     mirror_axes: tuple[int, ...] | None = None
+    network: Literal["unetr", "swin_unetr", "attention_unet"] | None = None
     label_fraction: float = 1.0
     label_seed: int = 0
     seed: int | None = None

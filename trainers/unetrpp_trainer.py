@@ -71,7 +71,7 @@ class UNETRPPTrainer(TopoMAETrainer):
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One supervised step."""
         data = batch["data"].to(self.device, non_blocking=True)
-        target = [scale.to(self.device, non_blocking=True) for scale in batch["target"]]
+        target = _to_device(batch["target"], self.device)
         losses: list[torch.Tensor] = []
 
         def compute_loss() -> torch.Tensor:
@@ -93,3 +93,10 @@ class UNETRPPTrainer(TopoMAETrainer):
             "validation": {"loss": values["val_losses"], "pseudo_dice": dice},
         }
         self.write_record(epoch)
+
+
+def _to_device(target: Any, device: torch.device) -> Any:
+    """Label maps of all scales, or the one of a network without deep supervision."""
+    if isinstance(target, list):
+        return [scale.to(device, non_blocking=True) for scale in target]
+    return target.to(device, non_blocking=True)

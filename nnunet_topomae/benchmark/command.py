@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action.add_argument("--dry", action="store_true", help="only list the jobs")
         if name == "report":
             action.add_argument("--partial", action="store_true", help="report although jobs are missing")
+            action.add_argument("--embed-images", action="store_true", help="show slices of worst and median cases")
             action.add_argument("-o", type=Path, metavar="FOLDER", help="where to; default: report in the out folder")
         if name == "job":
             action.add_argument("name", metavar="JOB", help="name of the job")
@@ -111,7 +112,8 @@ def _export(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw:
 def _report(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw: Path) -> int:
     from nnunet_topomae.benchmark.tables import write_benchmark_report
 
-    for path in write_benchmark_report(spec, jobs, args.o or spec.out / "report", args.partial):
+    images = raw if args.embed_images else None
+    for path in write_benchmark_report(spec, jobs, args.o or spec.out / "report", args.partial, images):
         print(path)
     return 0
 

@@ -42,6 +42,20 @@ RECIPES = {
         Recipe("nnunet", "nnU-Net", "SeededNNUNetTrainer", "nnUNetPlans", paper_row="nnU-Net"),
         Recipe("nnunet-resenc", "nnU-Net ResEnc M", "SeededNNUNetTrainer", "nnUNetResEncUNetMPlans"),
         Recipe("unetrpp", "UNETR++ from scratch", "UNETRPPTrainer", paper_row="UNETR++"),
+        Recipe("unetr", "UNETR", "MONAITrainer", settings={"finetuning.network": "unetr"}, paper_row="UNETR"),
+        Recipe(
+            "swinunetr",
+            "Swin UNETR",
+            "MONAITrainer",
+            settings={"finetuning.network": "swin_unetr"},
+            paper_row="Swin UNETR",
+        ),
+        Recipe(
+            "attention-unet",
+            "Attention U-Net",
+            "MONAITrainer",
+            settings={"finetuning.network": "attention_unet"},
+        ),
         Recipe(
             "fusion-scratch",
             "fusion network from scratch",
@@ -75,10 +89,7 @@ RECIPES = {
 
 # What else the paper compares with, and why no recipe runs it here.
 NOT_AVAILABLE = {
-    "unetr": "no recipe yet; MONAI's UNETR would need a trainer of its own",
-    "unetr-mae": "no recipe yet; needs the same",
-    "swinunetr": "no recipe yet; MONAI's SwinUNETR would need a trainer of its own",
-    "attention-unet": "no recipe yet; MONAI's AttentionUnet would need a trainer of its own",
+    "unetr-mae": "MONAI's ViT of UNETR has other weights than the one that TopoMAEPretrainer pre-trains",
     "nnformer": "no maintained package: the research code pins torch 1.8 and a fork of nnU-Net v1",
     "transunet": "no maintained package; a 2D network with ImageNet weights",
     "vectorpose": "the pre-trainer does not exist yet",

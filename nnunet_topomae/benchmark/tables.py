@@ -25,7 +25,9 @@ DIGITS = {"dice": 4, "hd95": 2, "nsd": 4}
 LABELS = {"dice": "Dice", "hd95": "HD95 mm", "nsd": "NSD"}
 
 
-def write_benchmark_report(spec: BenchmarkSpec, jobs: Sequence[Job], folder: Path, partial: bool = False) -> list[Path]:
+def write_benchmark_report(
+    spec: BenchmarkSpec, jobs: Sequence[Job], folder: Path, partial: bool = False, images: Path | None = None
+) -> list[Path]:
     """Write `report.html`, `report.md`, `tables.tex`, `scores.csv`, `results.json` and the figures as SVG.
 
     Args:
@@ -33,6 +35,7 @@ def write_benchmark_report(spec: BenchmarkSpec, jobs: Sequence[Job], folder: Pat
         jobs: its jobs.
         folder: where to; files of these names are replaced.
         partial: report what is there although jobs are missing.
+        images: nnU-Net's folder of raw data, to show slices of cases in the page; None shows none.
 
     Returns:
         the files.
@@ -51,8 +54,10 @@ def write_benchmark_report(spec: BenchmarkSpec, jobs: Sequence[Job], folder: Pat
             written.append(path)
             picture = Picture(data_uri(figure), alt, caption)
             pictures.setdefault(table_key(table), []).append((path.name, picture))
+    worst = {table_key(table): worst_cases(table, results["baseline"]) for table in results["tables"]}
     page = render(
         "benchmark.html.j2",
+        overlays={} if images is None else _overlays(spec, jobs, images, results, worst, partial),
         results=results,
         titles=titles_of(results),
         labels=LABELS,
@@ -60,7 +65,7 @@ def write_benchmark_report(spec: BenchmarkSpec, jobs: Sequence[Job], folder: Pat
         key=table_key,
         pictures=pictures,
         not_available=NOT_AVAILABLE,
-        worst={table_key(table): worst_cases(table, results["baseline"]) for table in results["tables"]},
+        worst=worst,
     )
     contents = {
         "report.html": page,
@@ -74,6 +79,25 @@ def write_benchmark_report(spec: BenchmarkSpec, jobs: Sequence[Job], folder: Pat
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(folder / name)
     return [*(folder / name for name in contents), *written]
+
+
+def _overlays(
+    spec: BenchmarkSpec,
+    jobs: Sequence[Job],
+    raw: Path,
+    results: Mapping[str, Any],
+    worst: Mapping[str, Sequence[Mapping[str, Any]]],
+    partial: bool,
+) -> dict[str, list[Picture]]:
+    from nnunet_topomae.benchmark.overlays import case_pictures
+
+    entries = collect(spec, jobs, partial)
+    pictures = {}
+    for table in results["tables"]:
+        where = (table["dataset"], table["fraction"])
+        chosen = [entry for entry in entries if (entry.dataset, entry.fraction) == where]
+        pictures[table_key(table)] = list(case_pictures(spec, jobs, raw, chosen, worst[table_key(table)]))
+    return pictures
 
 
 def titles_of(results: Mapping[str, Any]) -> dict[str, str]:

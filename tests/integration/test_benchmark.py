@@ -12,7 +12,7 @@ import pytest
 
 FILE = """
 datasets = [904]
-recipes = ["unetrpp", "nnunet", "full"]
+recipes = ["unetrpp", "nnunet", "attention-unet", "full"]
 folds = [0]
 seeds = [0]
 label_fractions = [1.0, 0.5]
@@ -60,13 +60,13 @@ def test_a_benchmark_of_real_trainings(test_data: Any, tmp_path: Path) -> None:
         return done.stdout
 
     benchmark("run")
-    assert "14 jobs, 14 done" in benchmark("status")
+    assert "18 jobs, 18 done" in benchmark("status")
     benchmark("report")
     results = json.loads((tmp_path / "small" / "report" / "results.json").read_text())
     whole, half = results["tables"]
     assert (whole["fraction"], half["fraction"]) == (1.0, 0.5)
     for table in (whole, half):
-        assert set(table["rows"]) == {"unetrpp", "nnunet", "full"}
+        assert set(table["rows"]) == {"unetrpp", "nnunet", "attention-unet", "full"}
         assert len(table["cases"]) == 2
     assert (
         "one training each" in whole["comparisons"]["dice"]["full"]["verdict"]
@@ -83,6 +83,6 @@ def test_a_benchmark_of_real_trainings(test_data: Any, tmp_path: Path) -> None:
     assert whole["rows"]["unetrpp"]["mean"]["dice"] == pytest.approx(expected, abs=1e-9)
     logs = {path.parents[1].name: path.read_text() for path in runs.glob("*/*/log.txt")}
     trained_on = [name for name, log in logs.items() if "training on 4 of 8 labelled cases" in log]
-    assert len(trained_on) == 3
+    assert len(trained_on) == 4
     pretraining = next(log for name, log in logs.items() if name.endswith("pretrain"))
     assert "pre-training reads 8 training cases" in pretraining

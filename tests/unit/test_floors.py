@@ -18,7 +18,7 @@ PLACES = {
     **dict.fromkeys(("benchmark", "cli", "doctor", "parameters", "preprocess_unlabeled", "convert"), 4),
 }
 F0 = {"numpy", "torch", "jaxtyping"}
-F1 = F0 | {"timm", "dynamic_network_architectures", "numba", "ot", "scipy"}
+F1 = F0 | {"timm", "dynamic_network_architectures", "numba", "ot", "scipy", "monai"}
 F2 = F1 | {"nnunetv2", "batchgenerators", "batchgeneratorsv2", "acvl_utils", "SimpleITK", "threadpoolctl"}
 F2 |= {"matplotlib", "skimage", "tqdm"}
 LIBRARIES = {0: F0, 1: F1, 2: F2, 3: F2}

@@ -63,6 +63,11 @@ def test_the_page_loads_nothing_and_has_no_errors(finished, tmp_path):
     assert "<script" not in page
     assert "default-src 'none'" in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert "image/png" not in page  # no image of a case unless it is asked for
+    finished.call("report", "--embed-images", "-o", str(tmp_path / "report"))
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("data:image/png") == 4  # worst and median case of two recipes
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
         pytest.skip(f"the page was not opened: none of {', '.join(BROWSERS)} is installed")
@@ -317,7 +322,7 @@ def test_label_fractions_share_the_pretraining(bench):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("recipes = ['swinunetr']", "swinunetr is not available"),
+        ("recipes = ['nnformer']", "nnformer is not available"),
         ("recipes = ['nothing']", "no recipe 'nothing'; there are nnunet"),
         ("seed = [1]", "unknown key seed; allowed are"),
         ("folds = []", "must be a list of at least one value"),

@@ -1,0 +1,48 @@
+"""Supervised training of one of MONAI's networks, as a baseline of a benchmark."""
+
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunet_topomae.architectures.baselines import build_baseline
+from nnunet_topomae.data.plan import read_plan
+from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
+
+
+class MONAITrainer(UNETRPPTrainer):
+    """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr MONAITrainer -p PLANS`.
+
+    The plan's `topomae.finetuning.network` says which network. Optimiser, schedule, loss and augmentation are those of
+    `UNETRPPTrainer`, without deep supervision.
+    """
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The plan's network.
+
+        Raises:
+            ValueError: the plan names none.
+        """
+        plan = read_plan(configuration_manager)
+        name = plan.config.finetuning.network
+        if name is None:
+            raise ValueError(
+                "the plan names no network for MONAITrainer. Write a variant: nnunet-topomae plan -d ID --name NAME "
+                "--set finetuning.network=swin_unetr (or unetr, attention_unet)"
+            )
+        return build_baseline(name, plan.shape.patch_size, num_input_channels, num_output_channels)
+
+    def initialize(self) -> None:
+        """Build everything; the networks have one output."""
+        self.enable_deep_supervision = False
+        super().initialize()
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> Any:
+        """There is none to switch."""
