@@ -14,7 +14,7 @@ from nnunet_topomae.config import FinetuningConfig, PretrainingConfig
 from nnunet_topomae.data.cases import check_enough_cases, hash_json_file, intensity_statistics
 from nnunet_topomae.data.plan import Plan, read_plan
 from nnunet_topomae.training.checkpoints import ENTRY, describe, save_atomically, training_state, unwrap
-from nnunet_topomae.training.progress import PLOT_FILE, average_terms, plot_terms, write_epoch
+from nnunet_topomae.training.progress import PLOT_FILE, average_terms, log_gpu_memory, plot_terms, write_epoch
 
 
 class TopoMAETrainer(nnUNetTrainer):
@@ -60,6 +60,11 @@ class TopoMAETrainer(nnUNetTrainer):
             super().initialize()
         summary = summary_line(unwrap(self.network), self.plan.shape, self.num_input_channels)
         self.print_to_log_file(f"{summary}; seed {self.seed}")
+
+    def on_train_end(self) -> None:
+        """Log the memory that training took."""
+        super().on_train_end()
+        log_gpu_memory(self)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split, with a clear error where five folds cannot be made."""

@@ -5,8 +5,12 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_topomae.architectures.summary import cost_line
 from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.data.fractions import choose_fraction, labels_present
+from nnunet_topomae.geometry import as_size3
+from nnunet_topomae.training.checkpoints import unwrap
+from nnunet_topomae.training.progress import log_gpu_memory
 
 
 class SeededNNUNetTrainer(nnUNetTrainer):
@@ -32,12 +36,19 @@ class SeededNNUNetTrainer(nnUNetTrainer):
 
     def initialize(self) -> None:
         """Build everything, with seeded weights where the plan has a seed."""
-        if self.section.seed is None:
-            super().initialize()
-            return
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.section.seed)
+            if self.section.seed is not None:
+                torch.manual_seed(self.section.seed)
             super().initialize()
+        size = self.configuration_manager.patch_size
+        if len(size) == 3:
+            cost = cost_line(unwrap(self.network), (self.num_input_channels, *as_size3(size, "patch_size")))
+            self.print_to_log_file(f"{type(unwrap(self.network)).__name__}: {cost}; seed {self.section.seed}")
+
+    def on_train_end(self) -> None:
+        """Log the memory that training took."""
+        super().on_train_end()
+        log_gpu_memory(self)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split with the plan's fraction of the training cases."""

@@ -58,6 +58,12 @@ def summary_line(network: nn.Module, shape: NetworkShape, in_channels: int) -> s
     )
 
 
+def cost_line(network: nn.Module, input_shape: tuple[int, int, int, int]) -> str:
+    """Parameters and MACs of any network, in the words of `summary_line`."""
+    macs = count_macs(network, input_shape) / 1e9
+    return f"{count_parameters(network) / 1e6:.2f} M parameters, {macs:.2f} G MACs"
+
+
 def format_size(size: Size3) -> str:
     """Three numbers with crosses: 96x96x96."""
     return "x".join(map(str, size))

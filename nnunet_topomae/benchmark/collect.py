@@ -1,6 +1,7 @@
 """From the scores of finished jobs to the numbers of a report."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -35,6 +36,8 @@ class Entry:
         fraction: share of the labels.
         scores: metrics by case and structure; None where not defined.
         parameters: of the network.
+        macs: multiply-accumulate operations of the network on one crop, from the training's log; None if not there.
+        gpu_bytes: largest GPU memory of the training and its pre-training; None without a GPU.
         training: `done.json` of the supervised training.
         pretraining: `done.json` of the pre-training, None without one.
     """
@@ -46,6 +49,8 @@ class Entry:
     fraction: float
     scores: Mapping[str, Mapping[str, Mapping[str, Any]]]
     parameters: int
+    macs: float | None
+    gpu_bytes: float | None
     training: Mapping[str, Any]
     pretraining: Mapping[str, Any] | None
 
@@ -87,9 +92,19 @@ def _read(spec: BenchmarkSpec, job: Job) -> Entry:
         fraction=settings.get("finetuning.label_fraction", 1.0),
         scores=read["scores"],
         parameters=read["parameters"],
+        macs=_from_logs(spec, [training], r"([\d.]+) G MACs", 1e9),
+        gpu_bytes=_from_logs(spec, [training, pretraining], r"peak GPU memory ([\d.]+) GB", 1e9),
         training=JobFolder.of(training, spec).done() or {},
         pretraining=JobFolder.of(pretraining, spec).done() if pretraining else None,
     )
+
+
+def _from_logs(spec: BenchmarkSpec, jobs: Sequence[Job | None], pattern: str, unit: float) -> float | None:
+    """The largest number that a pattern finds in the logs of jobs."""
+    logs = [JobFolder.of(job, spec).log for job in jobs if job is not None]
+    texts = [log.read_text(encoding="utf-8", errors="replace") for log in logs if log.is_file()]
+    found = [float(number) * unit for text in texts for number in re.findall(pattern, text)]
+    return max(found, default=None)
 
 
 def case_table(entries: Sequence[Entry], metric: str) -> tuple[list[str], ndarray]:
@@ -143,6 +158,7 @@ def summarise_recipe(entries: Sequence[Entry]) -> dict[str, Any]:
         "seeds": seeds,
         "cases": len({case for entry in entries for case in entry.scores}),
         "parameters": entries[0].parameters,
+        "macs": entries[0].macs,
         "cost": _cost(entries),
     }
 
@@ -160,12 +176,13 @@ def _nanmean(values: Sequence[float]) -> float:
     return float(np.mean(defined)) if defined else float("nan")
 
 
-def _cost(entries: Sequence[Entry]) -> dict[str, float]:
+def _cost(entries: Sequence[Entry]) -> dict[str, float | None]:
     """Mean cost of a training, its pre-training included. Pre-training is counted in full for every label fraction."""
     both = [[done for done in (entry.training, entry.pretraining) if done] for entry in entries]
     return {
         "hours": float(np.mean([sum(done["seconds"] for done in parts) for parts in both])) / 3600,
         "cpu_hours": float(np.mean([sum(done["cpu_seconds"] for done in parts) for parts in both])) / 3600,
+        "gpu_bytes": max((entry.gpu_bytes for entry in entries if entry.gpu_bytes is not None), default=None),
         "peak_process_bytes": float(max(done["peak_process_bytes"] for parts in both for done in parts)),
     }
 

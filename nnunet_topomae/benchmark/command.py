@@ -79,6 +79,9 @@ def _run(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw: Pa
         skipped = f"; {len(outcome.skipped)} that need them were left out" if outcome.skipped else ""
         print(f"{len(outcome.failed)} jobs failed{skipped}. Mend the cause and run again: what is done stays done.")
         return 1
+    if outcome.interrupted:
+        print(f"{len(outcome.interrupted)} jobs were interrupted. Run again: they continue.")
+        return 1
     return 0
 
 

@@ -43,7 +43,8 @@ class PublishedSplit:
         """Cases of `train`, `validation` and `test`.
 
         Raises:
-            ValueError: a case belongs to none of the lists, or a list names a patient who is not there.
+            ValueError: a case belongs to none of the lists, a list names a patient who is not there, or the shares
+                leave nobody to test on.
         """
         patients = group_by_patient(cases, self.patient)
         lists = self._shared_out(sorted(patients)) if self.shares else self._listed()
@@ -53,7 +54,10 @@ class PublishedSplit:
                 f"the published split does not fit these cases: {', '.join(unknown[:5])} "
                 f"{'and more ' if len(unknown) > 5 else ''}are only in one of the two"
             )
-        return {part: sorted(case for name in names for case in patients[name]) for part, names in lists.items()}
+        parts = {part: sorted(case for name in names for case in patients[name]) for part, names in lists.items()}
+        if not parts["train"] or not parts["test"]:
+            raise ValueError(f"{len(patients)} patients are too few for the published split: it would test on none")
+        return parts
 
     def _listed(self) -> dict[str, Sequence[str]]:
         return {"train": self.train, "validation": self.validation, "test": self.test}

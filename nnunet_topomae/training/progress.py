@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -61,3 +62,10 @@ def plot_terms(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         panel.set_visible(False)
     figure.axes[0].legend()
     figure.savefig(path, dpi=90)
+
+
+def log_gpu_memory(trainer: Any) -> None:
+    """Write torch's largest allocation to a trainer's log; nothing on the CPU."""
+    if trainer.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(trainer.device)
+        trainer.print_to_log_file(f"peak GPU memory {peak / 1e9:.2f} GB")

@@ -68,6 +68,7 @@ def test_a_benchmark_of_real_trainings(test_data: Any, tmp_path: Path) -> None:
     for table in (whole, half):
         assert set(table["rows"]) == {"unetrpp", "nnunet", "attention-unet", "full"}
         assert len(table["cases"]) == 2
+        assert all(row["macs"] > 1e8 for row in table["rows"].values())
     assert (
         "one training each" in whole["comparisons"]["dice"]["full"]["verdict"]
         or "too few" in (whole["comparisons"]["dice"]["full"]["verdict"])

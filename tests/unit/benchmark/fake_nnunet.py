@@ -81,6 +81,7 @@ def train(arguments):
         sys.exit("out of memory")
     if misbehaviour.get("worker"):
         subprocess.Popen(["sleep", "300"], start_new_session=True)  # like a data worker that outlives its parent
+    sys.stdout.write(f"Network: 1.00 M parameters, {2.5 if role == 'finetuning' else 7.5} G MACs\n")
     record = folder / "metrics.jsonl"
     done = len(record.read_text().splitlines()) if args.c else 0
     for epoch in range(done, section[role]["epochs"]):

@@ -43,6 +43,9 @@ def test_from_nothing_to_the_report(finished):
     (table,) = json.loads((folder / "results.json").read_text())["tables"]
     assert set(table["rows"]) == {"unetrpp", "nnunet"}
     assert len(table["cases"]) == 4
+    assert table["rows"]["nnunet"]["macs"] == 2.5e9
+    assert table["rows"]["nnunet"]["parameters"] == 12
+    assert table["rows"]["nnunet"]["cost"]["gpu_bytes"] is None
     assert table["comparisons"]["dice"]["nnunet"]["difference"] > 0
     assert table["comparisons"]["dice"]["nnunet"]["verdict"].startswith("too few cases to test (4;")
     with (folder / "scores.csv").open() as file:

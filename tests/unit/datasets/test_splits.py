@@ -72,6 +72,13 @@ def test_cases_that_the_split_does_not_know_are_named() -> None:
         split.apply([*SYNAPSE, "img0077"])
 
 
+def test_shares_of_few_cases_that_test_on_none_are_refused() -> None:
+    split = load_preset("msd_spleen").split
+    assert split is not None
+    with pytest.raises(ValueError, match="6 patients are too few"):
+        split.apply([f"spleen_{number}" for number in range(6)])
+
+
 def test_names_without_patient_and_too_few_patients_are_refused() -> None:
     with pytest.raises(ValueError, match="no patient in the case name heart_3"):
         group_by_patient(["heart_3"], r"patient(\d+)")

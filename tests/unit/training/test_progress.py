@@ -1,8 +1,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from nnunet_topomae.training.progress import METRICS_FILE, average_terms, plot_terms, read_epochs, write_epoch
+from nnunet_topomae.training.progress import (
+    METRICS_FILE,
+    average_terms,
+    log_gpu_memory,
+    plot_terms,
+    read_epochs,
+    write_epoch,
+)
 
 
 def test_average_over_the_steps_that_have_a_term() -> None:
@@ -27,3 +35,20 @@ def test_plot(tmp_path: Path, terms: int) -> None:
     records = [{"epoch": e, "train": values, "validation": values} for e in range(3)]
     plot_terms(records, tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_gpu_memory_is_logged_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Trainer:
+        def __init__(self, device: str) -> None:
+            self.device, self.lines = torch.device(device), list[str]()
+
+        def print_to_log_file(self, line: str) -> None:
+            self.lines.append(line)
+
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3_210_000_000)
+    lines = []
+    for device in ("cpu", "cuda"):
+        trainer = Trainer(device)
+        log_gpu_memory(trainer)
+        lines.append(trainer.lines)
+    assert lines == [[], ["peak GPU memory 3.21 GB"]]
