@@ -110,6 +110,8 @@ def test_a_change_redoes_what_depends_on_it_and_nothing_else(small):
     assert not small.done()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_failing_job_takes_only_its_dependants_with_it(bench):
     bench.limit(recipes='["unetrpp", "full"]', folds="[0]", seeds="[0]")
     bench.behave(TopoMAEPretrainer={"fails": True})

@@ -85,6 +85,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_plans_without_labels_do_not_depend_on_labels(folders: Path) -> None:
     read = []
     for number, labels_at in enumerate((6, 0)):  # in the body; outside of it
