@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from nnunet_topomae.benchmark.jobs import PACKAGES, Job
+from nnunet_topomae.benchmark.jobs import PACKAGES, Job, names
 from nnunet_topomae.benchmark.metrics import METRICS
 from nnunet_topomae.benchmark.provenance import describe_machine, describe_versions
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.statistics import compare, rank_shares
 from nnunet_topomae.benchmark.store import JobFolder, strict_json
-from nnunet_topomae.benchmark.work import SCORES, names
+from nnunet_topomae.benchmark.work import SCORES
 
 COUNTS = ("missed", "spurious")
 # Compared between recipes: value of a structure that is rightly absent, and whether more is better.

@@ -113,7 +113,7 @@ def _export(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw:
 
 
 def _report(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw: Path) -> int:
-    from nnunet_topomae.benchmark.tables import write_benchmark_report
+    from nnunet_topomae.benchmark.benchmark_report import write_benchmark_report
 
     images = raw if args.embed_images else None
     for path in write_benchmark_report(spec, jobs, args.o or spec.out / "report", args.partial, images):

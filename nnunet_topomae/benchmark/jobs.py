@@ -7,7 +7,7 @@ any change exactly what depends on it has another one.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -174,3 +174,9 @@ def data_fingerprint(folder: Path) -> str:
 def digest(value: Any) -> str:
     """Hash of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def names(jobs: Sequence[Job]) -> str:
+    """Names for an error, at most five."""
+    listed = ", ".join(job.name for job in jobs[:5])
+    return listed + (f" and {len(jobs) - 5} more" if len(jobs) > 5 else "")

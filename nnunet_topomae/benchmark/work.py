@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -285,9 +285,3 @@ def _cpu_seconds() -> float:
 
 def _read(path: Path, default: Any) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
-
-
-def names(jobs: Sequence[Job]) -> str:
-    """Names for an error, at most five."""
-    listed = ", ".join(job.name for job in jobs[:5])
-    return listed + (f" and {len(jobs) - 5} more" if len(jobs) > 5 else "")

@@ -1,0 +1,144 @@
+"""A benchmark's numbers as Markdown, LaTeX and CSV."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nnunet_topomae.benchmark.collect import collect
+from nnunet_topomae.benchmark.jobs import Job
+from nnunet_topomae.benchmark.metrics import METRICS
+from nnunet_topomae.benchmark.report import Picture, format_number
+from nnunet_topomae.benchmark.spec import BenchmarkSpec
+
+DIGITS = {"dice": 4, "hd95": 2, "nsd": 4}
+LABELS = {"dice": "Dice", "hd95": "HD95 mm", "nsd": "NSD"}
+
+
+def titles_of(results: Mapping[str, Any]) -> dict[str, str]:
+    """Titles of the recipes."""
+    return {name: recipe["title"] for name, recipe in results["recipes"].items()}
+
+
+def table_key(table: Mapping[str, Any]) -> str:
+    """Short name of a table, also of its figures' files."""
+    share = "" if table["fraction"] == 1 else f"_labels{round(100 * table['fraction'])}"
+    return f"{table['dataset']}{share}"
+
+
+def markdown(results: Mapping[str, Any], pictures: Mapping[str, Sequence[tuple[str, Picture]]]) -> str:
+    """The report as Markdown, with figures as files beside it."""
+    titles = titles_of(results)
+    lines = [f"# Benchmark {results['name']}", ""]
+    lines += [
+        f"{len(results['folds'])} folds, {len(results['seeds'])} seeds, {results['configuration']}, "
+        f"{results['device']}; {results['machine']['processor']}, {results['machine']['cores']} cores.",
+        "",
+    ]
+    if results["missing"]:
+        lines += [f"**Not complete: {len(results['missing'])} jobs are missing.**", ""]
+    for table in results["tables"]:
+        lines += [f"## {_heading(table)}", "", *_score_rows(table, titles), ""]
+        lines += _comparison_rows(table, titles, results["baseline"])
+        for name, picture in pictures.get(table_key(table), ()):
+            lines += [f"![{picture.alt}]({name})", "", picture.caption, ""]
+    lines += ["## Versions", "", ", ".join(f"{name} {value}" for name, value in results["versions"].items()), ""]
+    return "\n".join(lines)
+
+
+def _heading(table: Mapping[str, Any]) -> str:
+    share = "" if table["fraction"] == 1 else f", {100 * table['fraction']:g} % of the labels"
+    return f"{table['dataset']}{share}"
+
+
+def _score_rows(table: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
+    rows = [
+        "| recipe | Dice | SD over seeds | HD95 mm | NSD | missed | parameters | hours |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in table["rows"].items():
+        mean, spread = row["mean"], row["seed_sd"]
+        cells = [
+            titles[name],
+            format_number(mean["dice"], 4),
+            format_number(spread["dice"], 4),
+            format_number(mean["hd95"], 2),
+            format_number(mean["nsd"], 4),
+            format_number(mean["missed"], 1),
+            f"{row['parameters'] / 1e6:.1f} M",
+            f"{row['cost']['hours']:.2f}",
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    for item in table["published"]:
+        hd95 = format_number(item["hd95"], 2)
+        rows.append(f"| {item['system']} (published) | {item['dice'] / 100:.4f} | | {hd95} | | | | |")
+    return rows
+
+
+def _comparison_rows(table: Mapping[str, Any], titles: Mapping[str, str], baseline: str) -> list[str]:
+    lines: list[str] = []
+    for metric, found in table["comparisons"].items():
+        lines += [
+            f"{LABELS[metric]}, difference to {titles[baseline]}:",
+            "",
+            "| recipe | difference | 95 % interval | p (Holm) | effect | wins | paper's t-test p | verdict |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for name, c in found.items():
+            cells = [
+                titles[name],
+                f"{c['difference']:+.{DIGITS[metric]}f}",
+                f"{c['low']:+.{DIGITS[metric]}f} to {c['high']:+.{DIGITS[metric]}f}",
+                f"{c['adjusted_p']:.3g}",
+                f"{c['rank_biserial']:+.2f}",
+                f"{100 * c['win_rate']:.0f} %",
+                "–" if c["paper_p"] is None else f"{c['paper_p']:.3g}",
+                c["verdict"],
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines
+
+
+def latex(results: Mapping[str, Any]) -> str:
+    """Tables of Dice by structure, in the paper's layout."""
+    titles = titles_of(results)
+    parts = []
+    for table in results["tables"]:
+        if not table["rows"]:
+            continue
+        structures = list(next(iter(table["rows"].values()))["structures"])
+        lines = [
+            f"% {_escape(_heading(table))}",
+            "\\begin{tabular}{l" + "r" * (len(structures) + 2) + "}",
+            "\\hline",
+            " & ".join(["Method", "Dice (\\%)", "HD95 (mm)", *map(_escape, structures)]) + " \\\\",
+            "\\hline",
+        ]
+        best = max(row["mean"]["dice"] for row in table["rows"].values())
+        for name, row in table["rows"].items():
+            dice = f"{100 * row['mean']['dice']:.2f}"
+            cells = [_escape(titles[name]), f"\\textbf{{{dice}}}" if row["mean"]["dice"] == best else dice]
+            cells.append(format_number(row["mean"]["hd95"], 2))
+            values = [row["structures"][structure]["dice"] for structure in structures]
+            cells += ["–" if value is None else f"{100 * value:.2f}" for value in values]
+            lines.append(" & ".join(cells) + " \\\\")
+        parts.append("\n".join([*lines, "\\hline", "\\end{tabular}", ""]))
+    return "\n".join(parts)
+
+
+def _escape(text: str) -> str:
+    return "".join(f"\\{character}" if character in "&%$#_{}" else character for character in text)
+
+
+def scores_csv(spec: BenchmarkSpec, jobs: Sequence[Job], partial: bool) -> str:
+    """Every metric of every structure, case and training, a line each."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["dataset", "recipe", "fraction", "fold", "seed", "case", "structure", *METRICS])
+    for entry in collect(spec, jobs, partial):
+        where = [entry.dataset, entry.recipe, entry.fraction, entry.fold, entry.seed]
+        for case, structures in entry.scores.items():
+            for structure, score in structures.items():
+                writer.writerow([*where, case, structure, *(score[metric] for metric in METRICS)])
+    return text.getvalue()
