@@ -79,10 +79,16 @@ def render(template: str, **context: Any) -> str:
     loader = PackageLoader("nnunet_topomae.benchmark")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["number"] = format_number
+    environment.filters["p_value"] = format_p
     style = (environment.get_template("report.css").render()).strip()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     # The style sheet is our own file, not data.
     return environment.get_template(template).render(style=Markup(style), style_hash=digest, **context)
+
+
+def format_p(value: float | None) -> str:
+    """A p-value with four digits; never a bare 0."""
+    return "< 0.0001" if value is not None and value < 1e-4 else format_number(value, 4)
 
 
 def format_number(value: float | None, digits: int) -> str:

@@ -10,7 +10,7 @@ import pytest
 from nnunet_topomae.benchmark.figures import overlay_figure, persistence_figure
 from nnunet_topomae.benchmark.layout import DemoFolders
 from nnunet_topomae.benchmark.pipeline import write_demo_plans
-from nnunet_topomae.benchmark.report import format_number, write_report
+from nnunet_topomae.benchmark.report import format_number, format_p, write_report
 from nnunet_topomae.benchmark.store import strict_json
 
 
@@ -153,3 +153,8 @@ def test_folders_lie_below_the_output(tmp_path):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         assert environment[name].startswith(str(tmp_path))
     assert int(environment["nnUNet_n_proc_DA"]) >= 1
+
+
+def test_p_values_are_never_a_bare_zero():
+    shown = [format_p(value) for value in (None, 0.0, 9.9e-5, 1e-4, 0.05)]
+    assert shown == ["–", "< 0.0001", "< 0.0001", "0.0001", "0.0500"]
