@@ -27,6 +27,7 @@ CLASSES = {
     "TopoMAEPretrainer": (TRAINERS_PLACE, "nnunet_topomae.trainers.pretrainer"),
     "TopoMAEFusionTrainer": (TRAINERS_PLACE, "nnunet_topomae.trainers.fusion_trainer"),
     "UNETRPPTrainer": (TRAINERS_PLACE, "nnunet_topomae.trainers.unetrpp_trainer"),
+    "UNETRTrainer": (TRAINERS_PLACE, "nnunet_topomae.trainers.unetr_trainer"),
     "MONAITrainer": (TRAINERS_PLACE, "nnunet_topomae.trainers.monai_trainer"),
     "SeededNNUNetTrainer": (TRAINERS_PLACE, "nnunet_topomae.trainers.seeded_trainer"),
     "TopoMAEPlanner": (PLANNERS_PLACE, "nnunet_topomae.plans.planner"),

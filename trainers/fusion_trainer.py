@@ -15,7 +15,7 @@ from nnunet_topomae.training.checkpoints import ENTRY, unwrap
 from nnunet_topomae.training.resample import NetworkSize
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
 from nnunet_topomae.training.transfer import (
-    FRESH_PREFIXES,
+    FUSION_PARTS,
     PretrainingSource,
     check_no_leak,
     check_same_plan,
@@ -32,6 +32,9 @@ class TopoMAEFusionTrainer(UNETRPPTrainer):
     Starts from the pre-training of the same data set, plans, configuration and fold, from the file that the plan's
     `topomae.finetuning.pretrained` names, or from the file given to `-pretrained_weights`.
     """
+
+    # What of the network and of the checkpoint has no counterpart.
+    parts = FUSION_PARTS
 
     @staticmethod
     def build_network_architecture(
@@ -65,7 +68,7 @@ class TopoMAEFusionTrainer(UNETRPPTrainer):
             section.learning_rate,
             section.weight_decay,
             slow_learning_rate=slow,
-            fast_prefixes=FRESH_PREFIXES,
+            fast_prefixes=self.parts.fresh,
         )
         return optimizer, WarmupSchedule(optimizer, section.epochs, section.warmup_epochs, poly)
 
@@ -110,9 +113,11 @@ class TopoMAEFusionTrainer(UNETRPPTrainer):
         weights, network = checkpoint["network_weights"], unwrap(self.network)
         if self.plan.config.finetuning.transfer == "resample":
             old = described_size(described["plan"], self.plan.facts, file)
-            result = transfer_resampled(weights, network, old, NetworkSize(self.plan.shape, self.num_input_channels))
+            result = transfer_resampled(
+                weights, network, old, NetworkSize(self.plan.shape, self.num_input_channels), self.parts
+            )
         else:
             check_same_plan(described["plan"], self.plan.facts, file)
-            result = transfer(weights, network)
+            result = transfer(weights, network, self.parts)
         result.write(Path(self.output_folder) / "transfer.json")
         self.print_to_log_file(f"pre-trained weights from {file}: {result}")

@@ -1,7 +1,5 @@
 """Supervised training of one of MONAI's networks, as a baseline of a benchmark."""
 
-from typing import Any
-
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
@@ -16,6 +14,8 @@ class MONAITrainer(UNETRPPTrainer):
     The plan's `topomae.finetuning.network` says which network. Optimiser, schedule, loss and augmentation are those of
     `UNETRPPTrainer`, without deep supervision.
     """
+
+    one_output = True
 
     @staticmethod
     def build_network_architecture(
@@ -38,11 +38,3 @@ class MONAITrainer(UNETRPPTrainer):
                 "--set finetuning.network=swin_unetr (or unetr, attention_unet)"
             )
         return build_baseline(name, plan.shape.patch_size, num_input_channels, num_output_channels)
-
-    def initialize(self) -> None:
-        """Build everything; the networks have one output."""
-        self.enable_deep_supervision = False
-        super().initialize()
-
-    def set_deep_supervision_enabled(self, enabled: bool) -> Any:
-        """There is none to switch."""

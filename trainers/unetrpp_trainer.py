@@ -19,6 +19,19 @@ class UNETRPPTrainer(TopoMAETrainer):
     """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr UNETRPPTrainer [-p PLANS]`."""
 
     role = "finetuning"
+    # Whether the network has no outputs but the one at full resolution.
+    one_output = False
+
+    def initialize(self) -> None:
+        """Build everything, without deep supervision where the network has one output."""
+        if self.one_output:
+            self.enable_deep_supervision = False
+        super().initialize()
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Switch it, where there is any."""
+        if not self.one_output:
+            super().set_deep_supervision_enabled(enabled)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split with the plan's fraction of the training cases."""

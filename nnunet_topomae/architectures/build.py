@@ -1,4 +1,4 @@
-"""Factories of the three networks. Numbers that neither the plan nor the rule gives stand here, once."""
+"""Factories of the networks. Numbers that neither the plan nor the rule gives stand here, once."""
 
 from torch import nn
 
@@ -7,6 +7,7 @@ from nnunet_topomae.architectures.fusion import FusionNetwork, TokenFusion
 from nnunet_topomae.architectures.keypoint_head import KeyPointHead
 from nnunet_topomae.architectures.mae import MAEDecoder
 from nnunet_topomae.architectures.rule import NetworkShape
+from nnunet_topomae.architectures.unetr import UNETR, UNETRDecoder
 from nnunet_topomae.architectures.unetrpp import UNETRPP, Dropout, UNETRPPDecoder, UNETRPPEncoder
 from nnunet_topomae.architectures.vit import VIT_PRESETS, ViTEncoder
 from nnunet_topomae.config import ArchitectureConfig
@@ -39,6 +40,15 @@ def build_fusion_network(
         fusion=TokenFusion(preset.width, shape),
         encoder=encoder,
         decoder=decoder,
+    )
+
+
+def build_unetr(shape: NetworkShape, in_channels: int, out_channels: int, architecture: ArchitectureConfig) -> UNETR:
+    """UNETR with the ViT that is pre-trained."""
+    preset = VIT_PRESETS[architecture.vit]
+    return UNETR(
+        ViTEncoder(shape.token_grid, shape.token_size, in_channels, preset, architecture.drop_path),
+        UNETRDecoder(preset.width, shape, in_channels, out_channels, architecture.feature_size),
     )
 
 

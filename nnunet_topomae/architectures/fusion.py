@@ -26,7 +26,7 @@ class TokenFusion(nn.Module):
 
     def __init__(self, width: int, shape: NetworkShape) -> None:
         super().__init__()
-        self.projections = nn.ModuleList(_projection(width, stage, shape) for stage in range(len(shape.dims)))
+        self.projections = nn.ModuleList(token_projection(width, stage, shape) for stage in range(len(shape.dims)))
         self.apply(initialise_weights)
         for projection in self.projections:
             last = cast(nn.Sequential, projection)[-1]
@@ -58,8 +58,14 @@ class FusionNetwork(nn.Module):
         return cast("Tensor | list[Tensor]", self.decoder([full_resolution, *fused]))
 
 
-def _projection(width: int, stage: int, shape: NetworkShape) -> nn.Sequential:
-    """The layers between the token grid and one stage."""
+def token_projection(width: int, stage: int, shape: NetworkShape) -> nn.Sequential:
+    """The layers between the token grid and one stage.
+
+    Args:
+        width: channels of the ViT.
+        stage: which stage.
+        shape: sizes from the rule.
+    """
     source = shape.token_stage
     if stage == source:
         return nn.Sequential(Pointwise(width, shape.dims[stage]))

@@ -35,6 +35,7 @@ class Recipe:
 
 
 _FUSION: dict[str, Any] = {"trainer": "TopoMAEFusionTrainer", "pretrainer": "TopoMAEPretrainer"}
+_RECONSTRUCTION = {"pretraining.lambda2": 0.0, "pretraining.lambda3": 0.0, "topology.enabled": False}
 
 RECIPES = {
     recipe.name: recipe
@@ -43,6 +44,14 @@ RECIPES = {
         Recipe("nnunet-resenc", "nnU-Net ResEnc M", "SeededNNUNetTrainer", "nnUNetResEncUNetMPlans"),
         Recipe("unetrpp", "UNETR++ from scratch", "UNETRPPTrainer", paper_row="UNETR++"),
         Recipe("unetr", "UNETR", "MONAITrainer", settings={"finetuning.network": "unetr"}, paper_row="UNETR"),
+        Recipe(
+            "unetr-mae",
+            "UNETR, masked reconstruction",
+            "UNETRTrainer",
+            pretrainer="TopoMAEPretrainer",
+            settings=_RECONSTRUCTION,
+            paper_row="UNETR + MAE",
+        ),
         Recipe(
             "swinunetr",
             "Swin UNETR",
@@ -66,7 +75,7 @@ RECIPES = {
             "+vit",
             "fusion, reconstruction only",
             **_FUSION,
-            settings={"pretraining.lambda2": 0.0, "pretraining.lambda3": 0.0, "topology.enabled": False},
+            settings=_RECONSTRUCTION,
             paper_row="+ pre-trained ViT",
         ),
         Recipe(
@@ -89,7 +98,6 @@ RECIPES = {
 
 # What else the paper compares with, and why no recipe runs it here.
 NOT_AVAILABLE = {
-    "unetr-mae": "MONAI's ViT of UNETR has other weights than the one that TopoMAEPretrainer pre-trains",
     "nnformer": "no maintained package: the research code pins torch 1.8 and a fork of nnU-Net v1",
     "transunet": "no maintained package; a 2D network with ImageNet weights",
     "vectorpose": "the pre-trainer does not exist yet",

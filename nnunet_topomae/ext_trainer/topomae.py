@@ -7,6 +7,14 @@ from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
 from nnunet_topomae.trainers.monai_trainer import MONAITrainer
 from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
 from nnunet_topomae.trainers.seeded_trainer import SeededNNUNetTrainer
+from nnunet_topomae.trainers.unetr_trainer import UNETRTrainer
 from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
 
-__all__ = ["MONAITrainer", "SeededNNUNetTrainer", "TopoMAEFusionTrainer", "TopoMAEPretrainer", "UNETRPPTrainer"]
+__all__ = [
+    "MONAITrainer",
+    "SeededNNUNetTrainer",
+    "TopoMAEFusionTrainer",
+    "TopoMAEPretrainer",
+    "UNETRPPTrainer",
+    "UNETRTrainer",
+]

@@ -1,4 +1,4 @@
-"""From a pre-training checkpoint to the fusion network, with every check and every weight counted."""
+"""From a pre-training checkpoint to the network that is fine-tuned, with every check and every weight counted."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -18,11 +18,26 @@ from nnunet_topomae.training.resample import NetworkSize, adapt, source_name
 PRETRAINER = "TopoMAEPretrainer"
 CHECKPOINT = "checkpoint_final.pth"
 
-# Parts of the fusion network that pre-training does not have, and parts that only pre-training has.
-FRESH_PREFIXES = ("fusion.", "decoder.seg_layers.")
 # Keys of the architecture section that do not change what a pre-trained weight means.
 _FREE_TO_DIFFER = ("drop_path", "projections", "gamma")
-PRETRAINING_ONLY_PREFIXES = ("vit_decoder.", "vit_key_points.", "key_points.")
+
+
+class Parts(NamedTuple):
+    """Parts without a counterpart, by the beginnings of their names.
+
+    Attributes:
+        fresh: of the network that is fine-tuned; pre-training does not have them.
+        left_out: of the pre-training; the network that is fine-tuned does not have them.
+    """
+
+    fresh: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+_PRETRAINING_ONLY = ("vit_decoder.", "vit_key_points.", "key_points.")
+FUSION_PARTS = Parts(("fusion.", "decoder.seg_layers."), _PRETRAINING_ONLY)
+# A checkpoint also carries the fusion layers, for nnU-Net's own way of loading it.
+UNETR_PARTS = Parts(("unetr_decoder.",), (*_PRETRAINING_ONLY, "encoder.", "decoder.", "fusion."))
 
 
 class Transfer(NamedTuple):
@@ -60,26 +75,27 @@ def _components(names: Iterable[str]) -> str:
     return ", ".join(sorted({".".join(name.split(".")[:2]) for name in names})) or "none"
 
 
-def transfer(weights: Mapping[str, Tensor], network: nn.Module) -> Transfer:
-    """Load pre-trained weights by name into the fusion network.
+def transfer(weights: Mapping[str, Tensor], network: nn.Module, parts: Parts = FUSION_PARTS) -> Transfer:
+    """Load pre-trained weights by name into the network that is fine-tuned.
 
     Args:
         weights: state dict of a CoPretrainingNetwork.
-        network: the fusion network.
+        network: the network that is fine-tuned.
+        parts: where they may differ.
 
     Raises:
         ValueError: a weight is absent or of another shape where only fresh and pre-training-only parts may differ.
             Nothing is loaded then.
     """
     own = network.state_dict()
-    missing = [name for name in own if name.startswith(FRESH_PREFIXES) or name not in weights]
+    missing = [name for name in own if name.startswith(parts.fresh) or name not in weights]
     matched = [name for name in own if name not in missing]
     unexpected = [name for name in weights if name not in matched]
-    problems = [f"{name} is absent" for name in missing if not name.startswith(FRESH_PREFIXES)]
+    problems = [f"{name} is absent" for name in missing if not name.startswith(parts.fresh)]
     problems += [
         f"{name} is not part of this network"
         for name in unexpected
-        if not name.startswith(FRESH_PREFIXES + PRETRAINING_ONLY_PREFIXES)
+        if not name.startswith(parts.fresh + parts.left_out)
     ]
     problems += [
         f"{name} is {tuple(weights[name].shape)}, needed is {tuple(own[name].shape)}"
@@ -97,7 +113,11 @@ def transfer(weights: Mapping[str, Tensor], network: nn.Module) -> Transfer:
 
 
 def transfer_resampled(
-    weights: Mapping[str, Tensor], network: nn.Module, old: NetworkSize, new: NetworkSize
+    weights: Mapping[str, Tensor],
+    network: nn.Module,
+    old: NetworkSize,
+    new: NetworkSize,
+    parts: Parts = FUSION_PARTS,
 ) -> Transfer:
     """Load the weights of another plan's pre-training, adapted to this network (training/resample.py).
 
@@ -105,9 +125,10 @@ def transfer_resampled(
 
     Args:
         weights: state dict of a CoPretrainingNetwork of the same architecture section.
-        network: the fusion network.
+        network: the network that is fine-tuned.
         old: size of the network that was pre-trained.
         new: size of ``network``.
+        parts: where they may differ.
 
     Raises:
         ValueError: a weight has another shape for another reason. Nothing is loaded then.
@@ -119,7 +140,7 @@ def transfer_resampled(
     problems = []
     for name, value in own.items():
         source = source_name(name, old.shape, new.shape)
-        if name.startswith(FRESH_PREFIXES) or source not in weights:
+        if name.startswith(parts.fresh) or source not in weights:
             continue
         made = adapt(name, weights[source], value.shape, old, new)
         if made is None:

@@ -183,6 +183,13 @@ def test_pre_training_is_interrupted_continued_and_fine_tuned(
     assert became["encoder.stages.0.embeddings.0.position"].startswith("resampled (8, ")
     assert became["vit_encoder.blocks.0.attn.qkv.weight"] == "copied"
 
+    # UNETR takes its ViT.
+    name = _variant(workspace, "unetr", pretrained=weights)
+    _train("UNETRTrainer", name)
+    became = json.loads((_fold(workspace, "UNETRTrainer", name) / "transfer.json").read_text())["weights"]
+    assert {name.split(".")[0] for name, what in became.items() if what == "copied"} == {"vit_encoder"}
+    assert {name.split(".")[0] for name, what in became.items() if what == "fresh"} == {"unetr_decoder"}
+
     # The same file named in the plan; but another fold's validation cases are in it.
     name = _variant(workspace, "named", pretrained=weights)
     other = json.loads((workspace / "preprocessed" / DATASET / "splits_final.json").read_text())[1]["val"]
@@ -202,7 +209,12 @@ def test_same_seed_same_pre_training(workspace: Path) -> None:
 
 @pytest.mark.parametrize(
     ("trainer", "mirror_axes", "in_prediction"),
-    [("TopoMAEFusionTrainer", [0, 1], (0, 1)), ("UNETRPPTrainer", None, (0, 1, 2)), ("UNETRPPTrainer", [], None)],
+    [
+        ("TopoMAEFusionTrainer", [0, 1], (0, 1)),
+        ("UNETRPPTrainer", None, (0, 1, 2)),
+        ("UNETRPPTrainer", [], None),
+        ("UNETRTrainer", None, (0, 1, 2)),
+    ],
 )
 def test_training_from_scratch(
     workspace: Path,

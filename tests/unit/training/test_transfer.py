@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_topomae.architectures.build import build_copretraining_network, build_fusion_network
+from nnunet_topomae.architectures.build import build_copretraining_network, build_fusion_network, build_unetr
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.training.transfer import (
+    UNETR_PARTS,
     PretrainingSource,
     check_no_leak,
     check_same_plan,
@@ -69,6 +70,21 @@ def test_absent_and_foreign_weights_are_refused() -> None:
         transfer({n: v for n, v in weights.items() if n != name}, network)
     with pytest.raises(ValueError, match=r"other\.weight is not part"):
         transfer({**weights, "other.weight": torch.zeros(1)}, network)
+
+
+def test_unetr_takes_the_vit_and_nothing_else() -> None:
+    pretrained, _ = _networks()
+    network = build_unetr(SHAPE, 2, 3, TINY)
+    fresh = {name: value.clone() for name, value in network.unetr_decoder.state_dict().items()}
+    weights = {**pretrained.state_dict(), "fusion.projections.0.0.weight": torch.zeros(1)}
+    result = transfer(weights, network, UNETR_PARTS)
+    own = network.state_dict()
+    assert {name for name in weights if name.startswith("vit_encoder.")} == set(result.matched)
+    assert all(torch.equal(own[name], weights[name]) for name in result.matched)
+    assert all(torch.equal(own[f"unetr_decoder.{name}"], value) for name, value in fresh.items())
+    assert len(result.missing) == len(fresh) and len(result.unexpected) == len(weights) - len(result.matched)
+    with pytest.raises(ValueError, match="vit_encoder.norm.weight is absent"):
+        transfer({n: v for n, v in weights.items() if n != "vit_encoder.norm.weight"}, network, UNETR_PARTS)
 
 
 def _source(tmp_path: Path, **kwargs: Any) -> PretrainingSource:
