@@ -11,17 +11,34 @@ from nnunet_topomae.benchmark.benchmark_figures import (
     fraction_figure,
     structure_figure,
 )
+from nnunet_topomae.benchmark.case_files import CaseFiles, find_case_files
 from nnunet_topomae.benchmark.collect import build_results, collect
 from nnunet_topomae.benchmark.figures import data_uri
-from nnunet_topomae.benchmark.formats import DIGITS, LABELS, latex, markdown, scores_csv, table_key, titles_of
+from nnunet_topomae.benchmark.formats import (
+    DIGITS,
+    LABELS,
+    beside_published,
+    latex,
+    markdown,
+    scores_csv,
+    table_key,
+    titles_of,
+)
 from nnunet_topomae.benchmark.jobs import Job
+from nnunet_topomae.benchmark.overlays import case_picture
 from nnunet_topomae.benchmark.recipes import NOT_AVAILABLE
 from nnunet_topomae.benchmark.report import Picture, render
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.benchmark.viewer import read_niivue, write_viewer
 
 
 def write_benchmark_report(
-    spec: BenchmarkSpec, jobs: Sequence[Job], folder: Path, partial: bool = False, images: Path | None = None
+    spec: BenchmarkSpec,
+    jobs: Sequence[Job],
+    folder: Path,
+    partial: bool = False,
+    images: Path | None = None,
+    niivue: Path | None = None,
 ) -> list[Path]:
     """Write `report.html`, `report.md`, `tables.tex`, `scores.csv`, `results.json` and the figures as SVG.
 
@@ -31,13 +48,17 @@ def write_benchmark_report(
         folder: where to; files of these names are replaced.
         partial: report what is there although jobs are missing.
         images: nnU-Net's folder of raw data, to show slices of cases in the page; None shows none.
+        niivue: NiiVue's program, to write a page to leaf through each of these cases; needs ``images``.
 
     Returns:
         the files.
 
     Raises:
-        ValueError: jobs are not done and ``partial`` was not asked for, or nothing is done.
+        ValueError: jobs are not done and ``partial`` was not asked for, or nothing is done; or ``niivue`` is something
+            else.
+        FileNotFoundError: ``niivue`` does not exist.
     """
+    program = None if niivue is None else read_niivue(niivue)
     results = build_results(spec, jobs, partial)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -50,15 +71,21 @@ def write_benchmark_report(
             picture = Picture(data_uri(figure), alt, caption)
             pictures.setdefault(table_key(table), []).append((path.name, picture))
     worst = {table_key(table): worst_cases(table, results["baseline"]) for table in results["tables"]}
+    shown = {} if images is None else _case_files(spec, jobs, images, results, worst, partial)
+    titles = titles_of(results)
+    viewers = {} if program is None else _viewers(shown, titles, program, folder)
+    written += [path for pages in viewers.values() for _, path in pages]
     page = render(
         "benchmark.html.j2",
-        overlays={} if images is None else _overlays(spec, jobs, images, results, worst, partial),
+        overlays={key: [case_picture(files, titles[files.recipe]) for files in cases] for key, cases in shown.items()},
+        viewers={key: [(text, path.name) for text, path in pages] for key, pages in viewers.items()},
         results=results,
-        titles=titles_of(results),
+        titles=titles,
         labels=LABELS,
         digits=DIGITS,
         key=table_key,
         pictures=pictures,
+        beside={table_key(table): beside_published(results, table) for table in results["tables"]},
         not_available=NOT_AVAILABLE,
         worst=worst,
     )
@@ -76,23 +103,38 @@ def write_benchmark_report(
     return [*(folder / name for name in contents), *written]
 
 
-def _overlays(
+def _viewers(
+    shown: Mapping[str, Sequence[CaseFiles]], titles: Mapping[str, str], niivue: str, folder: Path
+) -> dict[str, list[tuple[str, Path]]]:
+    """Text of the link and page of every case, by table."""
+    return {
+        key: [
+            (
+                f"{files.case}, {files.rank} case of {titles[files.recipe]}",
+                write_viewer(files, titles[files.recipe], niivue, folder),
+            )
+            for files in cases
+        ]
+        for key, cases in shown.items()
+    }
+
+
+def _case_files(
     spec: BenchmarkSpec,
     jobs: Sequence[Job],
     raw: Path,
     results: Mapping[str, Any],
     worst: Mapping[str, Sequence[Mapping[str, Any]]],
     partial: bool,
-) -> dict[str, list[Picture]]:
-    from nnunet_topomae.benchmark.overlays import case_pictures
-
+) -> dict[str, list[CaseFiles]]:
+    """Worst and median cases by table."""
     entries = collect(spec, jobs, partial)
-    pictures = {}
+    found = {}
     for table in results["tables"]:
         where = (table["dataset"], table["fraction"])
         chosen = [entry for entry in entries if (entry.dataset, entry.fraction) == where]
-        pictures[table_key(table)] = list(case_pictures(spec, jobs, raw, chosen, worst[table_key(table)]))
-    return pictures
+        found[table_key(table)] = list(find_case_files(spec, jobs, raw, chosen, worst[table_key(table)]))
+    return found
 
 
 def _figures(results: Mapping[str, Any], table: Mapping[str, Any]) -> Iterator[tuple[str, Any, str, str]]:

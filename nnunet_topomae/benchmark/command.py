@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "report":
             action.add_argument("--partial", action="store_true", help="report although jobs are missing")
             action.add_argument("--embed-images", action="store_true", help="show slices of worst and median cases")
+            action.add_argument(
+                "--niivue", type=Path, metavar="FILE", help="niivue.umd.js: also pages to leaf through these cases"
+            )
             action.add_argument("-o", type=Path, metavar="FOLDER", help="where to; default: report in the out folder")
         if name == "job":
             action.add_argument("name", metavar="JOB", help="name of the job")
@@ -115,8 +118,11 @@ def _export(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw:
 def _report(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw: Path) -> int:
     from nnunet_topomae.benchmark.benchmark_report import write_benchmark_report
 
+    if args.niivue and not args.embed_images:
+        raise ValueError("--niivue puts images of patients into its pages: say so with --embed-images")
     images = raw if args.embed_images else None
-    for path in write_benchmark_report(spec, jobs, args.o or spec.out / "report", args.partial, images):
+    folder = args.o or spec.out / "report"
+    for path in write_benchmark_report(spec, jobs, folder, args.partial, images, args.niivue):
         print(path)
     return 0
 

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
 COLOURS = {"fusion": "#2563eb", "scratch": "#d97706", "vit": "#7c3aed", "unetrpp": "#059669", "input": "#334155"}
-STRUCTURE_COLOURS = ("#56b4e9", "#e69f00", "#00b894", "#e84393", "#f0e442", "#a29bfe")
+# As many as the structures of BTCV; further ones begin anew.
+STRUCTURE_COLOURS = (
+    *("#56b4e9", "#e69f00", "#00b894", "#e84393", "#f0e442", "#a29bfe", "#ff7675"),
+    *("#0984e3", "#b8e994", "#d35400", "#81ecec", "#8e44ad", "#fdcb6e"),
+)
 NAMES = {"fusion": "fusion", "scratch": "from scratch", "vit": "ViT", "unetrpp": "UNETR++", "input": "input"}
 WINDOW_HU = (-150.0, 350.0)
 TERM_TITLES = {
@@ -183,7 +188,7 @@ def overlay_figure(
                 axis.set_title(NAMES.get(name, name), fontsize=10)
         row[0].set_ylabel(f"{plane}, slice {index}", fontsize=9)
     handles = [
-        figure.axes[0].scatter([], [], color=c, label=n) for n, c in zip(labels, STRUCTURE_COLOURS, strict=False)
+        figure.axes[0].scatter([], [], color=c, label=n) for n, c in zip(labels, cycle(STRUCTURE_COLOURS), strict=False)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)
     return figure
@@ -223,7 +228,7 @@ def _colour(grey: ndarray, label_map: ndarray, labels: Mapping[str, int]) -> nda
     """Blend the colours of a label map over a grey slice: (height, width) -> (height, width, 3)."""
     low, high = WINDOW_HU
     rgb: ndarray = np.repeat(np.clip((grey - low) / (high - low), 0, 1)[..., None], 3, axis=-1)
-    for value, colour in zip(labels.values(), STRUCTURE_COLOURS, strict=False):
+    for value, colour in zip(labels.values(), cycle(STRUCTURE_COLOURS), strict=False):
         inside = label_map == value
         rgb[inside] = 0.45 * rgb[inside] + 0.55 * np.array(to_rgb(colour))
     return rgb

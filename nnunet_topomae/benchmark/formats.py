@@ -39,6 +39,7 @@ def markdown(results: Mapping[str, Any], pictures: Mapping[str, Sequence[tuple[s
         lines += [f"**Not complete: {len(results['missing'])} jobs are missing.**", ""]
     for table in results["tables"]:
         lines += [f"## {_heading(table)}", "", *_score_rows(table, titles), ""]
+        lines += [*_beside_rows(results, table, titles), *_structure_rows(table, titles)]
         lines += _comparison_rows(table, titles, results["baseline"])
         for name, picture in pictures.get(table_key(table), ()):
             lines += [f"![{picture.alt}]({name})", "", picture.caption, ""]
@@ -69,10 +70,70 @@ def _score_rows(table: Mapping[str, Any], titles: Mapping[str, str]) -> list[str
             f"{row['cost']['hours']:.2f}",
         ]
         rows.append("| " + " | ".join(cells) + " |")
-    for item in table["published"]:
-        hd95 = format_number(item["hd95"], 2)
-        rows.append(f"| {item['system']} (published) | {item['dice'] / 100:.4f} | | {hd95} | | | | |")
     return rows
+
+
+def beside_published(results: Mapping[str, Any], table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The paper's systems in its order, each with the recipe that stands for it; then the recipes without one.
+
+    Args:
+        results: of the benchmark.
+        table: one of its tables.
+
+    Returns:
+        rows with `system`, `recipe`, `published` and `ours`; the last two hold Dice in percent and HD95, or are None.
+    """
+    if not table["published"]:
+        return []
+    by_system = {recipe["paper_row"]: name for name, recipe in results["recipes"].items() if name in table["rows"]}
+    systems = {item["system"]: item for item in table["published"]}
+    order = [(system, by_system.get(system)) for system in systems]
+    order += [(None, name) for name in table["rows"] if results["recipes"][name]["paper_row"] not in systems]
+    return [
+        {"system": system, "recipe": name, "published": systems.get(system or ""), "ours": _percent(table, name)}
+        for system, name in order
+    ]
+
+
+def _percent(table: Mapping[str, Any], recipe: str | None) -> dict[str, Any] | None:
+    if recipe is None:
+        return None
+    mean = table["rows"][recipe]["mean"]
+    return {"dice": None if mean["dice"] is None else 100 * mean["dice"], "hd95": mean["hd95"]}
+
+
+def _beside_rows(results: Mapping[str, Any], table: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
+    found = beside_published(results, table)
+    if not found:
+        return []
+    lines = [
+        "Beside the paper (other splits, hardware and budgets):",
+        "",
+        "| published system | recipe | Dice %, published | Dice %, ours | HD95, published | HD95 mm, ours |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        values = [
+            format_number(None if source is None else source[metric], 2)
+            for metric in ("dice", "hd95")
+            for source in (row["published"], row["ours"])
+        ]
+        names = [row["system"] or "–", "–" if row["recipe"] is None else titles[row["recipe"]]]
+        lines.append(f"| {' | '.join([*names, *values])} |")
+    return [*lines, ""]
+
+
+def _structure_rows(table: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
+    """Dice in percent by structure, as the paper prints it."""
+    if not table["rows"]:
+        return []
+    structures = list(next(iter(table["rows"].values()))["structures"])
+    lines = [f"| Dice % | {' | '.join(structures)} |", "|---" * (len(structures) + 1) + "|"]
+    for name, row in table["rows"].items():
+        values = [row["structures"][structure]["dice"] for structure in structures]
+        cells = [format_number(None if value is None else 100 * value, 2) for value in values]
+        lines.append(f"| {titles[name]} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def _comparison_rows(table: Mapping[str, Any], titles: Mapping[str, str], baseline: str) -> list[str]:
@@ -123,6 +184,10 @@ def latex(results: Mapping[str, Any]) -> str:
             values = [row["structures"][structure]["dice"] for structure in structures]
             cells += ["–" if value is None else f"{100 * value:.2f}" for value in values]
             lines.append(" & ".join(cells) + " \\\\")
+        lines += ["\\hline"] if table["published"] else []
+        for item in table["published"]:
+            cells = [f"{_escape(item['system'])} (published)", f"{item['dice']:.2f}", format_number(item["hd95"], 2)]
+            lines.append(" & ".join([*cells, *["–"] * len(structures)]) + " \\\\")
         parts.append("\n".join([*lines, "\\hline", "\\end{tabular}", ""]))
     return "\n".join(parts)
 

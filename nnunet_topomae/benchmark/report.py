@@ -86,6 +86,14 @@ def render(template: str, **context: Any) -> str:
     return environment.get_template(template).render(style=Markup(style), style_hash=digest, **context)
 
 
+def script(program: str) -> tuple[Any, str]:
+    """A program for the inside of a script element, and its hash for the page's policy."""
+    from markupsafe import Markup
+
+    safe = program.strip().replace("</script", "<\\/script")
+    return Markup(safe), base64.b64encode(hashlib.sha256(safe.encode()).digest()).decode()
+
+
 def format_p(value: float | None) -> str:
     """A p-value with four digits; never a bare 0."""
     return "< 0.0001" if value is not None and value < 1e-4 else format_number(value, 4)

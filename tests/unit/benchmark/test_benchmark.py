@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -55,9 +56,14 @@ def test_from_nothing_to_the_report(finished):
     assert table["rows"]["nnunet"]["mean"]["dice"] == pytest.approx(by_hand)
     markdown = (folder / "report.md").read_text()
     assert f"| nnU-Net | {by_hand:.4f} |" in markdown
-    assert "| TransUNet (published) | 0.7749 | | 31.69 |" in markdown
+    assert "| TransUNet | – | 77.49 | – | 31.69 | – |" in markdown
+    hd95 = np.mean([float(line["hd95"]) for line in lines if line["recipe"] == "unetrpp"])
+    dice = np.mean([float(line["dice"]) for line in lines if line["recipe"] == "unetrpp"])
+    assert f"| UNETR++ | UNETR++ from scratch | 87.22 | {100 * dice:.2f} | 7.53 | {hd95:.2f} |" in markdown
+    assert f"| – | nnU-Net | – | {100 * by_hand:.2f} | – |" in markdown  # not in the paper's table of this data set
     assert all((folder / name).is_file() for name in re.findall(r"]\((\S+\.svg)\)", markdown))
     assert f"\\textbf{{{100 * by_hand:.2f}}}" in (folder / "tables.tex").read_text()
+    assert "TransUNet (published) & 77.49 & 31.69 & – & – \\\\" in (folder / "tables.tex").read_text()
 
 
 def test_the_page_loads_nothing_and_has_no_errors(finished, tmp_path):
@@ -71,6 +77,12 @@ def test_the_page_loads_nothing_and_has_no_errors(finished, tmp_path):
     page = (tmp_path / "report" / "report.html").read_text()
     assert page.count("data:image/png") == 4  # worst and median case of two recipes
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    program = tmp_path / "niivue.umd.js"
+    program.write_text("n(a.niivue={});loadFromBase64")
+    assert "say so with --embed-images" in finished.call("report", "--niivue", str(program), code=1)
+    finished.call("report", "--embed-images", "--niivue", str(program), "-o", str(tmp_path / "leaf"))
+    linked = re.findall(r'href="([^"]*)"', (tmp_path / "leaf" / "report.html").read_text())
+    assert len(linked) == 4 and all((tmp_path / "leaf" / unquote(name)).is_file() for name in linked)
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
         pytest.skip(f"the page was not opened: none of {', '.join(BROWSERS)} is installed")
