@@ -18,6 +18,9 @@ ACTIONS = {
     "job": "do one job (what the others start)",
 }
 
+# The shell's code for a program that was ended by Ctrl-C.
+STOPPED = 130
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -76,7 +79,11 @@ def _run(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw: Pa
     if args.slots < 1:
         raise ValueError(f"--slots {args.slots} must be at least 1")
     slots: list[str | None] = list(args.gpus.split(",")) if args.gpus else [None] * args.slots
-    outcome = LocalScheduler(spec, args.b, slots).run(jobs)
+    try:
+        outcome = LocalScheduler(spec, args.b, slots).run(jobs)
+    except KeyboardInterrupt:
+        print("Stopped. What is done stays done, and trainings keep their last checkpoint: run again to continue.")
+        return STOPPED
     print(describe(jobs, spec, len(slots)))
     if outcome.failed:
         skipped = f"; {len(outcome.skipped)} that need them were left out" if outcome.skipped else ""

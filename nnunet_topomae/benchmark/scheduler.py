@@ -50,10 +50,16 @@ class LocalScheduler:
     def run(self, jobs: Sequence[Job]) -> Outcome:
         """Run all jobs that are not done; a failed one takes those that need it with it, and no others.
 
+        SIGTERM ends what runs, as Ctrl-C does; it can be taken up again.
+
         Args:
             jobs: each after those that it needs.
+
+        Raises:
+            KeyboardInterrupt: it was asked to stop.
         """
         outcome = Outcome()
+        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
         waiting = []
         for job in jobs:
             (outcome.done.append(job.name) if JobFolder.of(job, self.spec).done() else waiting.append(job))
@@ -70,6 +76,7 @@ class LocalScheduler:
                     bar.update(len(jobs) - len(waiting) - len(self.running) - bar.n)
         finally:
             self._stop()
+            signal.signal(signal.SIGTERM, previous)
         return outcome
 
     def _start(self, waiting: list[Job], outcome: Outcome) -> None:

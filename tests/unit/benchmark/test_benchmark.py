@@ -200,13 +200,14 @@ def test_two_drivers_share_the_work(bench):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_interrupting_stops_the_children_and_keeps_their_work(small):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_stops_the_children_and_keeps_their_work(small, number):
     small.behave(TopoMAEFusionTrainer={"seconds": 0.5, "worker": True})
     driver = small.start("run")
     folder = small.folder(TRAIN)
     small.wait_for(lambda: list(folder.path.glob("nnUNet_results/*/TopoMAEFusion*/fold_0/checkpoint_latest.pth")), 120)
-    driver.send_signal(signal.SIGINT)
-    driver.wait(60)
+    driver.send_signal(number)
+    assert driver.wait(60) == 130
     assert folder.state() == "stopped"
     assert not small.processes(folder.path)
     small.behave()
