@@ -53,7 +53,7 @@ def structure_figure(
         label: of the axis.
     """
     structures = list(next(iter(rows.values()))["structures"])
-    figure = new_figure(max(5.0, 1.5 + 0.9 * len(structures)), 3.4)
+    figure = new_figure(4.5 + 0.9 * len(structures), max(3.0, 0.4 + 0.25 * len(rows)))
     axis = figure.subplots()
     width = 0.8 / len(rows)
     palette = colours(list(rows))
@@ -66,7 +66,8 @@ def structure_figure(
     axis.set_ylabel(label, fontsize=9)
     style_axis(axis)
     axis.grid(axis="x", visible=False)
-    axis.legend(fontsize=7.5, frameon=False, ncols=min(4, len(rows)), loc="upper center", bbox_to_anchor=(0.5, 1.22))
+    # Beside the bars: titles may be longer than the structures are many.
+    figure.legend(fontsize=8, frameon=False, loc="outside right upper")
     return figure
 
 

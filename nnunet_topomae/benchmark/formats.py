@@ -31,7 +31,7 @@ def markdown(results: Mapping[str, Any], pictures: Mapping[str, Sequence[tuple[s
     titles = titles_of(results)
     lines = [f"# Benchmark {results['name']}", ""]
     lines += [
-        f"{len(results['folds'])} folds, {len(results['seeds'])} seeds, {results['configuration']}, "
+        f"{_count(results['folds'], 'fold')}, {_count(results['seeds'], 'seed')}, {results['configuration']}, "
         f"{results['device']}; {results['machine']['processor']}, {results['machine']['cores']} cores.",
         "",
     ]
@@ -45,6 +45,10 @@ def markdown(results: Mapping[str, Any], pictures: Mapping[str, Sequence[tuple[s
             lines += [f"![{picture.alt}]({name})", "", picture.caption, ""]
     lines += ["## Versions", "", ", ".join(f"{name} {value}" for name, value in results["versions"].items()), ""]
     return "\n".join(lines)
+
+
+def _count(items: Sequence[Any], name: str) -> str:
+    return f"{len(items)} {name}{'s' if len(items) > 1 else ''}"
 
 
 def _heading(table: Mapping[str, Any]) -> str:
