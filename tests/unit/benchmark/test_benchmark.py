@@ -79,7 +79,7 @@ def test_the_page_loads_nothing_and_has_no_errors(finished, tmp_path):
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     program = tmp_path / "niivue.umd.js"
     program.write_text("n(a.niivue={});loadFromBase64")
-    assert "say so with --embed-images" in finished.call("report", "--niivue", str(program), code=1)
+    assert "say so with --embed-images" in finished.call("report", "--niivue", str(program), code=2)
     finished.call("report", "--embed-images", "--niivue", str(program), "-o", str(tmp_path / "leaf"))
     linked = re.findall(r'href="([^"]*)"', (tmp_path / "leaf" / "report.html").read_text())
     assert len(linked) == 4 and all((tmp_path / "leaf" / unquote(name)).is_file() for name in linked)
