@@ -12,7 +12,8 @@ from nnunet_topomae.training.transfer import UNETR_PARTS
 class UNETRTrainer(TopoMAEFusionTrainer):
     """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr UNETRTrainer [-p PLANS]`.
 
-    Takes the ViT of the same pre-training as `TopoMAEFusionTrainer` and leaves its UNETR++ aside.
+    Takes the ViT of the same pre-training as `TopoMAEFusionTrainer` and leaves its UNETR++ aside. nnU-Net's own
+    `-pretrained_weights` wants every weight, so it takes checkpoints of this trainer only.
     """
 
     parts = UNETR_PARTS
