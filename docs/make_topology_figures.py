@@ -1,8 +1,8 @@
 """Make the pictures of docs/topology.md.
 
-Usage: python docs/make_topology_figures.py benchmarks/topology.json
+Usage: python docs/make_topology_figures.py studies/topology.json
 
-The JSON file is what ``python benchmarks/topology.py --out benchmarks/topology.json`` writes.
+The JSON file is what ``python studies/topology.py --out studies/topology.json`` writes.
 """
 
 import json

@@ -1,9 +1,9 @@
 """Measures the topological loss: exactness, certificate, speed, memory, threads, and its peers.
 
-    python benchmarks/topology.py --out topology.json        # about ten minutes
-    python benchmarks/topology.py --quick                    # about one minute, small sizes
+    python studies/topology.py --out topology.json        # about ten minutes
+    python studies/topology.py --quick                    # about one minute, small sizes
 
-    python benchmarks/topology.py --out topology.json --only threads     # measure a part again
+    python studies/topology.py --out topology.json --only threads     # measure a part again
 
 Costs on one thread are CPU seconds of the process, which other work on the machine hardly changes; only the test of
 two threads needs wall-clock time, waits for an idle machine and says how idle it was.

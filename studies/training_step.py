@@ -1,7 +1,7 @@
 """What L_topo adds to a pre-training step: step time with each region policy over the step time without it.
 
-    python benchmarks/training_step.py --device cpu --out training_step_cpu.json    # some minutes
-    python benchmarks/training_step.py --device cuda --out training_step_cuda.json
+    python studies/training_step.py --device cpu --out training_step_cpu.json    # some minutes
+    python studies/training_step.py --device cuda --out training_step_cuda.json
 
 Both networks really compute; what L_topo sees is a converged reconstruction (the input, blurred, with a little noise),
 as in most of a training. The target diagrams are made beforehand, as the loader's workers do. The policies take turns,

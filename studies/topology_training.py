@@ -1,8 +1,8 @@
 """Which policy of L_topo trains best: short pre-trainings on real images, side by side, with the paper's weights.
 
-    python benchmarks/topology_training.py --name CT --images ct/*.nii.gz --window -175 250 --out training_ct.json
-    python benchmarks/topology_training.py --name MR --images mr/*.nii.gz --out training_mr.json
-    python benchmarks/topology_training.py --table training_ct.json training_mr.json
+    python studies/topology_training.py --name CT --images ct/*.nii.gz --window -175 250 --out training_ct.json
+    python studies/topology_training.py --name MR --images mr/*.nii.gz --out training_mr.json
+    python studies/topology_training.py --table training_ct.json training_mr.json
 
 Every variant starts from the same weights and sees the same crops and masks. At fixed steps, fixed crops of the images
 left out give the hidden MSE of both networks and, as one yardstick for all variants, the exact topological distance of

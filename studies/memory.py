@@ -1,6 +1,6 @@
 """The planner's memory estimate against tensors that autograd really keeps, on the CPU.
 
-    python benchmarks/memory.py --out memory.json        # two minutes, at most 12 GB
+    python studies/memory.py --out memory.json        # two minutes, at most 12 GB
 
 For every shape both trainings run one forward pass on real tensors, in float32 and in mixed precision (bfloat16, as
 CPUs have it), and the kept tensors are counted. Weights are not among them; they are the same in both.

@@ -1,6 +1,6 @@
 """Speed of the segmentation metrics on a volume of 256 x 256 x 128 with 8 structures: CPU seconds and ratios.
 
-    OMP_NUM_THREADS=1 python benchmarks/metrics.py [--json benchmarks/metrics.json]
+    OMP_NUM_THREADS=1 python studies/metrics.py [--json studies/metrics.json]
 
 Everything runs in one thread. `surface-distance` and `medpy` are compared where they are installed.
 """

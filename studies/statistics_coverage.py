@@ -1,6 +1,6 @@
 """How often a benchmark's statistics find a difference where there is none, in simulated benchmarks.
 
-    python benchmarks/statistics.py [--json benchmarks/statistics.json]        # two minutes
+    python studies/statistics_coverage.py [--json studies/statistics.json]        # two minutes
 
 Two recipes that are equally good on average: cases differ in difficulty (SD 0.05), every training has a luck of its own
 (0.01), and every score has noise (0.02). In the second half of the table each recipe also suits some cases better than
