@@ -65,10 +65,15 @@ def write_report(out: Path) -> Path:
         persistence=_persistence_picture(folders),
     )
     target = out / REPORT_FILE
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(target)
+    write_whole(target, page)
     return target
+
+
+def write_whole(target: Path, text: str) -> None:
+    """Write a file of a report, replacing an older one only by a whole one."""
+    temporary = target.with_name(f"{target.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(target)
 
 
 def render(template: str, **context: Any) -> str:

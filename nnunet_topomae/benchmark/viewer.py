@@ -9,6 +9,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,13 @@ def write_viewer(files: CaseFiles, title: str, niivue: str, folder: Path) -> Pat
     Returns:
         the page.
     """
-    from nnunet_topomae.benchmark.report import render, script
+    from nnunet_topomae.benchmark.report import render, script, write_whole
 
     layers = {"Truth": files.truth, **files.predictions}
-    colours = _label_colours(files.labels)
     data = {
         "image": _encode_image(files.image),
         "layers": [{"name": name, "base64": _encode_labels(file)} for name, file in layers.items()],
-        "colours": colours,
+        "colours": _label_colours(files.labels),
     }
     own = Path(__file__).with_name("templates").joinpath(SCRIPT_FILE).read_text(encoding="utf-8")
     scripts = [script(text) for text in (niivue, own.replace('"DATA"', json.dumps(data).replace("<", "\\u003c")))]
@@ -70,23 +70,20 @@ def write_viewer(files: CaseFiles, title: str, niivue: str, folder: Path) -> Pat
         title=f"{files.case}: the {files.rank} case of {title}",
         dice=files.dice,
         layers=list(layers),
-        structures=list(files.labels),
-        colours=[f"rgb({r},{g},{b})" for r, g, b in zip(*(colours[channel][1:] for channel in "RGB"), strict=True)],
+        structures=list(zip(files.labels, cycle(STRUCTURE_COLOURS), strict=False)),
         scripts=[text for text, _ in scripts],
         script_hashes=[digest for _, digest in scripts],
     )
     name = re.sub(r"[^\w.+-]", "_", f"{files.dataset}_{files.recipe}_{files.rank}_{files.case}")
     target = folder / f"{name}.html"
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(target)
+    write_whole(target, page)
     return target
 
 
 def _label_colours(labels: Mapping[str, int]) -> dict[str, Sequence[Any]]:
     """NiiVue's colour map of labels, the background first and clear."""
-    rgb = [[int(colour[place : place + 2], 16) for place in (1, 3, 5)] for colour in STRUCTURE_COLOURS]
-    chosen = [[0, 0, 0], *(rgb[number % len(rgb)] for number in range(len(labels)))]
+    colours = islice(cycle(STRUCTURE_COLOURS), len(labels))
+    chosen = [(0, 0, 0), *(bytes.fromhex(colour.removeprefix("#")) for colour in colours)]
     return {
         "R": [colour[0] for colour in chosen],
         "G": [colour[1] for colour in chosen],

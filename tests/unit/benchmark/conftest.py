@@ -29,6 +29,22 @@ TERMS = ("total", "mse_vit", "topo_vit", "spa_vit", "mse_unetrpp", "topo_unetrpp
 TERMS += ("spa_consis", "rec_consis")
 
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture
+def find_browser():
+    """The program of a browser; skips the rest of a test where there is none."""
+
+    def find():
+        browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+        if browser is None:
+            pytest.skip(f"the page was not opened: none of {', '.join(BROWSERS)} is installed")
+        return browser
+
+    return find
+
+
 def make_preview(case, rng):
     volume = rng.standard_normal((8, 12, 16)).astype(np.float32)
     hidden = rng.random(volume.shape) < 0.5

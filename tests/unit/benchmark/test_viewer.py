@@ -5,8 +5,8 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ import SimpleITK
 from nnunet_topomae.benchmark.case_files import CaseFiles
 from nnunet_topomae.benchmark.viewer import read_niivue, write_viewer
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # Does what our script asks of NiiVue and notes it in the page.
 STAND_IN = """(function(a,b){b(a.niivue={})})(globalThis,function(n){
 let calls=[];
@@ -106,10 +105,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("real", [False, True])
-def test_the_page_runs_in_a_browser(files: CaseFiles, tmp_path: Path, real: bool) -> None:
-    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip(f"the page was not opened: none of {', '.join(BROWSERS)} is installed")
+def test_the_page_runs_in_a_browser(
+    files: CaseFiles, tmp_path: Path, find_browser: Callable[[], str], real: bool
+) -> None:
+    browser = find_browser()
     if real and "NIIVUE_UMD" not in os.environ:
         pytest.skip("NIIVUE_UMD does not name NiiVue's niivue.umd.js")
     program = read_niivue(Path(os.environ["NIIVUE_UMD"])) if real else STAND_IN
