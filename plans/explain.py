@@ -90,10 +90,9 @@ def _schedule_rows(config: TopoMAEConfig) -> Iterator[Row]:
     }
     for name, stage in stages.items():
         steps = stage.epochs * stage.iterations_per_epoch
+        warmup = min(stage.warmup_steps, steps // 10)
         yield Row(f"{name}.epochs", str(stage.epochs), f"of {stage.iterations_per_epoch} steps: {steps} in all")
-        yield Row(
-            f"{name}.learning_rate", f"{stage.learning_rate:g}", f"peak, after {stage.warmup_epochs} epochs' rise"
-        )
+        yield Row(f"{name}.learning_rate", f"{stage.learning_rate:g}", f"peak, after a warm-up of {warmup} steps")
     yield Row("mask_ratio", f"{config.pretraining.mask_ratio:g}", "fraction of hidden tokens (paper: 0.5)")
     lambdas = [config.pretraining.lambda1, config.pretraining.lambda2, config.pretraining.lambda3]
     yield Row(

@@ -20,6 +20,7 @@ from nnunet_topomae.benchmark.formats import (
     beside_published,
     latex,
     markdown,
+    published_notes,
     scores_csv,
     table_key,
     titles_of,
@@ -27,7 +28,7 @@ from nnunet_topomae.benchmark.formats import (
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.overlays import case_picture
 from nnunet_topomae.benchmark.recipes import NOT_AVAILABLE
-from nnunet_topomae.benchmark.report import Picture, render
+from nnunet_topomae.benchmark.report import Picture, render, write_whole
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.viewer import read_niivue, write_viewer
 
@@ -86,6 +87,7 @@ def write_benchmark_report(
         key=table_key,
         pictures=pictures,
         beside={table_key(table): beside_published(results, table) for table in results["tables"]},
+        notes=published_notes,
         not_available=NOT_AVAILABLE,
         worst=worst,
     )
@@ -97,9 +99,7 @@ def write_benchmark_report(
         "results.json": json.dumps(results, indent=1, allow_nan=False) + "\n",
     }
     for name, text in contents.items():
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / name)
+        write_whole(folder / name, text)
     return [*(folder / name for name in contents), *written]
 
 

@@ -86,6 +86,7 @@ def beside_published(results: Mapping[str, Any], table: Mapping[str, Any]) -> li
 
     Returns:
         rows with `system`, `recipe`, `published` and `ours`; the last two hold Dice in percent and HD95, or are None.
+        `published` may also hold a `note` on its Dice.
     """
     if not table["published"]:
         return []
@@ -97,6 +98,11 @@ def beside_published(results: Mapping[str, Any], table: Mapping[str, Any]) -> li
         {"system": system, "recipe": name, "published": systems.get(system or ""), "ours": _percent(table, name)}
         for system, name in order
     ]
+
+
+def published_notes(table: Mapping[str, Any]) -> list[str]:
+    """Footnotes of the published Dice that are marked with an asterisk."""
+    return [f"* {item['system']}: {item['note']}." for item in table["published"] if item.get("note")]
 
 
 def _percent(table: Mapping[str, Any], recipe: str | None) -> dict[str, Any] | None:
@@ -111,7 +117,7 @@ def _beside_rows(results: Mapping[str, Any], table: Mapping[str, Any], titles: M
     if not found:
         return []
     lines = [
-        "Beside the paper (other splits, hardware and budgets):",
+        "Compared with the paper (other splits, hardware and budgets):",
         "",
         "| published system | recipe | Dice %, published | Dice %, ours | HD95, published | HD95 mm, ours |",
         "|---|---|---|---|---|---|",
@@ -122,9 +128,11 @@ def _beside_rows(results: Mapping[str, Any], table: Mapping[str, Any], titles: M
             for metric in ("dice", "hd95")
             for source in (row["published"], row["ours"])
         ]
+        values[0] += "\\*" if (row["published"] or {}).get("note") else ""
         names = [row["system"] or "–", "–" if row["recipe"] is None else titles[row["recipe"]]]
         lines.append(f"| {' | '.join([*names, *values])} |")
-    return [*lines, ""]
+    notes = published_notes(table)
+    return [*lines, "", *(["  \n".join(f"\\{note}" for note in notes), ""] if notes else [])]
 
 
 def _structure_rows(table: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
@@ -190,8 +198,12 @@ def latex(results: Mapping[str, Any]) -> str:
             lines.append(" & ".join(cells) + " \\\\")
         lines += ["\\hline"] if table["published"] else []
         for item in table["published"]:
-            cells = [f"{_escape(item['system'])} (published)", f"{item['dice']:.2f}", format_number(item["hd95"], 2)]
+            mark = "$^*$" if item.get("note") else ""
+            cells = [f"{_escape(item['system'])} (published)", f"{item['dice']:.2f}{mark}"]
+            cells.append(format_number(item["hd95"], 2))
             lines.append(" & ".join([*cells, *["–"] * len(structures)]) + " \\\\")
+        for note in published_notes(table):
+            lines.append(f"\\multicolumn{{{len(structures) + 3}}}{{l}}{{\\footnotesize {_escape(note)}}} \\\\")
         parts.append("\n".join([*lines, "\\hline", "\\end{tabular}", ""]))
     return "\n".join(parts)
 

@@ -8,7 +8,10 @@ import jsonschema
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
+from torch import nn
+from torch.optim import AdamW
 
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import TopoMAEConfig
@@ -21,6 +24,7 @@ from nnunet_topomae.plans.preset import (
     preset_names,
     table,
 )
+from nnunet_topomae.training.schedules import WarmupSchedule, poly
 
 DOCS = Path(__file__).parents[3] / "docs"
 PUBLISHED: dict[str, tuple[Any, ...]] = {  # window, spacing and crop in (x, y, z), classes: arXiv 2406.10519, Sec. III
@@ -90,15 +94,43 @@ def test_published_values(name: str) -> None:
     lambdas = [preset.get(f"pretraining.{key}") for key in ("lambda1", "lambda2", "lambda3", "mask_ratio")]
     assert lambdas == [0.5, 0.1, 0.1, 0.5]
     assert preset.get("pretraining.weight_decay") == preset.get("finetuning.weight_decay") == 0.005
-    batch = preset.get("batch_size")
-    assert preset.get("pretraining.learning_rate") == pytest.approx(6.4e-3 * batch / 256)
-    assert preset.get("finetuning.learning_rate") == pytest.approx(0.1 * batch / 256)
     assert preset.get("pretraining.epochs") == 2 * preset.get("finetuning.epochs")
 
 
-def test_epochs_of_synapse_by_hand() -> None:
-    # 18 cases, 6 a step: 3 steps a pass, 10,000 passes, 250 steps an epoch.
-    assert load_preset("synapse").get("pretraining.epochs") == 10_000 * 3 // 250
+@pytest.mark.parametrize(
+    ("name", "passes", "steps_per_pass"),
+    [  # Six cases per step, the last one smaller: 18, 24, 140 (70 patients, two frames each), 33 and 51 cases.
+        ("synapse", 10_000, 3),
+        ("btcv", 10_000, 4),
+        ("acdc", 2_000, 24),
+        ("msd_spleen", 10_000, 6),
+        ("msd_lung", 10_000, 9),
+    ],
+)
+def test_epochs_by_hand(name: str, passes: int, steps_per_pass: int) -> None:
+    assert load_preset(name).get("pretraining.epochs") * 250 == passes * steps_per_pass
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_rates_read_the_same_batch_as_the_steps(name: str) -> None:
+    preset = load_preset(name)
+    reasons = {value.key: value.reason for value in preset.values}
+    assert "6 per step" in reasons["pretraining.epochs"]
+    assert preset.get("pretraining.learning_rate") == pytest.approx(6.4e-3 * 6 / 256)
+    assert preset.get("finetuning.learning_rate") == pytest.approx(0.1 * 6 / 256)
+    assert preset.get("finetuning.pretrained_learning_rate") == preset.get("finetuning.learning_rate")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("stage", ["pretraining", "finetuning"])
+def test_warm_up_is_a_tenth_and_takes_effect(name: str, stage: str) -> None:
+    preset = load_preset(name)
+    epochs, warmup = preset.get(f"{stage}.epochs"), preset.get(f"{stage}.warmup_steps")
+    assert 10 * warmup == 250 * epochs
+    peak = preset.get(f"{stage}.learning_rate")
+    schedule = WarmupSchedule(AdamW([nn.Parameter(torch.zeros(1))], lr=peak), epochs, 250, warmup, poly)
+    assert schedule.factor(0) < 0.001
+    assert schedule.factor(warmup) == 1.0
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -112,6 +144,7 @@ def test_applied_presets_can_be_trained(name: str) -> None:
     config = TopoMAEConfig.from_configuration(configuration)
     assert config.pretraining.epochs == preset.get("pretraining.epochs")
     assert config.finetuning.learning_rate == preset.get("finetuning.learning_rate")
+    assert config.finetuning.pretrained_learning_rate == preset.get("finetuning.pretrained_learning_rate")
     kwargs = configuration["architecture"]["arch_kwargs"]
     shape = derive_network_shape(configuration["patch_size"], kwargs["strides"], config.architecture)
     assert shape.patch_size == tuple(preset.get("patch_size"))

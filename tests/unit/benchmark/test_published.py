@@ -1,0 +1,97 @@
+import json
+from importlib.resources import files
+from typing import Any
+
+import pytest
+
+from nnunet_topomae.benchmark.formats import latex, markdown, published_notes
+from nnunet_topomae.benchmark.recipes import RECIPES
+from nnunet_topomae.plans.preset import preset_names
+
+PUBLISHED = json.loads((files("nnunet_topomae.benchmark") / "published.json").read_text(encoding="utf-8"))
+DATASETS = sorted(set(PUBLISHED) - {"source"})
+
+
+def _results(preset: str) -> dict[str, Any]:
+    """A report in which UNETR++ was trained."""
+    mean = {"dice": 0.8, "hd95": 5.0, "nsd": 0.9, "missed": 0.0, "volume_error": 1.0, "spurious": 0.0}
+    row = {
+        "mean": mean,
+        "seed_sd": {"dice": 0.01},
+        "parameters": 1e6,
+        "macs": 1e9,
+        "cost": {"hours": 1.0, "cpu_hours": 2.0, "gpu_bytes": None, "peak_process_bytes": 1e9},
+        "structures": {"organ": mean},
+    }
+    table = {"dataset": f"Dataset001_{preset}", "fraction": 1.0, "rows": {"unetrpp": row}, "comparisons": {}}
+    table |= {"published": PUBLISHED[preset], "incomplete": [], "ranks": {}, "cases": [], "values": {}}
+    return {
+        "name": "test",
+        "baseline": "unetrpp",
+        "recipes": {"unetrpp": {"title": "UNETR++ from scratch", "paper_row": "UNETR++"}},
+        "folds": [0],
+        "seeds": [0],
+        "configuration": "3d_fullres",
+        "device": "cpu",
+        "machine": {"processor": "any", "cores": 1},
+        "missing": [],
+        "tables": [table],
+        "versions": {},
+        "published_source": PUBLISHED["source"],
+    }
+
+
+def test_every_preset_has_published_numbers() -> None:
+    assert preset_names() == DATASETS
+    rows = {dataset: len(PUBLISHED[dataset]) for dataset in DATASETS}
+    assert rows == {"acdc": 5, "btcv": 7, "msd_lung": 7, "msd_spleen": 6, "synapse": 13}
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_rows_are_in_percent_and_in_order(dataset: str) -> None:
+    rows = PUBLISHED[dataset]
+    assert len({row["system"] for row in rows}) == len(rows)
+    assert rows == sorted(rows, key=lambda row: -row["dice"])
+    assert all(70 < row["dice"] < 100 for row in rows)
+    assert all(row["hd95"] is None or 0.5 < row["hd95"] < 50 for row in rows)
+    # HD95 is published for two of the data sets, there for every system but one.
+    assert sum(row["hd95"] is None for row in rows) == {"synapse": 1, "msd_spleen": 0}.get(dataset, len(rows))
+
+
+def test_recipes_name_rows_that_exist() -> None:
+    systems = {row["system"] for dataset in DATASETS for row in PUBLISHED[dataset]}
+    assert {recipe.paper_row for recipe in RECIPES.values() if recipe.paper_row} <= systems
+    for recipe, datasets in (("unetr", DATASETS), ("unetr-mae", sorted({*DATASETS} - {"btcv"}))):
+        assert [name for name in DATASETS if _row(name, RECIPES[recipe].paper_row)] == datasets
+
+
+def _row(dataset: str, system: str | None) -> dict[str, Any] | None:
+    return next((row for row in PUBLISHED[dataset] if row["system"] == system), None)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_notes_tell_another_average(dataset: str) -> None:
+    for row in PUBLISHED[dataset]:
+        if note := row.get("note"):
+            other = float(note.rpartition(" ")[2])
+            assert 0.1 < row["dice"] - other < 0.5
+
+
+def test_an_average_that_does_not_fit_is_marked_in_every_format() -> None:
+    results = _results("btcv")
+    (table,) = results["tables"]
+    assert len(published_notes(table)) == 3
+    text = markdown(results, {})
+    assert "| UNETR++ | UNETR++ from scratch | 83.28\\* | 80.00 | – | 5.00 |" in text
+    assert "| UNETR | – | 76.00 | – | – | – |" in text
+    assert "\\* UNETR++: the mean of the paper's own columns is 82.84." in text
+    tex = latex(results)
+    assert "UNETR++ (published) & 83.28$^*$ & – & – \\\\" in tex
+    assert "\\multicolumn{4}{l}{\\footnotesize * nnU-Net: the mean of the paper's own columns is 83.00.} \\\\" in tex
+
+
+def test_no_note_no_mark() -> None:
+    results = _results("acdc")
+    assert published_notes(results["tables"][0]) == []
+    assert "\\*" not in markdown(results, {})
+    assert "$^*$" not in latex(results)
