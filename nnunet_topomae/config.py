@@ -21,7 +21,7 @@ class ArchitectureConfig:
 
     Attributes:
         vit: preset of the ViT encoder, see architectures/vit.py.
-        drop_path: stochastic depth of the ViT while fine-tuning ([28]: 0.1).
+        drop_path: stochastic depth of the ViT while fine-tuning (Zhou et al. 2023: 0.1).
         dims: channels of the four UNETR++ stages.
         depth: transformer blocks in a UNETR++ stage.
         heads: attention heads of EPA.
@@ -57,7 +57,8 @@ class TopologyConfig:
         dimensions: homology dimensions that enter the sum (0 components, 1 loops, 2 voids).
         normalisation: `paper` the distance itself, `per_voxel` divided by the square root of the number of voxels.
         weight: factor of the term besides lambda2; 1 is the paper's overall loss.
-        every: compute the term in every n-th training step only.
+        every: compute the term in every n-th training step only, there with n times the weight, so that its mean weight
+            is the same. Logged terms are unweighted, and monitoring computes the term in all steps.
         warmup_epochs: epochs over which the term's weight grows linearly from 0 to its full value.
         backend: library for persistent homology; `auto` takes cripser, else gudhi.
         threads: worker threads; 0 takes the number of cores, at most 8.
@@ -79,6 +80,10 @@ class TopologyConfig:
         """Factor of the term's weight in ``epoch``: 0 in the first epoch, 1 after the warm-up."""
         return 1.0 if epoch >= self.warmup_epochs else epoch / self.warmup_epochs
 
+    def training_factor(self, epoch: int) -> float:
+        """Factor of the term's weight in the training steps that compute it, so that its mean is the warm-up's."""
+        return self.every * self.warmup_factor(epoch)
+
 
 @dataclass(frozen=True)
 class PretrainingConfig:
@@ -88,17 +93,20 @@ class PretrainingConfig:
         mask_ratio: fraction of hidden tokens (paper: 0.5).
         lambda1: weight of the UNETR++ branch against the ViT branch (paper: 0.5).
         lambda2: weight of each of the topological and the spatial term in a branch (paper: 0.1).
-        spatial: compute the spatial term at all; for ablations.
+        spatial: train on key points at all, with L_spa and L_spa-consis; for ablations.
         lambda3: weight of the two consistency terms (paper: 0.1).
         epochs: epochs of `iterations_per_epoch` (paper: 10,000 passes over the cases = about 160 of ours on Synapse).
         iterations_per_epoch: training steps in an epoch (nnU-Net: 250).
         validation_iterations: monitoring steps in an epoch, on fixed crops of the fold's training cases.
         learning_rate: peak of the schedule (paper: base rate 6.4e-3).
         weight_decay: AdamW decay of weight matrices (paper: 0.005).
-        betas: AdamW's averages ([28]).
-        warmup_epochs: linear warm-up before the cosine; at most a tenth of `epochs`.
+        betas: AdamW's averages (Zhou et al. 2023).
+        warmup_steps: linear warm-up before the cosine; at most a tenth of all steps is used.
         clip: largest gradient norm.
         flip_axes: spatial axes along which crops are flipped at random.
+        flip_frame: what a flip does to the key points. `volume` takes the volume for flipped too, so that coordinates
+            are mirrored and position still fits appearance. `crop` keeps the coordinates of the volume as it was, so
+            that the spatial task mostly asks which axes were flipped.
         unlabeled: also read the images that `nnunet-topomae preprocess-unlabeled` prepared, if there are any.
         patients: how a case's patient is known, so that no scan of a validation patient is read: a regular expression
             with one group, searched in the case's name, or the path of a JSON table from case to patient; null takes
@@ -117,9 +125,10 @@ class PretrainingConfig:
     learning_rate: float = 1.5e-4
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
-    warmup_epochs: int = 50
+    warmup_steps: int = 2500
     clip: float = 1.0
     flip_axes: tuple[int, ...] = (0, 1, 2)
+    flip_frame: Literal["volume", "crop"] = "volume"
     unlabeled: bool = True
     patients: str | None = None
     seed: int | None = None
@@ -133,13 +142,17 @@ class FinetuningConfig:
         pretrained: null finds the pre-training of the same data set, plans, configuration and fold; a path is a
             checkpoint file; `scratch` trains without one.
         transfer: `same_plan` refuses a checkpoint of another plan, `resample` adapts its weights to this one.
+        transfer_parts: which pre-trained networks the fusion network takes over: the ViT's encoder, its partner's (that
+            is UNETR++'s) encoder and decoder, or both. What it does not take over starts fresh.
+        allow_other_dataset: take a checkpoint of another data set, though nothing can say whether it has seen images of
+            the validation cases.
         epochs: epochs of `iterations_per_epoch` (paper: 5,000 passes over the cases).
         iterations_per_epoch: training steps in an epoch (nnU-Net: 250).
         validation_iterations: validation steps in an epoch (nnU-Net: 50).
         learning_rate: peak for freshly initialised weights (paper: base rate 1e-1).
         pretrained_learning_rate: peak for pre-trained weights.
         weight_decay: AdamW decay of weight matrices (paper: 0.005).
-        warmup_epochs: linear warm-up before the polynomial decay; at most a tenth of `epochs`.
+        warmup_steps: linear warm-up before the polynomial decay; at most a tenth of all steps is used.
         clip: largest gradient norm.
         mirror_axes: spatial axes mirrored in augmentation and, all combinations averaged, in prediction; null takes
             nnU-Net's (all). Leave out the left-right axis where left and right organs have different labels.
@@ -152,13 +165,15 @@ class FinetuningConfig:
 
     pretrained: str | None = None
     transfer: Literal["same_plan", "resample"] = "same_plan"
+    transfer_parts: Literal["both", "vit", "partner"] = "both"
+    allow_other_dataset: bool = False
     epochs: int = 1000
     iterations_per_epoch: int = 250
     validation_iterations: int = 50
     learning_rate: float = 3e-4
     pretrained_learning_rate: float = 1e-4
     weight_decay: float = 0.05
-    warmup_epochs: int = 50
+    warmup_steps: int = 2500
     clip: float = 1.0
     mirror_axes: tuple[int, ...] | None = None
     network: Literal["unetr", "swin_unetr", "attention_unet"] | None = None
@@ -196,6 +211,8 @@ def _read(section: type[Section], values: Any, name: str) -> Section:
         raise ValueError(f"plan value {name} must be a table of keys, got {values!r}")
     hints = get_type_hints(section)
     unknown = sorted(set(values) - set(hints))
+    if unknown and f"{name}.{unknown[0]}" in _RENAMED:
+        raise ValueError(f"plan key {name}.{unknown[0]} {_RENAMED[f'{name}.{unknown[0]}']}")
     if unknown:
         raise ValueError(f"unknown plan key {name}.{unknown[0]}; allowed: {', '.join(sorted(hints))}")
     read = {key: _convert(hints[key], value, f"{name}.{key}") for key, value in values.items()}
@@ -246,6 +263,10 @@ def _axes(values: tuple[int, ...]) -> bool:
     return set(values) <= {0, 1, 2} and len(set(values)) == len(values)
 
 
+_RENAMED = {
+    f"topomae.{stage}.warmup_epochs": "is now warmup_steps: write the number of epochs times iterations_per_epoch"
+    for stage in ("pretraining", "finetuning")
+}
 _RANGES: dict[str, tuple[Any, str]] = {
     "topomae.architecture.drop_path": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "topomae.architecture.dims": (lambda v: len(v) == 4 and min(v) > 0, "four positive numbers"),
@@ -272,6 +293,6 @@ _RANGES: dict[str, tuple[Any, str]] = {
 for _stage in ("pretraining", "finetuning"):
     for _key in ("epochs", "iterations_per_epoch", "validation_iterations", "learning_rate", "clip"):
         _RANGES[f"topomae.{_stage}.{_key}"] = (_positive, "above 0")
-    for _key in ("weight_decay", "warmup_epochs", "seed"):
+    for _key in ("weight_decay", "warmup_steps", "seed"):
         _RANGES[f"topomae.{_stage}.{_key}"] = (_not_negative, "at least 0")
 _RANGES["topomae.finetuning.pretrained_learning_rate"] = (_positive, "above 0")

@@ -8,14 +8,17 @@ lower face of the volume to -1 and the upper face to +1.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from nnunet_topomae.types import Size3
 
 N_KEY_POINTS = 9
+
+FlipFrame = Literal["volume", "crop"]
 
 
 def as_size3(values: Sequence[int], name: str) -> Size3:
@@ -75,22 +78,68 @@ class CropLocation:
         normalised = 2.0 * points / np.array(self.volume_shape) - 1.0
         return np.asarray(np.clip(normalised, -1.0, 1.0), dtype=np.float32)
 
+    def flipped(self, axes: Sequence[int]) -> "CropLocation":
+        """The place of the same crop after the whole volume was flipped along ``axes``.
 
-def flip_key_points(points: Float[ndarray, "9 3"], axes: Sequence[int]) -> Float[ndarray, "9 3"]:
-    """Key points of a crop after its array was flipped along ``axes``.
+        Cutting this place out of the flipped volume gives the flipped crop, its padding included.
 
-    The volume stays where it is: after a flip, the corner at the start of the array holds what was at its end, so
-    the corner rows swap and the coordinates keep their values. A volume that stores its own coordinates shows
-    exactly these values at the corners of the flipped crop.
+        Args:
+            axes: distinct spatial axes out of 0, 1, 2.
+
+        Raises:
+            ValueError: another axis.
+        """
+        _check_axes(axes)
+        lower, upper = list(self.lower), list(self.upper)
+        for axis in axes:
+            size = self.volume_shape[axis]
+            lower[axis], upper[axis] = size - upper[axis], size - lower[axis]
+        return CropLocation(as_size3(lower, "lower"), as_size3(upper, "upper"), self.volume_shape)
+
+    def inside(self) -> Bool[ndarray, "D H W"]:
+        """True at the crop's voxels that lie in the volume, False where the crop is padded."""
+        mask = np.zeros([up - low for low, up in zip(self.lower, self.upper, strict=True)], dtype=bool)
+        mask[self.inner_slices()] = True
+        return mask
+
+    def inner_slices(self) -> tuple[slice, slice, slice]:
+        """The part of the crop's array that lies in the volume, as slices; empty where it lies wholly outside."""
+        bounds = zip(self.lower, self.upper, self.volume_shape, strict=True)
+        first, second, third = (slice(max(0, -low), max(0, min(up, size) - low)) for low, up, size in bounds)
+        return first, second, third
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether the crop leaves the volume."""
+        bounds = zip(self.lower, self.upper, self.volume_shape, strict=True)
+        return any(low < 0 or up > size for low, up, size in bounds)
+
+
+def flip_key_points(
+    points: Float[ndarray, "9 3"], axes: Sequence[int], frame: FlipFrame = "volume"
+) -> Float[ndarray, "9 3"]:
+    """Key points of a crop after its array was flipped along ``axes``. Row 0 stays the corner at the array's start.
 
     Args:
         points: key points before the flip.
-        axes: spatial axes out of 0, 1, 2 that were flipped.
+        axes: distinct spatial axes out of 0, 1, 2 that were flipped.
+        frame: what is flipped. ``volume``: the volume is flipped together with the crop, and coordinates are those of
+            the flipped volume, so what a crop looks like still fits where it is. The result is
+            ``location.flipped(axes).key_points()``. ``crop``: the volume stays where it is, and coordinates are those
+            of the volume as it was, so the corner at the array's start has the coordinates of what was at its end.
+
+    Raises:
+        ValueError: another axis.
     """
-    swapped = 0
-    for axis in axes:
-        if axis not in (0, 1, 2):
-            raise ValueError(f"flip axis must be 0, 1 or 2, got {axis}")
-        swapped ^= 1 << (2 - axis)
+    _check_axes(axes)
+    swapped = sum(1 << (2 - axis) for axis in axes)
     rows = [row ^ swapped for row in range(8)] + [8]
-    return points[rows]
+    flipped = points[rows]
+    if frame == "volume":
+        flipped[:, list(axes)] *= -1.0  # [rows] above made a copy
+    return flipped
+
+
+def _check_axes(axes: Sequence[int]) -> None:
+    if not set(axes) <= {0, 1, 2} or len(set(axes)) != len(axes):
+        raise ValueError(f"flip axes must be distinct axes out of 0, 1, 2, got {', '.join(map(str, axes))}")

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from nnunet_topomae.geometry import as_size3
+from nnunet_topomae.geometry import CropLocation, as_size3
 from nnunet_topomae.types import Size3, TokenMask, Volume, VoxelMask
 
 
@@ -56,6 +56,25 @@ def token_to_voxel_mask(mask: TokenMask, token_size: Size3) -> VoxelMask:
     for axis, size in enumerate(token_size, start=1):
         mask = mask.repeat_interleave(size, dim=axis)
     return mask.unsqueeze(1)
+
+
+def inside_mask(locations: Sequence[CropLocation], device: torch.device) -> VoxelMask | None:
+    """The voxels of a batch of equally large crops that lie in their volumes.
+
+    Args:
+        locations: places of the crops, as their arrays lie now (after flips).
+        device: device of the result.
+
+    Returns:
+        bool tensor (B, 1, D, H, W), False at padded voxels; None where no crop is padded.
+    """
+    if not any(location.is_padded for location in locations):
+        return None
+    size = [up - low for low, up in zip(locations[0].lower, locations[0].upper, strict=True)]
+    mask = torch.zeros(len(locations), 1, *size, dtype=torch.bool, device=device)
+    for sample, location in zip(mask, locations, strict=True):
+        sample[(0, *location.inner_slices())] = True
+    return mask
 
 
 def patchify(volume: Volume, token_size: Size3) -> Float[Tensor, "B N P"]:

@@ -8,13 +8,16 @@ from typing import Any, Literal
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed
+from torch.optim import Optimizer
 
+from nnunet_topomae.architectures.layers import use_channels_last
 from nnunet_topomae.architectures.summary import summary_line
 from nnunet_topomae.config import FinetuningConfig, PretrainingConfig
 from nnunet_topomae.data.cases import check_enough_cases, hash_json_file, intensity_statistics
 from nnunet_topomae.data.plan import Plan, read_plan
 from nnunet_topomae.training.checkpoints import ENTRY, describe, save_atomically, training_state, unwrap
 from nnunet_topomae.training.progress import PLOT_FILE, average_terms, log_gpu_memory, plot_terms, write_epoch
+from nnunet_topomae.training.schedules import Factor, WarmupSchedule
 
 
 class TopoMAETrainer(nnUNetTrainer):
@@ -29,13 +32,13 @@ class TopoMAETrainer(nnUNetTrainer):
         self,
         plans: dict[str, Any],
         configuration: str,
-        fold: int,
+        fold: int | str,
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         channels = len(dataset_json.get("channel_names", dataset_json.get("modality", ())))
-        self.plan: Plan = read_plan(self.configuration_manager, channels)
+        self.plan: Plan = read_plan(self.configuration_manager, channels, self.plans_manager.plans)
         section = self.section
         self.initial_lr = section.learning_rate
         self.weight_decay = section.weight_decay
@@ -58,8 +61,27 @@ class TopoMAETrainer(nnUNetTrainer):
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(self.seed)
             super().initialize()
+        if self.device.type == "cpu":
+            use_channels_last(unwrap(self.network))
         summary = summary_line(unwrap(self.network), self.plan.shape, self.num_input_channels)
         self.print_to_log_file(f"{summary}; seed {self.seed}")
+
+    def build_schedule(self, optimizer: Optimizer, decay: Factor) -> WarmupSchedule:
+        """The plan's warm-up and a decay; logs what is used."""
+        section = self.section
+        schedule = WarmupSchedule(optimizer, section.epochs, section.iterations_per_epoch, section.warmup_steps, decay)
+        self.print_to_log_file(schedule.describe())
+        return schedule
+
+    def on_train_epoch_start(self) -> None:
+        """nnU-Net's start of an epoch; the steps of the schedule are counted from here."""
+        super().on_train_epoch_start()
+        self.step_of_epoch = 0
+
+    def follow_schedule(self) -> None:
+        """Set the learning rates of the next step."""
+        self.lr_scheduler.step(self.current_epoch, self.step_of_epoch)
+        self.step_of_epoch += 1
 
     def on_train_end(self) -> None:
         """Log the memory that training took."""

@@ -8,22 +8,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.build import build_fusion_network
-from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.data.plan import read_plan
 from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
-from nnunet_topomae.training.checkpoints import ENTRY, unwrap
-from nnunet_topomae.training.resample import NetworkSize
+from nnunet_topomae.training.checkpoints import unwrap
+from nnunet_topomae.training.pretrained import Target, load_pretraining
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
-from nnunet_topomae.training.transfer import (
-    FUSION_PARTS,
-    PretrainingSource,
-    check_no_leak,
-    check_same_plan,
-    described_size,
-    read_checkpoint,
-    transfer,
-    transfer_resampled,
-)
+from nnunet_topomae.training.sources import PretrainingSource, receive_given_weights
+from nnunet_topomae.training.transfer import Parts, fusion_parts
 
 
 class TopoMAEFusionTrainer(UNETRPPTrainer):
@@ -33,8 +24,13 @@ class TopoMAEFusionTrainer(UNETRPPTrainer):
     `topomae.finetuning.pretrained` names, or from the file given to `-pretrained_weights`.
     """
 
-    # What of the network and of the checkpoint has no counterpart.
-    parts = FUSION_PARTS
+    # The file of `-pretrained_weights`, if there is one.
+    given_weights: Path | None = None
+
+    @property
+    def parts(self) -> Parts:
+        """What of the network and of the checkpoint is not transferred."""
+        return fusion_parts(self.plan.config.finetuning.transfer_parts)
 
     @staticmethod
     def build_network_architecture(
@@ -51,26 +47,32 @@ class TopoMAEFusionTrainer(UNETRPPTrainer):
         )
 
     def initialize(self) -> None:
-        """Build the network and notice when nnU-Net loads weights into it."""
+        """Build the network; notice which file `-pretrained_weights` names, and weights that anybody else loads."""
         super().initialize()
-        self.weights_loaded = False
+        self.weights_loaded = self.continued = False
         unwrap(self.network).register_load_state_dict_post_hook(self._notice_loading)
+        receive_given_weights(self)
 
     def _notice_loading(self, module: nn.Module, incompatible_keys: Any) -> None:
         self.weights_loaded = True
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """Continue a training, whose weights are its own."""
+        super().load_checkpoint(filename_or_checkpoint)
+        self.continued = True
 
     def configure_optimizers(self) -> tuple[Optimizer, WarmupSchedule]:
         """AdamW; fresh parts learn faster than pre-trained ones."""
         section = self.plan.config.finetuning
         slow = None if self.source.from_scratch else section.pretrained_learning_rate
         optimizer = build_adamw(
-            self.network,
+            unwrap(self.network),
             section.learning_rate,
             section.weight_decay,
             slow_learning_rate=slow,
             fast_prefixes=self.parts.fresh,
         )
-        return optimizer, WarmupSchedule(optimizer, section.epochs, section.warmup_epochs, poly)
+        return optimizer, self.build_schedule(optimizer, poly)
 
     @property
     def source(self) -> PretrainingSource:
@@ -82,42 +84,41 @@ class TopoMAEFusionTrainer(UNETRPPTrainer):
             self.configuration_name,
             self.fold,
             self.plan.config.finetuning.pretrained,
+            self.given_weights,
         )
 
     def on_train_start(self) -> None:
-        """Load the pre-trained weights unless `--c` or `-pretrained_weights` already loaded some."""
+        """Load the pre-trained weights, unless `--c` continues a training.
+
+        Raises:
+            ValueError: somebody else has loaded weights, and nothing says which cases they have seen.
+        """
         if not self.was_initialized:
             self.initialize()
-        if self.weights_loaded:
-            self.print_to_log_file("weights were loaded by nnU-Net (--c or -pretrained_weights)")
+        if self.continued:
+            self.print_to_log_file("continuing with the weights of this training's own checkpoint")
+        elif self.weights_loaded:
+            raise ValueError(
+                "weights were loaded into the network, and nothing says which cases they have seen. Name their file in "
+                "the plan: nnunet-topomae plan -d ID --name NAME --set finetuning.pretrained=FILE"
+            )
         elif self.source.from_scratch:
             self.print_to_log_file("training from scratch, as topomae.finetuning.pretrained says")
         else:
-            self.load_pretraining()
+            self.load_pretraining(self.source.require())
         super().on_train_start()
 
-    def load_pretraining(self) -> None:
-        """Check the checkpoint's description against this training and transfer its weights."""
-        file = self.source.require()
-        checkpoint = read_checkpoint(file)
-        described = checkpoint[ENTRY]
-        if self.fold != "all":
-            _, validation_cases = self.do_split()
-            patients = Patients(self.plan.config.pretraining.patients)
-            check_no_leak(described["manifest"], self.plans_manager.dataset_name, validation_cases, file, patients)
-        if described["manifest"]["dataset"] != self.plans_manager.dataset_name:
-            name = described["manifest"]["dataset"]
-            self.print_to_log_file(
-                f"pre-trained on {name}, another data set: no list of cases to compare with this one"
-            )
-        weights, network = checkpoint["network_weights"], unwrap(self.network)
-        if self.plan.config.finetuning.transfer == "resample":
-            old = described_size(described["plan"], self.plan.facts, file)
-            result = transfer_resampled(
-                weights, network, old, NetworkSize(self.plan.shape, self.num_input_channels), self.parts
-            )
-        else:
-            check_same_plan(described["plan"], self.plan.facts, file)
-            result = transfer(weights, network, self.parts)
-        result.write(Path(self.output_folder) / "transfer.json")
-        self.print_to_log_file(f"pre-trained weights from {file}: {result}")
+    def load_pretraining(self, file: Path) -> None:
+        """Transfer the weights of a checkpoint that may be used here, and record what became of each."""
+        validation_cases = () if self.fold == "all" else tuple(self.do_split()[1])
+        target = Target(
+            unwrap(self.network),
+            self.plan,
+            self.num_input_channels,
+            self.parts,
+            self.plans_manager.dataset_name,
+            validation_cases,
+        )
+        result, source = load_pretraining(file, target, self.print_to_log_file)
+        if self.local_rank == 0:
+            result.write(Path(self.output_folder) / "transfer.json", source)

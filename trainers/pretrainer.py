@@ -12,17 +12,16 @@ from torch import Generator, nn
 from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.build import build_copretraining_network
+from nnunet_topomae.data.key_point_statistics import report_key_points
 from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_loader, derive_seed, start_workers
 from nnunet_topomae.data.plan import read_plan
 from nnunet_topomae.data.selection import JointDataset, choose_cases
-from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
+from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss, trained_branches
 from nnunet_topomae.trainers.base import TopoMAETrainer
-from nnunet_topomae.training.checkpoints import add_fresh_fusion_weights, ignore_fusion_weights, unwrap
+from nnunet_topomae.training.checkpoints import ignore_fusion_weights, unwrap
 from nnunet_topomae.training.reconstruction import ReconstructionValidation
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, cosine
 from nnunet_topomae.training.steps import CoPretrainingStep, autocast, detach_terms, optimise
-
-VALIDATION_SEED = 0
 
 
 class TopoMAEPretrainer(TopoMAETrainer):
@@ -42,9 +41,10 @@ class TopoMAEPretrainer(TopoMAETrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """ViT-MAE and UNETR++, both rebuilding the image; the number of labels does not matter."""
+        """ViT-MAE and UNETR++, rebuilding the image; one that no term trains stays idle. Labels do not matter."""
         plan = read_plan(configuration_manager)
-        return build_copretraining_network(plan.shape, num_input_channels, plan.config.architecture)
+        branches = trained_branches(plan.config.pretraining, plan.config.topology)
+        return build_copretraining_network(plan.shape, num_input_channels, plan.config.architecture, branches)
 
     def initialize(self) -> None:
         """Build everything a training step needs; labels choose neither crops nor checkpoints."""
@@ -53,14 +53,8 @@ class TopoMAEPretrainer(TopoMAETrainer):
         super().initialize()
         self.mask_generators = {part: Generator() for part in ("train", "validation")}
         ignore_fusion_weights(unwrap(self.network))
-        topological_loss = build_topological_loss(self.plan.config.topology)
-        self.step = CoPretrainingStep(self.network, self.loss, topological_loss, self.plan, self.device)
-
-    def training_state(self) -> dict[str, Any]:
-        """The stock entries; the weights also satisfy the stock `-pretrained_weights` of the fusion trainer."""
-        state = super().training_state()
-        weights = add_fresh_fusion_weights(state["network_weights"], self.plan, self.num_input_channels, self.seed)
-        return {**state, "network_weights": weights}
+        term = build_topological_loss(self.plan.config.topology)
+        self.step = CoPretrainingStep(self.network, self.loss, term, self.plan, self.device)
 
     def _build_loss(self) -> CoPretrainingLoss:
         return CoPretrainingLoss(self.plan.config.pretraining, self.plan.config.topology)
@@ -68,8 +62,8 @@ class TopoMAEPretrainer(TopoMAETrainer):
     def configure_optimizers(self) -> tuple[Optimizer, WarmupSchedule]:
         """AdamW with linear warm-up and cosine decay."""
         section = self.plan.config.pretraining
-        optimizer = build_adamw(self.network, section.learning_rate, section.weight_decay, section.betas)
-        return optimizer, WarmupSchedule(optimizer, section.epochs, section.warmup_epochs, cosine)
+        optimizer = build_adamw(unwrap(self.network), section.learning_rate, section.weight_decay, section.betas)
+        return optimizer, self.build_schedule(optimizer, cosine)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Random crops of training cases and unlabelled images; monitoring repeats crops of training cases."""
@@ -77,28 +71,34 @@ class TopoMAEPretrainer(TopoMAETrainer):
         plans, section = self.plans_manager.plans, self.plan.config.pretraining
         chosen = choose_cases(split, folder, plans, self.configuration_name, section)
         self.print_to_log_file(chosen)
-        self.images_read = chosen.record(Path(self.output_folder), continued=self.current_epoch > 0)
+        if self.local_rank == 0:
+            self.images_read = chosen.record(Path(self.output_folder), continued=self.current_epoch > 0)
         seed = derive_seed(self.seed, self.current_epoch, self.local_rank)
-        loader = self.build_loader(split[0], seed, chosen.unlabelled)
-        self.validation_loader = self.build_loader(split[0], VALIDATION_SEED)
-        return start_workers(loader, self.device), SingleThreadedAugmenter(self.validation_loader, None)
+        self.training_loader = self.build_loader(split[0], seed, chosen.unlabelled)
+        self.validation_loader = self.build_loader(split[0])
+        return start_workers(self.training_loader, self.device), SingleThreadedAugmenter(self.validation_loader, None)
 
-    def build_loader(self, cases: list[str], seed: int, unlabelled: Iterable[str] = ()) -> CropLocationLoader:
-        """A loader of crops with key points and target topology."""
+    def build_loader(
+        self, cases: list[str], seed: int | None = None, unlabelled: Iterable[str] = ()
+    ) -> CropLocationLoader:
+        """A loader of crops with key points and target topology; without a seed, the fixed crops of monitoring."""
         dataset = JointDataset(self.dataset_class(self.preprocessed_dataset_folder, cases), unlabelled)
         return build_pretraining_loader(dataset, self.batch_size, self.plan, self.label_manager, seed)
 
     def on_train_epoch_start(self) -> None:
-        """Seed the masks of this epoch."""
+        """Seed the masks of this epoch; before the first one, say what the spatial task can learn."""
         super().on_train_epoch_start()
+        if self.current_epoch == 0 and self.local_rank == 0:
+            report_key_points(self.training_loader, Path(self.output_folder), self.print_to_log_file)
         self.mask_generators["train"].manual_seed(self.seed + 1000 * self.current_epoch + self.local_rank)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, float]:
         """One step of both networks; returns every term."""
+        self.follow_schedule()
         terms: dict[str, torch.Tensor] = {}
 
         def compute_loss() -> torch.Tensor:
-            scale = self.plan.config.topology.warmup_factor(self.current_epoch)
+            scale = self.plan.config.topology.training_factor(self.current_epoch)
             terms.update(self.step(batch, self.mask_generators["train"], scale))
             return terms["total"]
 
@@ -115,7 +115,7 @@ class TopoMAEPretrainer(TopoMAETrainer):
         """Go back to the fixed crops and masks."""
         super().on_validation_epoch_start()
         self.validation_loader.reset()
-        self.mask_generators["validation"].manual_seed(VALIDATION_SEED)
+        self.mask_generators["validation"].manual_seed(self.validation_loader.seed)
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, float]:
         """All terms of one fixed batch, with the full weight of L_topo."""
@@ -142,9 +142,6 @@ class TopoMAEPretrainer(TopoMAETrainer):
         if self.local_rank != 0:
             return
         self.network.eval()
-        training_cases, _ = self.do_split()
-        loader = self.build_loader(training_cases, VALIDATION_SEED)
-        validation = ReconstructionValidation(unwrap(self.network), loader, self.plan, self.device)
-        folder = Path(self.output_folder) / "validation"
-        summary = validation.run(sorted(training_cases), folder, self.print_to_log_file)
-        self.print_to_log_file("Mean reconstruction:", summary["reconstruction"]["mean"])
+        cases = self.do_split()[0]
+        validation = ReconstructionValidation(unwrap(self.network), self.build_loader(cases), self.plan, self.device)
+        validation.run(sorted(cases), Path(self.output_folder) / "validation", self.print_to_log_file)

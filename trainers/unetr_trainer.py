@@ -1,4 +1,4 @@
-"""Fine-tuning of UNETR with a pre-trained ViT ([28]; "UNETR + MAE" in the paper's tables)."""
+"""Fine-tuning of UNETR with a pre-trained ViT (Zhou et al. 2023; "UNETR + MAE" in the paper's tables)."""
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -6,18 +6,21 @@ from torch import nn
 from nnunet_topomae.architectures.build import build_unetr
 from nnunet_topomae.data.plan import read_plan
 from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
-from nnunet_topomae.training.transfer import UNETR_PARTS
+from nnunet_topomae.training.transfer import Parts, unetr_parts
 
 
 class UNETRTrainer(TopoMAEFusionTrainer):
     """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr UNETRTrainer [-p PLANS]`.
 
-    Takes the ViT of the same pre-training as `TopoMAEFusionTrainer` and leaves its UNETR++ aside. nnU-Net's own
-    `-pretrained_weights` wants every weight, so it takes checkpoints of this trainer only.
+    Takes the ViT of the same pre-training as `TopoMAEFusionTrainer`, and leaves its UNETR++ out.
     """
 
-    parts = UNETR_PARTS
     one_output = True
+
+    @property
+    def parts(self) -> Parts:
+        """All but the ViT."""
+        return unetr_parts(self.plan.config.finetuning.transfer_parts)
 
     @staticmethod
     def build_network_architecture(

@@ -11,6 +11,7 @@ from nnunet_topomae.architectures.build import DEEP_SUPERVISION_WEIGHTS, build_u
 from nnunet_topomae.data.fractions import choose_fraction, labels_present
 from nnunet_topomae.data.plan import read_plan
 from nnunet_topomae.trainers.base import TopoMAETrainer
+from nnunet_topomae.training.checkpoints import unwrap
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
 from nnunet_topomae.training.steps import optimise
 
@@ -60,8 +61,8 @@ class UNETRPPTrainer(TopoMAETrainer):
     def configure_optimizers(self) -> tuple[Optimizer, WarmupSchedule]:
         """AdamW with linear warm-up and polynomial decay."""
         section = self.plan.config.finetuning
-        optimizer = build_adamw(self.network, section.learning_rate, section.weight_decay)
-        return optimizer, WarmupSchedule(optimizer, section.epochs, section.warmup_epochs, poly)
+        optimizer = build_adamw(unwrap(self.network), section.learning_rate, section.weight_decay)
+        return optimizer, self.build_schedule(optimizer, poly)
 
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:
         return deep_supervision_scales(self.plan.shape) if self.enable_deep_supervision else None
@@ -83,6 +84,7 @@ class UNETRPPTrainer(TopoMAETrainer):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One supervised step."""
+        self.follow_schedule()
         data = batch["data"].to(self.device, non_blocking=True)
         target = _to_device(batch["target"], self.device)
         losses: list[torch.Tensor] = []

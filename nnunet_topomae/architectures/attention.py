@@ -1,4 +1,4 @@
-"""Efficient paired attention (EPA) of UNETR++ [18], and the transformer block and stage made of it.
+"""Efficient paired attention (EPA) of UNETR++ (Shaker et al. 2024), and the block and stage made of it.
 
 Where this departs from the original code, and why:
 
@@ -55,7 +55,7 @@ class TokenEmbedding(nn.Module):
 
 
 class EfficientPairedAttention(nn.Module):
-    """Channel attention and spatial attention with shared queries and keys ([18], Sec. 3.2).
+    """Channel attention and spatial attention with shared queries and keys (Shaker et al. 2024, Sec. 3.2).
 
     Args:
         channels: channels of a token, a multiple of ``heads`` and even.

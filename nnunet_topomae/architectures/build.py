@@ -1,8 +1,10 @@
 """Factories of the networks. Numbers that neither the plan nor the rule gives stand here, once."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
-from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
+from nnunet_topomae.architectures.copretraining import BRANCHES, Branch, CoPretrainingNetwork
 from nnunet_topomae.architectures.fusion import FusionNetwork, TokenFusion
 from nnunet_topomae.architectures.keypoint_head import KeyPointHead
 from nnunet_topomae.architectures.mae import MAEDecoder
@@ -12,7 +14,7 @@ from nnunet_topomae.architectures.unetrpp import UNETRPP, Dropout, UNETRPPDecode
 from nnunet_topomae.architectures.vit import VIT_PRESETS, ViTEncoder
 from nnunet_topomae.config import ArchitectureConfig
 
-# [18]'s dropout for segmentation; none while reconstructing, as in masked autoencoders.
+# Dropout of Shaker et al. 2024 for segmentation; none while reconstructing, as in masked autoencoders.
 SEGMENTATION_DROPOUT = Dropout(attention=0.15, channel=0.1)
 PRETRAINING_DROPOUT = Dropout(attention=0.0, channel=0.0)
 
@@ -53,9 +55,16 @@ def build_unetr(shape: NetworkShape, in_channels: int, out_channels: int, archit
 
 
 def build_copretraining_network(
-    shape: NetworkShape, in_channels: int, architecture: ArchitectureConfig
+    shape: NetworkShape, in_channels: int, architecture: ArchitectureConfig, branches: Sequence[Branch] = BRANCHES
 ) -> CoPretrainingNetwork:
-    """The network of masked co-pre-training; its UNETR++ rebuilds the image at full resolution only."""
+    """The network of masked co-pre-training; its UNETR++ rebuilds the image at full resolution only.
+
+    Args:
+        shape: shape of both networks.
+        in_channels: image channels.
+        architecture: the plan's architecture.
+        branches: the networks that compute and are trained; the weights do not depend on it.
+    """
     preset = VIT_PRESETS[architecture.vit]
     grid, size = shape.token_grid, shape.token_size
     return CoPretrainingNetwork(
@@ -63,8 +72,9 @@ def build_copretraining_network(
         vit_decoder=MAEDecoder(grid, size, in_channels, preset),
         vit_key_points=KeyPointHead(preset.width, grid),
         encoder=UNETRPPEncoder(shape, in_channels, architecture, PRETRAINING_DROPOUT),
-        decoder=UNETRPPDecoder(shape, in_channels, architecture, PRETRAINING_DROPOUT, heads=1, float32_output=True),
+        decoder=UNETRPPDecoder(shape, in_channels, architecture, PRETRAINING_DROPOUT, reconstructs=True),
         key_points=KeyPointHead(shape.dims[-1], shape.grids[-1]),
+        branches=branches,
     )
 
 

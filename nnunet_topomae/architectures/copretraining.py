@@ -1,8 +1,8 @@
 """The network of masked co-pre-training: the same masked crop through a ViT autoencoder and through UNETR++."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from nnunet_topomae.architectures.unetrpp import UNETRPPDecoder, UNETRPPEncoder
 from nnunet_topomae.architectures.vit import ViTEncoder, scatter_tokens, tokens_to_grid, visible_index
 from nnunet_topomae.masking import token_to_voxel_mask
 from nnunet_topomae.types import KeyPoints, TokenMask, Volume
+
+Branch = Literal["vit", "unetrpp"]
+BRANCHES: tuple[Branch, ...] = ("vit", "unetrpp")
 
 
 class BranchOutput(NamedTuple):
@@ -28,16 +31,35 @@ class BranchOutput(NamedTuple):
 
 
 class CoPretrainingOutput(NamedTuple):
-    """What the two networks predict."""
+    """What the two networks predict; None for a network that is left out."""
 
-    vit: BranchOutput
-    unetrpp: BranchOutput
+    vit: BranchOutput | None
+    unetrpp: BranchOutput | None
+
+    def present(self) -> dict[str, BranchOutput]:
+        """The outputs of the networks that computed, by name."""
+        return {name: branch for name, branch in self._asdict().items() if branch is not None}
 
 
 class CoPretrainingNetwork(nn.Module):
-    """ViT masked autoencoder and UNETR++, each with a key-point head (paper Fig. 1).
+    """ViT masked autoencoder and UNETR++, each with a key-point head (paper Fig. 2).
 
     Neither branch can read a hidden voxel: the ViT encodes visible tokens only, and UNETR++ sees hidden voxels as 0.
+
+    A branch that is not in ``branches`` keeps its initial weights: it does not compute, and its parameters ask for no
+    gradient, so the optimiser, weight decay and DDP leave them out. They stay in the state dict.
+
+    Args:
+        vit_encoder: encoder of the visible tokens.
+        vit_decoder: decoder of the masked autoencoder.
+        vit_key_points: key-point head on the ViT's features.
+        encoder: encoder of UNETR++.
+        decoder: decoder of UNETR++ with one image head.
+        key_points: key-point head on UNETR++'s deepest features.
+        branches: the networks that compute and are trained.
+
+    Raises:
+        ValueError: no branch, or an unknown one.
     """
 
     def __init__(
@@ -48,6 +70,7 @@ class CoPretrainingNetwork(nn.Module):
         encoder: UNETRPPEncoder,
         decoder: UNETRPPDecoder,
         key_points: KeyPointHead,
+        branches: Sequence[Branch] = BRANCHES,
     ) -> None:
         super().__init__()
         self.vit_encoder = vit_encoder
@@ -56,24 +79,36 @@ class CoPretrainingNetwork(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.key_points = key_points
+        self.branches = tuple(branches)
+        if not self.branches or not set(self.branches) <= set(BRANCHES):
+            raise ValueError(f"branches must be one or both of {', '.join(BRANCHES)}, got {self.branches}")
+        parts: dict[Branch, tuple[nn.Module, ...]] = {
+            "vit": (vit_encoder, vit_decoder, vit_key_points),
+            "unetrpp": (encoder, decoder, key_points),
+        }
+        for name in set(BRANCHES) - set(self.branches):
+            for module in parts[name]:
+                module.requires_grad_(False)
 
     def forward(
         self, data: Volume, token_mask: TokenMask, on_vit: Callable[[BranchOutput], None] | None = None
     ) -> CoPretrainingOutput:
-        """Run both branches.
+        """Run the branches that are trained.
 
         Args:
             data: (B, C, D, H, W).
             token_mask: True = hidden, equally many in every sample. A mask on the CPU avoids waiting for the GPU.
-            on_vit: called with the ViT's output before UNETR++ computes, so that work on it can start.
+            on_vit: called with the ViT's output, if there is one, before UNETR++ computes, so that work on it can
+                start.
 
         Raises:
             ValueError: samples hide different numbers of tokens, or all of them.
         """
-        vit = self.forward_vit(data, token_mask)
-        if on_vit is not None:
+        vit = self.forward_vit(data, token_mask) if "vit" in self.branches else None
+        if vit is not None and on_vit is not None:
             on_vit(vit)
-        return CoPretrainingOutput(vit=vit, unetrpp=self.forward_unetrpp(data, token_mask))
+        unetrpp = self.forward_unetrpp(data, token_mask) if "unetrpp" in self.branches else None
+        return CoPretrainingOutput(vit=vit, unetrpp=unetrpp)
 
     def forward_vit(self, data: Volume, token_mask: TokenMask) -> BranchOutput:
         """The ViT branch. Its key-point head sees zeros in the hidden places of the token grid."""

@@ -47,7 +47,25 @@ def upsample(in_channels: int, out_channels: int, stride: Size3, bias: bool = Fa
 
 
 class Pointwise(nn.Conv3d):
-    """1x1x1 convolution that ends a residual branch or the network; it starts small."""
+    """1x1x1 convolution that ends a residual branch; it starts small."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=1)
+
+
+class SegmentationHead(nn.Conv3d):
+    """1x1x1 convolution from features to logits. It starts at full scale, as in nnU-Net.
+
+    Adam moves a weight by at most about the learning rate per step. A head that starts near zero therefore needs
+    hundreds of steps to reach the scale of useful logits, and everything before it waits for its gradient.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=1)
+
+
+class ReconstructionHead(nn.Conv3d):
+    """1x1x1 convolution from features to intensities. It starts small: near 0, the mean of normalised intensities."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, kernel_size=1)
@@ -62,16 +80,27 @@ def run_in_float32(module: nn.Module, inputs: Tensor) -> Tensor:
         return cast(Tensor, module(inputs.float()))
 
 
+def use_channels_last(network: nn.Module) -> None:
+    """Store the weights of 3D convolutions with the channels last, in place; no result changes.
+
+    A convolution then computes in this layout, whatever the layout of its input. On CPUs this is faster
+    (studies/step_time.py); on GPUs the libraries choose for themselves.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+
+
 def initialise_weights(module: nn.Module) -> None:
     """Set the weights of one layer; use with ``nn.Module.apply``.
 
     Linear layers: Xavier, as in masked autoencoders. :class:`Pointwise`: truncated normal, so that features keep unit
-    variance through the residual blocks. Transposed convolutions with kernel = stride: unit gain (every output voxel
+    variance through the residual blocks; likewise :class:`ReconstructionHead`. Transposed convolutions with kernel = stride: unit gain (every output voxel
     sees each input channel once, while Kaiming's fan-in counts the kernel). Other convolutions: Kaiming. Biases: zero.
     """
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
-    elif isinstance(module, Pointwise):
+    elif isinstance(module, Pointwise | ReconstructionHead):
         nn.init.trunc_normal_(module.weight, std=SMALL_STD)
     elif isinstance(module, nn.ConvTranspose3d):
         nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.in_channels))

@@ -1,4 +1,4 @@
-"""The light decoder that completes the ViT encoder to a masked autoencoder (paper Sec. II, [28])."""
+"""The light decoder that completes the ViT encoder to a masked autoencoder (paper Sec. II; Zhou et al. 2023)."""
 
 import math
 

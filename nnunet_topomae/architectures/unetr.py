@@ -1,4 +1,4 @@
-"""UNETR on the tokens of the plan: a ViT that can be pre-trained, and a convolutional decoder (the network of [28]).
+"""UNETR on the tokens of the plan: a ViT that can be pre-trained, and a convolutional decoder (as in Zhou et al. 2023).
 
 MONAI's UNETR has cubic tokens of 16 voxels and a ViT of its own. Here the ViT is the one that is pre-trained, its
 tokens and strides follow from the plan, and as many layers are tapped as there are stages down to the token grid.
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_topomae.architectures.fusion import token_projection
-from nnunet_topomae.architectures.layers import Features, Pointwise, initialise_weights, residual_block, upsample
+from nnunet_topomae.architectures.layers import Features, SegmentationHead, initialise_weights, residual_block, upsample
 from nnunet_topomae.architectures.rule import NetworkShape
 from nnunet_topomae.architectures.vit import ViTEncoder
 from nnunet_topomae.types import Size3, Volume
@@ -57,7 +57,7 @@ class UNETRDecoder(nn.Module):
         self.steps = nn.ModuleList(
             ConcatenationStep(channels[stage + 1], channels[stage], shape.strides[stage]) for stage in reversed(stages)
         )
-        self.head = Pointwise(feature_size, out_channels)
+        self.head = SegmentationHead(feature_size, out_channels)
         self.apply(initialise_weights)
 
     def forward(self, data: Volume, taps: Sequence[Features]) -> Features:

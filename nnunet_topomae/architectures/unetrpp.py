@@ -1,4 +1,4 @@
-"""UNETR++ [18], sized by the rule: encoder and decoder of EPA stages with skip connections."""
+"""UNETR++ (Shaker et al. 2024), sized by the rule: encoder and decoder of EPA stages with skip connections."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from nnunet_topomae.architectures.attention import EPAStage
 from nnunet_topomae.architectures.layers import (
     Features,
-    Pointwise,
+    ReconstructionHead,
+    SegmentationHead,
     downsample,
     initialise_weights,
     residual_block,
@@ -92,11 +93,8 @@ class UNETRPPDecoder(nn.Module):
         architecture: what the stages are made of.
         dropout: dropout rates.
         deep_supervision: initial value of the attribute.
-        heads: number of heads, 1 to 3.
-        float32_output: run the heads in float32 outside autocast.
-
-    Raises:
-        ValueError: fewer than one head or more than three.
+        reconstructs: one head for intensities, which runs in float32 outside autocast, instead of the three heads for
+            logits.
     """
 
     def __init__(
@@ -106,14 +104,11 @@ class UNETRPPDecoder(nn.Module):
         architecture: ArchitectureConfig,
         dropout: Dropout,
         deep_supervision: bool = False,
-        heads: int = 3,
-        float32_output: bool = False,
+        reconstructs: bool = False,
     ) -> None:
         super().__init__()
-        if not 1 <= heads <= 3:
-            raise ValueError(f"the decoder has one to three heads, got {heads}")
         self.deep_supervision = deep_supervision
-        self.float32_output = float32_output
+        self.reconstructs = reconstructs
         steps = [
             UpStep(
                 upsample(shape.dims[stage + 1], shape.dims[stage], shape.strides[stage + 1]),
@@ -132,7 +127,9 @@ class UNETRPPDecoder(nn.Module):
         last = UpStep(_last_upsampling(shape, architecture), residual_block(features, features))
         self.steps = nn.ModuleList([*steps, last])
         self.seg_layers = nn.ModuleList(
-            Pointwise(channels, out_channels) for channels in (features, *shape.dims[:2])[:heads]
+            [ReconstructionHead(features, out_channels)]
+            if reconstructs
+            else [SegmentationHead(channels, out_channels) for channels in (features, *shape.dims[:2])]
         )
         self.apply(initialise_weights)
 
@@ -146,7 +143,7 @@ class UNETRPPDecoder(nn.Module):
         return self._head(self.seg_layers[0], levels[0])
 
     def _head(self, head: nn.Module, features: Features) -> Features:
-        return run_in_float32(head, features) if self.float32_output else cast(Tensor, head(features))
+        return run_in_float32(head, features) if self.reconstructs else cast(Tensor, head(features))
 
 
 class UNETRPP(nn.Module):

@@ -1,4 +1,4 @@
-"""Vision transformer on anisotropic 3D tokens, the encoder of the masked autoencoder (paper Sec. II, [28])."""
+"""Vision transformer on anisotropic 3D tokens, the encoder of the masked autoencoder (Sec. II; Zhou et al. 2023)."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -28,7 +28,7 @@ class ViTPreset:
 
 
 # Paper is silent on the ViT's size. `default` brings the fusion network near the 85.96 M parameters of Table I;
-# `base` is the encoder and the decoder of [28].
+# `base` is the encoder and the decoder of Zhou et al. 2023.
 VIT_PRESETS: dict[str, ViTPreset] = {
     "tiny": ViTPreset(width=192, depth=4, heads=3, decoder_width=96, decoder_depth=1, decoder_heads=3),
     "small": ViTPreset(width=384, depth=12, heads=6, decoder_width=192, decoder_depth=4, decoder_heads=6),

@@ -36,6 +36,9 @@ class Recipe:
 
 _FUSION: dict[str, Any] = {"trainer": "TopoMAEFusionTrainer", "pretrainer": "TopoMAEPretrainer"}
 _RECONSTRUCTION = {"pretraining.lambda2": 0.0, "pretraining.lambda3": 0.0, "topology.enabled": False}
+# UNETR++ has no weight in the loss, so its forward pass is left out.
+_VIT_ONLY = {"pretraining.lambda1": 0.0, "pretraining.lambda3": 0.0}
+_VIT_INTO_FUSION = {**_VIT_ONLY, "finetuning.transfer_parts": "vit"}
 
 RECIPES = {
     recipe.name: recipe
@@ -49,7 +52,7 @@ RECIPES = {
             "UNETR, masked reconstruction",
             "UNETRTrainer",
             pretrainer="TopoMAEPretrainer",
-            settings=_RECONSTRUCTION,
+            settings={**_VIT_ONLY, **_RECONSTRUCTION},
             paper_row="UNETR + MAE",
         ),
         Recipe(
@@ -64,6 +67,7 @@ RECIPES = {
             "Attention U-Net",
             "MONAITrainer",
             settings={"finetuning.network": "attention_unet"},
+            paper_row="Attention U-Net",
         ),
         Recipe(
             "fusion-scratch",
@@ -73,26 +77,41 @@ RECIPES = {
         ),
         Recipe(
             "+vit",
-            "fusion, reconstruction only",
+            "fusion, pre-trained ViT",
             **_FUSION,
-            settings=_RECONSTRUCTION,
+            settings={**_VIT_INTO_FUSION, **_RECONSTRUCTION},
             paper_row="+ pre-trained ViT",
         ),
         Recipe(
             "+spatial",
-            "fusion, + spatial loss",
+            "fusion, ViT + spatial loss",
             **_FUSION,
-            settings={"pretraining.lambda3": 0.0, "topology.enabled": False},
+            settings={**_VIT_INTO_FUSION, "topology.enabled": False},
             paper_row="+ spatial",
         ),
         Recipe(
             "+topological",
-            "fusion, + topological loss",
+            "fusion, ViT + spatial + topological loss",
             **_FUSION,
-            settings={"pretraining.lambda3": 0.0, "pretraining.spatial": False},
+            settings=_VIT_INTO_FUSION,
             paper_row="+ topological",
         ),
         Recipe("full", "fusion, all losses", **_FUSION, paper_row="full"),
+        Recipe(
+            "co-reconstruction", "fusion, co-pre-training, reconstruction only", **_FUSION, settings=_RECONSTRUCTION
+        ),
+        Recipe(
+            "co-spatial",
+            "fusion, co-pre-training, + spatial loss",
+            **_FUSION,
+            settings={"pretraining.lambda3": 0.0, "topology.enabled": False},
+        ),
+        Recipe(
+            "co-topological",
+            "fusion, co-pre-training, + topological loss",
+            **_FUSION,
+            settings={"pretraining.lambda3": 0.0, "pretraining.spatial": False},
+        ),
     )
 }
 

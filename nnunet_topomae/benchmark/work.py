@@ -30,6 +30,8 @@ DONE, FAILED, BUSY, WAITING, INTERRUPTED = 0, 1, 75, 76, 77
 SCORES = "scores.json"
 CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth")
 _PR_SET_PDEATHSIG = 1
+# What batch normalisation keeps in a state dict besides its parameters.
+_BUFFERS = ("running_mean", "running_var")
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -200,7 +202,7 @@ class Worker:
         )
         plain = {case: {name: asdict(score) for name, score in of.items()} for case, of in scores.items()}
         file = self.folder.path / SCORES
-        parameters = _count_parameters(self.model(training) / f"fold_{fold}" / "checkpoint_final.pth")
+        parameters = count_parameters(self.model(training) / f"fold_{fold}" / "checkpoint_final.pth")
         write_json(file, strict_json({"scores": plain, "parameters": parameters}))
         return [file]
 
@@ -271,11 +273,21 @@ def _usable_checkpoint(folder: Path) -> bool:
     return found
 
 
-def _count_parameters(checkpoint: Path) -> int:
+def count_parameters(checkpoint: Path) -> int:
+    """Number of parameters of the network in a checkpoint.
+
+    A state dict lists a parameter under every name that it has; nnU-Net's blocks have up to four. Names of one
+    parameter share its memory, also after loading, so each place in memory is counted once.
+    """
     import torch
 
     weights = torch.load(checkpoint, map_location="cpu", weights_only=False)["network_weights"]
-    return sum(value.numel() for value in weights.values() if value.is_floating_point())
+    sizes = {
+        (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape): value.numel()
+        for name, value in weights.items()
+        if value.is_floating_point() and not name.endswith(_BUFFERS)
+    }
+    return sum(sizes.values())
 
 
 def _cpu_seconds() -> float:

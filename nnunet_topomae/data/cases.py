@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ def hash_images(folder: Path, cases: Iterable[str]) -> dict[str, str]:
 def record_cases(hashes: Mapping[str, str], file: Path, continued: bool) -> dict[str, str]:
     """Write the cases that a pre-training reads to ``file``, and return all that it has ever read.
 
+    Several processes may write at once: readers find what one of them has written, whole.
+
     Args:
         hashes: from :func:`hash_images`.
         file: JSON file in the fold's folder.
@@ -58,9 +61,12 @@ def record_cases(hashes: Mapping[str, str], file: Path, continued: bool) -> dict
     """
     earlier = json.loads(file.read_text()) if continued and file.is_file() else {}
     cases = dict(sorted({**earlier, **hashes}.items()))
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(cases, indent=1))
-    temporary.replace(file)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(cases, indent=1))
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
     return cases
 
 

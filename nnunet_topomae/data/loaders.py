@@ -18,8 +18,10 @@ from torch import Tensor
 from nnunet_topomae.data.plan import Plan
 from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.data.transforms import draw_flip_axes, flip_crop
-from nnunet_topomae.geometry import CropLocation
+from nnunet_topomae.geometry import CropLocation, FlipFrame
 from nnunet_topomae.types import Size3
+
+MONITORING_SEED = 0
 
 
 @runtime_checkable
@@ -33,7 +35,7 @@ class CaseSource(Protocol):
 
 
 class Crop(NamedTuple):
-    """One augmented crop: voxels (C, D, H, W), key points (9, 3), and the place it was cut from."""
+    """One augmented crop: voxels (C, D, H, W), key points (9, 3), and its place in the volume, flipped alike."""
 
     volume: Tensor
     key_points: np.ndarray
@@ -65,6 +67,8 @@ class CropLocationLoader(nnUNetDataLoader):
         label_manager: asked for by nnU-Net's loader; not used to choose crops.
         flip_axes: spatial axes that may be flipped.
         seed: seed of this loader's generators.
+        flip_frame: whether key points are those of the flipped volume or of the volume as it was, see
+            geometry.flip_key_points.
         target: called with every augmented crop and the generator; its results are the batch's ``target_topology``.
         target_every: call it in every n-th batch only; the other batches have no ``target_topology``.
     """
@@ -77,12 +81,14 @@ class CropLocationLoader(nnUNetDataLoader):
         label_manager: LabelManager,
         flip_axes: Sequence[int],
         seed: int,
+        flip_frame: FlipFrame = "volume",
         target: TopologyTarget | None = None,
         target_every: int = 1,
     ) -> None:
         super().__init__(dataset, batch_size, patch_size, patch_size, label_manager)
         self.flip_axes = tuple(flip_axes)
         self.seed = seed
+        self.flip_frame: FlipFrame = flip_frame
         self.target = target
         self.target_every = target_every
         self._rng: Generator | None = None
@@ -116,8 +122,9 @@ class CropLocationLoader(nnUNetDataLoader):
         """Draw a batch.
 
         Returns:
-            ``data`` (B, C, D, H, W) float32, ``key_points`` (B, 9, 3) float32, ``locations``, ``keys`` and, with a
-            target, ``target_topology``: its results, one a sample.
+            ``data`` (B, C, D, H, W) float32, ``key_points`` (B, 9, 3) float32, ``locations``: the places of the
+            crops in their volumes, both flipped, whatever the frame of the key points, ``keys`` and, with a target,
+            ``target_topology``: its results, one a sample.
         """
         if self._rng is None:
             self._rng = np.random.default_rng([self.seed, self.thread_id])
@@ -138,8 +145,9 @@ class CropLocationLoader(nnUNetDataLoader):
     def _draw_crop(self, case: str, rng: Generator) -> Crop:
         image = self.image(case)
         volume, location = self.cut(case, image, *draw_crop_bounds(image.shape[1:], self.patch_size, rng))
-        volume, key_points = flip_crop(volume, location.key_points(), draw_flip_axes(self.flip_axes, rng))
-        return Crop(volume.contiguous(), key_points, location)
+        axes = draw_flip_axes(self.flip_axes, rng)
+        volume, key_points = flip_crop(volume, location.key_points(), axes, self.flip_frame)
+        return Crop(volume.contiguous(), key_points, location.flipped(axes))
 
 
 def derive_seed(*numbers: int) -> int:
@@ -148,19 +156,29 @@ def derive_seed(*numbers: int) -> int:
 
 
 def build_pretraining_loader(
-    dataset: CaseSource, batch_size: int, plan: Plan, label_manager: LabelManager, seed: int
+    dataset: CaseSource, batch_size: int, plan: Plan, label_manager: LabelManager, seed: int | None
 ) -> CropLocationLoader:
-    """The loader that a plan's `topomae` section asks for."""
-    topology = plan.config.topology
+    """The loader that a plan's `topomae` section asks for.
+
+    Args:
+        dataset: preprocessed cases.
+        batch_size: crops in a batch.
+        plan: patch size, flips and topology policy.
+        label_manager: asked for by nnU-Net's loader.
+        seed: seed of the training's crops; None gives the fixed crops of monitoring, where every batch has its target
+            topology, whatever `topology.every` says.
+    """
+    topology, pretraining = plan.config.topology, plan.config.pretraining
     return CropLocationLoader(
         dataset,
         batch_size,
         plan.shape.patch_size,
         label_manager,
-        plan.config.pretraining.flip_axes,
-        seed,
+        pretraining.flip_axes,
+        MONITORING_SEED if seed is None else seed,
+        pretraining.flip_frame,
         TopologyTarget(topology) if topology.enabled else None,
-        topology.every,
+        1 if seed is None else topology.every,
     )
 
 

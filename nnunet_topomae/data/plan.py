@@ -1,5 +1,6 @@
 """What a trainer reads from nnU-Net's plan: the `topomae` section, the network's shape and the facts to record."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,12 +29,19 @@ class Plan:
     facts: dict[str, Any]
 
 
-def read_plan(configuration: ConfigurationManager, channels: int | None = None) -> Plan:
+# What nnU-Net's CTNormalization clips and scales by.
+_CT_STATISTICS = ("percentile_00_5", "percentile_99_5", "mean", "std")
+
+
+def read_plan(
+    configuration: ConfigurationManager, channels: int | None = None, plans: Mapping[str, Any] | None = None
+) -> Plan:
     """Read and check one configuration.
 
     Args:
         configuration: nnU-Net's configuration manager.
         channels: number of input channels, recorded in the facts.
+        plans: content of the plans file, whose intensities are recorded in the facts.
 
     Raises:
         ValueError: a 2D configuration, a cascade's second stage, a patch that the rule cannot take, or a wrong
@@ -53,10 +61,28 @@ def read_plan(configuration: ConfigurationManager, channels: int | None = None) 
         "strides": np.asarray(configuration.pool_op_kernel_sizes).tolist(),
         "spacing": list(spacing),
         "normalization": list(configuration.normalization_schemes),
+        "intensities": None if plans is None else ct_intensities(configuration.normalization_schemes, plans),
         "channels": channels,
         "architecture": _plain(asdict(config.architecture)),
     }
     return Plan(config, shape, spacing, facts)  # type: ignore[arg-type]
+
+
+def ct_intensities(schemes: Iterable[str], plans: Mapping[str, Any]) -> list[dict[str, float | None] | None]:
+    """What CT is clipped and scaled by, channel by channel; None for channels that are normalised by themselves.
+
+    Args:
+        schemes: normalisation schemes of the channels.
+        plans: content of a plans file.
+    """
+    old_name, name = "foreground_intensity_properties_by_modality", "foreground_intensity_properties_per_channel"
+    properties = plans.get(name, plans.get(old_name, {}))
+    return [
+        {key: properties.get(str(channel), {}).get(key) for key in _CT_STATISTICS}
+        if scheme == "CTNormalization"
+        else None
+        for channel, scheme in enumerate(schemes)
+    ]
 
 
 def _plain(section: dict[str, Any]) -> dict[str, Any]:

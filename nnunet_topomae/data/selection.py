@@ -18,13 +18,15 @@ class PretrainingCases:
     """What a fold's pre-training reads.
 
     Attributes:
-        labelled: SHA-256 of the preprocessed images of the fold's training cases, by case.
-        unlabelled: likewise of the unlabelled images.
+        data_folder: the preprocessed data set.
+        labelled: the fold's training cases, sorted.
+        unlabelled: the unlabelled images, sorted.
         excluded: why an unlabelled image is not read, by case.
     """
 
-    labelled: dict[str, str]
-    unlabelled: dict[str, str]
+    data_folder: Path
+    labelled: tuple[str, ...]
+    unlabelled: tuple[str, ...]
     excluded: dict[str, str]
 
     def __str__(self) -> str:
@@ -32,10 +34,16 @@ class PretrainingCases:
         return "\n".join([*lines, *(f"left out {case}: {reason}" for case, reason in self.excluded.items())])
 
     def record(self, folder: Path, continued: bool) -> dict[str, dict[str, str]]:
-        """Write both lists into the fold's folder; returns them as the manifest's ``cases`` and ``unlabeled``."""
+        """Hash all images and write both lists into the fold's folder; for one process of a training.
+
+        Returns:
+            The manifest's ``cases`` and ``unlabeled``: SHA-256 of the preprocessed images, by case.
+        """
+        labelled = hash_images(self.data_folder, self.labelled)
+        unlabelled = hash_images(unlabeled_folder(self.data_folder), self.unlabelled)
         return {
-            "cases": record_cases(self.labelled, folder / "cases_read.json", continued),
-            "unlabeled": record_cases(self.unlabelled, folder / "unlabeled_read.json", continued),
+            "cases": record_cases(labelled, folder / "cases_read.json", continued),
+            "unlabeled": record_cases(unlabelled, folder / "unlabeled_read.json", continued),
         }
 
 
@@ -75,11 +83,7 @@ def choose_cases(
         if entry["twin"] in validation:
             excluded[case] = f"the same image as validation case {entry['twin']}"
     kept = [case for case in unlabelled if case not in excluded]
-    return PretrainingCases(
-        labelled=hash_images(data_folder, training),
-        unlabelled=hash_images(unlabeled_folder(data_folder), kept),
-        excluded=dict(sorted(excluded.items())),
-    )
+    return PretrainingCases(data_folder, tuple(sorted(training)), tuple(sorted(kept)), dict(sorted(excluded.items())))
 
 
 class JointDataset:

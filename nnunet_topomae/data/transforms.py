@@ -11,7 +11,7 @@ from numpy import ndarray
 from numpy.random import Generator
 from torch import Tensor
 
-from nnunet_topomae.geometry import flip_key_points
+from nnunet_topomae.geometry import FlipFrame, flip_key_points
 
 
 def draw_flip_axes(allowed: Sequence[int], rng: Generator) -> tuple[int, ...]:
@@ -20,9 +20,19 @@ def draw_flip_axes(allowed: Sequence[int], rng: Generator) -> tuple[int, ...]:
 
 
 def flip_crop(
-    volume: Float[Tensor, "C D H W"], key_points: Float[ndarray, "9 3"], axes: Sequence[int]
+    volume: Float[Tensor, "C D H W"],
+    key_points: Float[ndarray, "9 3"],
+    axes: Sequence[int],
+    frame: FlipFrame = "volume",
 ) -> tuple[Float[Tensor, "C D H W"], Float[ndarray, "9 3"]]:
-    """Flip a crop along spatial axes and reorder its key points accordingly (geometry.flip_key_points)."""
+    """Flip a crop along spatial axes, and its key points with it.
+
+    Args:
+        volume: the crop.
+        key_points: its key points.
+        axes: distinct spatial axes out of 0, 1, 2.
+        frame: whether the volume is flipped too, see geometry.flip_key_points.
+    """
     if not axes:
         return volume, key_points
-    return volume.flip([axis + 1 for axis in axes]), flip_key_points(key_points, axes)
+    return volume.flip([axis + 1 for axis in axes]), flip_key_points(key_points, axes, frame)

@@ -8,9 +8,11 @@ from nnunet_topomae.losses.spatial import key_point_mse
 from nnunet_topomae.types import KeyPoints, Scalar, Volume, VoxelMask
 
 
-def reconstruction_consistency(vit: Volume, unetrpp: Volume, hidden: VoxelMask) -> Scalar:
-    """Mean squared difference of the two reconstructions over hidden voxels."""
-    return hidden_mse(vit, unetrpp, hidden)
+def reconstruction_consistency(
+    vit: Volume, unetrpp: Volume, hidden: VoxelMask, inside: VoxelMask | None = None
+) -> Scalar:
+    """Mean squared difference of the two reconstructions over hidden voxels; padded ones (not ``inside``) left out."""
+    return hidden_mse(vit, unetrpp, hidden, inside)
 
 
 def spatial_consistency(vit: KeyPoints, unetrpp: KeyPoints) -> Scalar:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nnunet_topomae.architectures.copretraining import CoPretrainingOutput
+from nnunet_topomae.architectures.copretraining import Branch, BranchOutput, CoPretrainingOutput
 from nnunet_topomae.config import PretrainingConfig, TopologyConfig
 from nnunet_topomae.losses.consistency import reconstruction_consistency, spatial_consistency
 from nnunet_topomae.losses.reconstruction import hidden_mse
@@ -27,21 +27,36 @@ TERMS = (
 
 
 class TopologicalTerms(NamedTuple):
-    """L_topo of both networks, (B-averaged) scalars."""
+    """L_topo of the networks, (B-averaged) scalars; None for a network that is not trained."""
 
-    vit: Scalar
-    unetrpp: Scalar
+    vit: Scalar | None = None
+    unetrpp: Scalar | None = None
 
 
-def compose_reconstruction(reconstruction: Volume, data: Volume, hidden: VoxelMask, composition: str) -> Volume:
+def compose_reconstruction(
+    reconstruction: Volume, data: Volume, hidden: VoxelMask, composition: str, inside: VoxelMask | None = None
+) -> Volume:
     """The volume whose topology is compared with the input's.
 
     Paper is silent on visible voxels, where MAE's output is never trained. ``paste`` takes the input's values there,
-    ``full`` keeps the raw output.
+    ``full`` keeps the raw output. Padded voxels have the input's values (0) with both. So padding adds the same to
+    both diagrams, a reconstruction without an error inside the volume has the distance 0, and no gradient reaches the
+    network's output at padded voxels.
+
+    Args:
+        reconstruction: volume (B, C, D, H, W).
+        data: the input, of the same shape.
+        hidden: mask (B, 1, D, H, W), True = hidden.
+        composition: ``paste`` or ``full``.
+        inside: mask (B, 1, D, H, W), False at padded voxels; None where nothing is padded.
+
+    Returns:
+        float32 volume (B, C, D, H, W).
     """
-    if composition == "paste":
-        return torch.where(hidden, reconstruction.float(), data.float())
-    return reconstruction.float()
+    kept = hidden if composition == "paste" else None
+    if inside is not None:
+        kept = inside if kept is None else kept & inside
+    return reconstruction.float() if kept is None else torch.where(kept, reconstruction.float(), data.float())
 
 
 def build_topological_loss(config: TopologyConfig) -> TopologicalLoss | None:
@@ -58,12 +73,33 @@ def term_weights(pretraining: PretrainingConfig, topology: TopologyConfig) -> di
     l1, l2, l3 = pretraining.lambda1, pretraining.lambda2, pretraining.lambda3
     topo = l2 * topology.weight if topology.enabled else 0.0
     branches = {"vit": 1.0 - l1, "unetrpp": l1}
-    weights = {"spa_consis": l3, "rec_consis": l3}
+    weights = {"spa_consis": l3 if pretraining.spatial else 0.0, "rec_consis": l3}
     for name, share in branches.items():
         weights[f"mse_{name}"] = share * (1.0 - 2.0 * l2)
         weights[f"topo_{name}"] = share * topo
         weights[f"spa_{name}"] = share * l2 if pretraining.spatial else 0.0
     return weights
+
+
+def trained_branches(pretraining: PretrainingConfig, topology: TopologyConfig) -> tuple[Branch, ...]:
+    """The networks that some term with a weight trains; the other one need not compute.
+
+    Raises:
+        ValueError: every term has weight 0.
+    """
+    weights = term_weights(pretraining, topology)
+    consistency = weights["spa_consis"] + weights["rec_consis"]
+    branches: tuple[Branch, ...] = ("vit", "unetrpp")
+    trained = tuple(
+        name for name in branches if consistency + sum(weights[f"{term}_{name}"] for term in ("mse", "topo", "spa"))
+    )
+    if not trained:
+        raise ValueError(
+            f"lambda2 = {pretraining.lambda2} and lambda3 = {pretraining.lambda3} with pretraining.spatial = "
+            f"{pretraining.spatial} and topology.enabled = {topology.enabled} leave every term of the loss with weight "
+            "0. Lower pretraining.lambda2, or switch one of its terms on."
+        )
+    return trained
 
 
 class CoPretrainingLoss(nn.Module):
@@ -86,34 +122,44 @@ class CoPretrainingLoss(nn.Module):
         key_points: KeyPoints,
         topology: TopologicalTerms | None = None,
         topology_scale: float = 1.0,
+        inside: VoxelMask | None = None,
     ) -> dict[str, Tensor]:
         """Compute all terms.
 
         Args:
-            output: reconstructions and key points of both networks.
+            output: reconstructions and key points of the networks; None for a network that is not trained.
             data: the unmasked crop (B, C, D, H, W).
             hidden: voxel mask (B, 1, D, H, W), True = hidden.
             key_points: true key points (B, 9, 3).
             topology: the topological terms, or None in steps without them.
-            topology_scale: warm-up factor of the topological weight, 0 to 1.
+            topology_scale: factor of the topological weight, see config.TopologyConfig.training_factor.
+            inside: voxel mask (B, 1, D, H, W), False at padded voxels, which no term counts; None where nothing is
+                padded.
 
         Returns:
-            the terms by name, unweighted, and their weighted sum as ``total``. Without ``topology`` the two
-            ``topo_*`` entries are absent.
+            the terms by name, unweighted, and their weighted sum as ``total``. Absent are the two ``topo_*`` entries
+            without ``topology``, and the terms of a network that is not trained.
         """
+        terms: dict[str, Tensor] = {}
+        for name, branch in output.present().items():
+            terms[f"mse_{name}"] = hidden_mse(branch.reconstruction, data, hidden, inside)
+            terms[f"spa_{name}"] = key_point_mse(branch.key_points, key_points)
         vit, unetrpp = output
-        terms = {
-            "mse_vit": hidden_mse(vit.reconstruction, data, hidden),
-            "spa_vit": key_point_mse(vit.key_points, key_points),
-            "mse_unetrpp": hidden_mse(unetrpp.reconstruction, data, hidden),
-            "spa_unetrpp": key_point_mse(unetrpp.key_points, key_points),
-            "spa_consis": spatial_consistency(vit.key_points, unetrpp.key_points),
-            "rec_consis": reconstruction_consistency(vit.reconstruction, unetrpp.reconstruction, hidden),
-        }
+        if vit is not None and unetrpp is not None:
+            terms |= self._consistency(vit, unetrpp, hidden, inside)
         if topology is not None:
-            terms |= {"topo_vit": topology.vit, "topo_unetrpp": topology.unetrpp}
+            terms |= {f"topo_{name}": term for name, term in topology._asdict().items() if term is not None}
         terms["total"] = self._weighted_sum(terms, topology_scale)
         return terms
+
+    @staticmethod
+    def _consistency(
+        vit: BranchOutput, unetrpp: BranchOutput, hidden: VoxelMask, inside: VoxelMask | None
+    ) -> dict[str, Tensor]:
+        return {
+            "spa_consis": spatial_consistency(vit.key_points, unetrpp.key_points),
+            "rec_consis": reconstruction_consistency(vit.reconstruction, unetrpp.reconstruction, hidden, inside),
+        }
 
     def _weighted_sum(self, terms: Mapping[str, Tensor], topology_scale: float) -> Tensor:
         scales = {name: topology_scale if name.startswith("topo_") else 1.0 for name in terms}

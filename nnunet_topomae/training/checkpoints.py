@@ -11,7 +11,6 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunet_topomae import __version__
-from nnunet_topomae.architectures.build import build_fusion_network
 from nnunet_topomae.data.cases import hash_json
 from nnunet_topomae.data.plan import Plan
 
@@ -78,27 +77,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def add_fresh_fusion_weights(weights: Mapping[str, Tensor], plan: Plan, channels: int, seed: int) -> dict[str, Tensor]:
-    """Pre-trained weights plus the fusion layers in their initial state.
-
-    nnU-Net's own ``-pretrained_weights`` asks for every weight of the network that is fine-tuned; with these entries
-    it accepts a pre-training checkpoint as it is.
-
-    Args:
-        weights: state dict of a CoPretrainingNetwork.
-        plan: shape and architecture of the fusion network.
-        channels: number of input channels.
-        seed: seed of the fusion layers.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = build_fusion_network(plan.shape, channels, 1, plan.config.architecture, deep_supervision=False)
-    fresh = {name: value for name, value in network.state_dict().items() if name.startswith("fusion.")}
-    return {**weights, **fresh}
-
-
 def ignore_fusion_weights(network: nn.Module) -> None:
-    """Let a co-pre-training network resume from a checkpoint that also holds fusion layers."""
+    """Let a co-pre-training network resume from a checkpoint of an earlier version, which also holds fusion layers."""
 
     def drop(module: nn.Module, state: dict[str, Tensor], *_: Any) -> None:
         for name in [name for name in state if name.startswith("fusion.")]:

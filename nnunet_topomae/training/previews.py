@@ -1,4 +1,4 @@
-"""Preview of one pre-training case: what was masked and what the two networks made of it."""
+"""Preview of one pre-training case: what was masked and what the networks made of it."""
 
 import os
 import tempfile
@@ -18,27 +18,28 @@ if TYPE_CHECKING:
 
 PLANES = ("axial", "coronal", "sagittal")
 COLUMNS = ("input", "masked", "vit", "unetrpp")
-TITLES = ("Input", "Masked", "ViT reconstruction", "UNETR++ reconstruction")
+TITLES = dict(zip(COLUMNS, ("Input", "Masked", "ViT reconstruction", "UNETR++ reconstruction"), strict=True))
+_OPTIONAL = ("vit", "unetrpp", "key_points_vit", "key_points_unetrpp")
 HIDDEN_COLOUR = (0.16, 0.30, 0.44)
 _CROP_BOUNDS = ("lower", "upper", "volume_shape")
 
 
 @dataclass(frozen=True, eq=False)
 class Preview:
-    """The first channel of one crop, in normalised intensities, with its two reconstructions.
+    """The first channel of one crop, in normalised intensities, with its reconstructions.
 
     Attributes:
         case: case identifier, also the name of the files.
         input: the crop (D, H, W).
         masked: the crop as UNETR++ sees it, hidden voxels blanked.
         hidden: voxel mask, True = hidden.
-        vit: reconstruction by the ViT-MAE.
-        unetrpp: reconstruction by UNETR++.
+        vit: reconstruction by the ViT-MAE; None where it was not trained.
+        unetrpp: reconstruction by UNETR++; None where it was not trained.
         spacing: voxel size in mm along (D, H, W).
         crop: where the crop lies in its volume.
         key_points_true: nine key points in the normalised frame of the volume (paper Sec. II-B).
-        key_points_vit: prediction of the ViT branch.
-        key_points_unetrpp: prediction of the UNETR++ branch.
+        key_points_vit: prediction of the ViT branch, or None.
+        key_points_unetrpp: prediction of the UNETR++ branch, or None.
 
     Raises:
         ValueError: a spacing that is not positive, or a case name that is not a plain file name.
@@ -48,27 +49,33 @@ class Preview:
     input: Float[ndarray, "D H W"]
     masked: Float[ndarray, "D H W"]
     hidden: Bool[ndarray, "D H W"]
-    vit: Float[ndarray, "D H W"]
-    unetrpp: Float[ndarray, "D H W"]
+    vit: Float[ndarray, "D H W"] | None
+    unetrpp: Float[ndarray, "D H W"] | None
     spacing: tuple[float, float, float]
     crop: CropLocation
     key_points_true: Float[ndarray, "9 3"]
-    key_points_vit: Float[ndarray, "9 3"]
-    key_points_unetrpp: Float[ndarray, "9 3"]
+    key_points_vit: Float[ndarray, "9 3"] | None
+    key_points_unetrpp: Float[ndarray, "9 3"] | None
 
     def __post_init__(self) -> None:
         if not self.case or Path(self.case).name != self.case:
             raise ValueError(f"case must be a plain file name, got {self.case!r}")
         if len(self.spacing) != 3 or min(self.spacing) <= 0:
             raise ValueError(f"spacing must be three positive numbers in mm, got {self.spacing}")
-        shapes = {name: getattr(self, name).shape for name in (*COLUMNS, "hidden")}
+        shapes = {name: getattr(self, name).shape for name in (*self.columns, "hidden")}
         if len(set(shapes.values())) != 1:
             raise ValueError(f"all volumes of a preview must have the same shape, got {shapes}")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the volumes that there are, out of COLUMNS."""
+        return tuple(name for name in COLUMNS if getattr(self, name) is not None)
 
     def save(self, folder: Path) -> None:
         """Write `<case>.npz` and `<case>.png` into ``folder``; neither is ever seen half written."""
         folder.mkdir(parents=True, exist_ok=True)
-        arrays = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "crop"}
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "crop"}
+        arrays = {name: value for name, value in values.items() if value is not None}
         bounds = {name: getattr(self.crop, name) for name in _CROP_BOUNDS}
         _write(folder / f"{self.case}.npz", lambda file: np.savez_compressed(file, **arrays, **bounds))
         _write(folder / f"{self.case}.png", lambda file: preview_figure(self).savefig(file, format="png"))
@@ -82,10 +89,10 @@ class Preview:
         """
         with np.load(path, allow_pickle=False) as stored:
             names = [item.name for item in fields(cls) if item.name != "crop"]
-            missing = sorted({*names, *_CROP_BOUNDS} - set(stored.files))
+            missing = sorted({*names, *_CROP_BOUNDS} - set(_OPTIONAL) - set(stored.files))
             if missing:
                 raise ValueError(f"{path} is not a preview: it lacks {', '.join(missing)}. Run the validation again.")
-            values: dict[str, Any] = {name: stored[name] for name in names}
+            values: dict[str, Any] = {name: stored[name] if name in stored.files else None for name in names}
             crop = CropLocation(*(as_size3(stored[name].tolist(), name) for name in _CROP_BOUNDS))
         values["case"] = str(values["case"])
         values["spacing"] = tuple(map(float, values["spacing"]))
@@ -93,7 +100,7 @@ class Preview:
 
 
 def preview_figure(preview: Preview) -> "Figure":
-    """Draw input, masked input and both reconstructions in three planes through the centre of the crop.
+    """Draw input, masked input and the reconstructions in three planes through the centre of the crop.
 
     All panels share one grey window, the 0.5 to 99.5 percentile of the input; hidden voxels are blue in the masked
     column. The reconstructions have the input at visible voxels, where masked autoencoders learn nothing. Pixels have
@@ -105,13 +112,15 @@ def preview_figure(preview: Preview) -> "Figure":
     low, high = np.percentile(preview.input, (0.5, 99.5))
     extent = np.array(preview.input.shape) * np.array(preview.spacing)  # mm
     heights = [extent[_plane_axes(plane)[0]] / extent[_plane_axes(plane)[1]] for plane in range(3)]
-    figure = Figure(figsize=(9.0, 0.3 + 2.2 * sum(heights)), dpi=110, layout="constrained")
+    shown = preview.columns
+    width = 9.0 * len(shown) / len(COLUMNS)
+    figure = Figure(figsize=(width, 0.3 + 2.2 * sum(heights)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(3, len(COLUMNS), gridspec_kw={"height_ratios": heights}, squeeze=False)
+    axes = figure.subplots(3, len(shown), gridspec_kw={"height_ratios": heights}, squeeze=False)
     for plane, plane_name in enumerate(PLANES):
         rows, columns = _plane_axes(plane)
         hidden, visible = _slice(preview.hidden, plane), _slice(preview.input, plane)
-        for axis, name, title in zip(axes[plane], COLUMNS, TITLES, strict=True):
+        for axis, name in zip(axes[plane], shown, strict=True):
             composed = np.where(hidden, _slice(getattr(preview, name), plane), visible)
             pixels = _grey(composed, low, high)
             if name == "masked":
@@ -120,7 +129,7 @@ def preview_figure(preview: Preview) -> "Figure":
             axis.imshow(pixels, aspect=aspect, interpolation="nearest", origin="upper" if plane == 0 else "lower")
             axis.set(xticks=[], yticks=[])
             if plane == 0:
-                axis.set_title(title, fontsize=10)
+                axis.set_title(TITLES[name], fontsize=10)
         axes[plane][0].set_ylabel(plane_name, fontsize=10)
     return figure
 

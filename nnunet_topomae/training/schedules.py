@@ -23,32 +23,48 @@ def poly(progress: float) -> float:
 
 
 class WarmupSchedule:
-    """Linear warm-up, then a decay; a pure function of the epoch, so resuming needs no state.
+    """Linear warm-up, then a decay; a pure function of the place in the training, so resuming needs no state.
+
+    Attributes:
+        warmup_steps: length of the warm-up that is used.
 
     Args:
         optimizer: its groups' ``lr`` at construction is the peak.
         epochs: length of the training.
-        warmup_epochs: wanted length of the warm-up; at most a tenth of ``epochs`` is used.
+        steps_per_epoch: optimiser steps in an epoch.
+        warmup_steps: wanted length of the warm-up; at most a tenth of all steps is used.
         decay: factor from the progress after the warm-up, 0 to 1.
     """
 
-    def __init__(self, optimizer: Optimizer, epochs: int, warmup_epochs: int, decay: Factor) -> None:
+    def __init__(
+        self, optimizer: Optimizer, epochs: int, steps_per_epoch: int, warmup_steps: int, decay: Factor
+    ) -> None:
         self.optimizer = optimizer
-        self.epochs = epochs
-        self.warmup_epochs = min(warmup_epochs, epochs // 10)
+        self.steps = epochs * steps_per_epoch
+        self.steps_per_epoch = steps_per_epoch
+        self.warmup_steps = min(warmup_steps, self.steps // 10)
         self.decay = decay
         self.peaks = [group["lr"] for group in optimizer.param_groups]
 
-    def factor(self, epoch: int) -> float:
-        """Fraction of the peak learning rate in ``epoch``."""
-        if epoch < self.warmup_epochs:
-            return (epoch + 1) / (self.warmup_epochs + 1)
-        return self.decay((epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs))
+    def factor(self, step: int) -> float:
+        """Fraction of the peak learning rate in optimiser step ``step``, counted from 0 over the whole training."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        return self.decay((step - self.warmup_steps) / (self.steps - self.warmup_steps))
 
-    def step(self, epoch: int) -> None:
-        """Set the learning rates of ``epoch``; nnU-Net calls this at the start of every epoch."""
+    def step(self, epoch: int, step_of_epoch: int = 0) -> None:
+        """Set the learning rates of one step; nnU-Net calls this at the start of every epoch."""
+        factor = self.factor(epoch * self.steps_per_epoch + step_of_epoch)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * self.factor(epoch)
+            group["lr"] = peak * factor
+
+    def describe(self) -> str:
+        """What is used, for the log: the warm-up, and the peak rate and number of weights of every group."""
+        groups = "; ".join(
+            f"{peak:g} for {sum(p.numel() for p in group['params'])} weights (decay {group['weight_decay']:g})"
+            for peak, group in zip(self.peaks, self.optimizer.param_groups, strict=True)
+        )
+        return f"warm-up of {self.warmup_steps} of {self.steps} steps; peak learning rates: {groups}"
 
 
 def build_adamw(
@@ -62,13 +78,24 @@ def build_adamw(
     """AdamW without decay on biases, norms, embeddings and scales (architectures.build.no_weight_decay).
 
     Args:
-        network: parameters that require a gradient are trained.
+        network: parameters that require a gradient are trained. Their names decide, so it must not be wrapped by
+            ``torch.compile`` or DDP, which put a prefix before every name.
         learning_rate: peak learning rate.
         weight_decay: decay of the remaining parameters.
         betas: AdamW's averages.
         slow_learning_rate: peak for every parameter whose name starts with none of ``fast_prefixes``.
         fast_prefixes: names of freshly initialised parts.
+
+    Raises:
+        ValueError: no parameter has one of ``fast_prefixes``, as in a wrapped network.
     """
+    names = [name for name, _ in network.named_parameters()]
+    for prefix in fast_prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            raise ValueError(
+                f"no parameter's name starts with {prefix!r}, so no part would train at the rate of fresh weights. "
+                f"The first name is {names[0] if names else None!r}: pass the network without its wrappers."
+            )
     undecayed = no_weight_decay(network)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():

@@ -12,7 +12,7 @@ from nnunet_topomae.architectures.copretraining import BranchOutput, CoPretraini
 from nnunet_topomae.data.plan import Plan
 from nnunet_topomae.data.topology_target import TargetTopology
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, TopologicalTerms, compose_reconstruction
-from nnunet_topomae.masking import random_token_mask, token_to_voxel_mask
+from nnunet_topomae.masking import inside_mask, random_token_mask, token_to_voxel_mask
 from nnunet_topomae.topology import PendingLoss, TopologicalLoss
 from nnunet_topomae.types import Scalar, Volume, VoxelMask
 
@@ -67,7 +67,7 @@ def optimise(
 
 
 class CoPretrainingStep:
-    """Forward pass of both networks and all loss terms of one batch (paper Fig. 1 and Sec. II).
+    """Forward pass of the networks and all loss terms of one batch (paper Fig. 2 and Sec. II).
 
     The ViT runs first; its persistent homology is computed in threads while UNETR++ runs.
 
@@ -97,9 +97,11 @@ class CoPretrainingStep:
         """Compute all terms.
 
         Args:
-            batch: from data.loaders.CropLocationLoader; without ``target_topology`` L_topo is not computed.
+            batch: from data.loaders.CropLocationLoader; without ``target_topology`` L_topo is not computed, without
+                ``locations`` no voxel is taken for padding.
             generator: source of the token masks, on the CPU: the ViT lists its visible tokens there.
-            topology_scale: warm-up factor of L_topo; at 0 it is not computed.
+            topology_scale: factor of L_topo's weight, see config.TopologyConfig.training_factor; at 0 the term is not
+                computed.
 
         Returns:
             the terms by name, see losses.copretraining.CoPretrainingLoss.
@@ -109,24 +111,32 @@ class CoPretrainingStep:
         data = batch["data"].to(self.device, non_blocking=True)
         key_points = batch["key_points"].to(self.device, non_blocking=True)
         hidden = token_to_voxel_mask(mask.to(self.device), self.plan.shape.token_size)
+        inside = inside_mask(batch.get("locations", ()), self.device)
         if self.topological_loss is None or topology_scale == 0.0 or "target_topology" not in batch:
             output = self.network(data, mask)
-            return self.loss.forward(output, data, hidden, key_points)
-        pending: list[PendingLoss] = []
+            return self.loss.forward(output, data, hidden, key_points, inside=inside)
+        pending: dict[str, PendingLoss] = {}
 
-        def start(branch: BranchOutput) -> None:
-            pending.append(self._start_topology(branch.reconstruction, data, hidden, batch))
+        def start_vit(branch: BranchOutput) -> None:
+            pending["vit"] = self._start_topology(branch.reconstruction, data, hidden, inside, batch)
 
-        output = self.network(data, mask, torch.compiler.disable(start))
-        start(output.unetrpp)
-        topology = TopologicalTerms(pending[0].result(), pending[1].result())
-        return self.loss.forward(output, data, hidden, key_points, topology, topology_scale)
+        output = self.network(data, mask, torch.compiler.disable(start_vit))
+        if output.unetrpp is not None:
+            pending["unetrpp"] = self._start_topology(output.unetrpp.reconstruction, data, hidden, inside, batch)
+        topology = TopologicalTerms(**{name: loss.result() for name, loss in pending.items()})
+        return self.loss.forward(output, data, hidden, key_points, topology, topology_scale, inside)
 
     def _start_topology(
-        self, reconstruction: Volume, data: Volume, hidden: VoxelMask, batch: Mapping[str, Any]
+        self,
+        reconstruction: Volume,
+        data: Volume,
+        hidden: VoxelMask,
+        inside: VoxelMask | None,
+        batch: Mapping[str, Any],
     ) -> PendingLoss:
         assert self.topological_loss is not None
-        composed = compose_reconstruction(reconstruction, data, hidden, self.plan.config.topology.composition)
+        composition = self.plan.config.topology.composition
+        composed = compose_reconstruction(reconstruction, data, hidden, composition, inside)
         targets: Sequence[TargetTopology] = batch["target_topology"]
         origins = [target.origin for target in targets if target.origin is not None]
         return self.topological_loss.start(

@@ -15,6 +15,7 @@ PLANS = "nnunetv2.utilities.plans_handling.plans_handler:PlansManager"
 CONFIGURATION = "nnunetv2.utilities.plans_handling.plans_handler:ConfigurationManager"
 LOGGER = "nnunetv2.training.logging.nnunet_logger:MetaLogger"
 PLAN_API = "nnunetv2.experiment_planning.plan_and_preprocess_api"
+RUN = "nnunetv2.run.run_training"
 SEARCH = "nnunetv2.utilities.find_class_by_name"
 
 
@@ -75,6 +76,12 @@ CALLABLES = [
     (f"{LOGGER}.log", "self key value step", "logging the terms"),
     (f"{LOGGER}.get_value", "self key step", "the record of an epoch"),
     (f"{LOGGER}.get_checkpoint", "self", "checkpoints"),
+    (f"{RUN}:load_pretrained_weights", "network fname", "checking the file of `-pretrained_weights`"),
+    (
+        f"{RUN}:maybe_load_checkpoint",
+        "nnunet_trainer continue_training validation_only pretrained_weights_file",
+        "checking the file of `-pretrained_weights`",
+    ),
     (f"{PLAN_API}:extract_fingerprints", "dataset_ids", "`nnunet-topomae plan`"),
     (f"{PLAN_API}:plan_experiment_dataset", "dataset_id experiment_planner_class", "`nnunet-topomae plan`"),
     (f"{PLAN_API}:preprocess_dataset", "dataset_id plans_identifier configurations", "`nnunet-topomae plan`"),
@@ -141,6 +148,11 @@ def test_our_checkpoints_have_the_entries_of_stock_ones() -> None:
 def test_the_walk_goes_through_the_function_that_the_hook_wraps() -> None:
     code = resolve(f"{SEARCH}:recursive_find_python_class").__code__
     assert "_recursive_find_python_class" in code.co_names, "the start-up hook is never asked"
+
+
+def test_pretrained_weights_are_loaded_through_the_name_that_the_fusion_trainer_wraps() -> None:
+    code = resolve(f"{RUN}:maybe_load_checkpoint").__code__
+    assert "load_pretrained_weights" in code.co_names, "every training with -pretrained_weights would be refused"
 
 
 def test_build_network_architecture_is_called_on_the_class() -> None:

@@ -86,11 +86,13 @@ def _variant(root: Path, name: str, patch_size: list[int] | None = None, **finet
     return name
 
 
-def _train(trainer: str, plans: str = "TopoMAEPlans", configuration: str = "3d_fullres", **options: Any) -> None:
+def _train(
+    trainer: str, plans: str = "TopoMAEPlans", configuration: str = "3d_fullres", fold: int = 0, **options: Any
+) -> None:
     import torch
     from nnunetv2.run.run_training import run_training
 
-    run_training("901", configuration, 0, trainer, plans, device=torch.device("cpu"), **options)
+    run_training("901", configuration, fold, trainer, plans, device=torch.device("cpu"), **options)
 
 
 def _fold(root: Path, trainer: str, plans: str = "TopoMAEPlans") -> Path:
@@ -164,12 +166,16 @@ def test_pre_training_is_interrupted_continued_and_fine_tuned(
     assert [epoch["epoch"] for epoch in _epochs(fold)] == [0, 1, 2]
     assert set(json.loads((fold / "validation" / "summary.json").read_text())["mean"]) == {"(1, 2)", "2"}
 
-    # Stock -pretrained_weights takes the same file, also where the fold has no pre-training of its own.
+    # -pretrained_weights takes the same file, also where the fold has no pre-training of its own; it counts and checks.
     capsys.readouterr()
-    name = _variant(workspace, "given")
+    name = _variant(workspace, "given", transfer_parts="vit")
     weights = str(_fold(workspace, "TopoMAEPretrainer") / "checkpoint_final.pth")
     _train("TopoMAEFusionTrainer", name, pretrained_weights=weights)
-    assert "weights were loaded by nnU-Net" in capsys.readouterr().out
+    assert f"pre-trained weights from {weights}: " in capsys.readouterr().out
+    became = json.loads((_fold(workspace, "TopoMAEFusionTrainer", name) / "transfer.json").read_text())["weights"]
+    assert {name.split(".")[0] for name, what in became.items() if what == "copied"} == {"vit_encoder"}
+    with pytest.raises(ValueError, match="validation cases of this fold"):
+        _train("TopoMAEFusionTrainer", name, fold=1, pretrained_weights=weights)
 
     # The same file for a plan with another patch: refused, or adapted where the plan asks for it.
     name = _variant(workspace, "otherpatch", patch_size=[16, 24, 24], pretrained=weights)
@@ -194,9 +200,7 @@ def test_pre_training_is_interrupted_continued_and_fine_tuned(
     name = _variant(workspace, "named", pretrained=weights)
     other = json.loads((workspace / "preprocessed" / DATASET / "splits_final.json").read_text())[1]["val"]
     with pytest.raises(ValueError, match=f"validation cases of this fold.*{sorted(other)[0]}"):
-        from nnunetv2.run.run_training import run_training
-
-        run_training("901", "3d_fullres", 1, "TopoMAEFusionTrainer", name, device=torch.device("cpu"))
+        _train("TopoMAEFusionTrainer", name, fold=1)
 
 
 def test_same_seed_same_pre_training(workspace: Path) -> None:
@@ -205,6 +209,49 @@ def test_same_seed_same_pre_training(workspace: Path) -> None:
         _train("TopoMAEPretrainer", name)
     first, second = ([epoch["train"] for epoch in _epochs(_fold(workspace, "TopoMAEPretrainer", n))] for n in names)
     assert first == second
+
+
+def test_pre_training_of_the_vit_alone(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    from nnunet_topomae.architectures.build import build_copretraining_network
+    from nnunet_topomae.architectures.rule import derive_network_shape
+    from nnunet_topomae.config import TopoMAEConfig
+    from nnunet_topomae.training.previews import Preview
+
+    name = _variant(workspace, "vitalone")
+    plans = workspace / "preprocessed" / DATASET / f"{name}.json"
+    values = json.loads(plans.read_text())
+    section = values["configurations"]["3d_fullres"]["topomae"]
+    section["pretraining"] |= {"lambda1": 0.0, "lambda3": 0.0, "learning_rate": 0.01, "weight_decay": 0.5}
+    section["topology"] |= {"every": 2}
+    plans.write_text(json.dumps(values))
+    _train("TopoMAEPretrainer", name)
+    fold = _fold(workspace, "TopoMAEPretrainer", name)
+    printed = capsys.readouterr().out
+    assert "the error L_spa of always answering the mean" in printed
+    assert "warning: the place of a crop carries only" in printed  # the planned patch is as large as these images
+    assert json.loads((fold / "key_points.json").read_text())["share"] < 0.01
+
+    terms = {"mse_vit", "spa_vit", "topo_vit", "total"}
+    assert all(set(epoch[part]) == terms for epoch in _epochs(fold) for part in ("train", "validation"))
+    assert (fold / "progress.png").is_file()
+    summary = json.loads((fold / "validation" / "summary.json").read_text())["reconstruction"]
+    assert set(summary["mean"]) == {"vit"}
+    previews = sorted((fold / "validation" / "previews").glob("*.npz"))
+    assert previews and Preview.load(previews[0]).columns == ("input", "masked", "vit")
+
+    # The checkpoint has all weights; those of UNETR++ are the initial ones, without decay.
+    trained = torch.load(fold / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    stage = values["configurations"]["3d_fullres"]
+    architecture = TopoMAEConfig.from_configuration(stage).architecture
+    strides = stage["architecture"]["arch_kwargs"]["strides"]
+    shape = derive_network_shape(tuple(stage["patch_size"]), strides, architecture)
+    torch.manual_seed(SECTION["pretraining"]["seed"])
+    initial = build_copretraining_network(shape, 1, architecture).state_dict()
+    same = {name for name, value in initial.items() if torch.equal(value, trained[name])}
+    assert {name for name in initial if name.startswith(("encoder.", "decoder.", "key_points."))} <= same
+    assert "vit_encoder.blocks.0.attn.qkv.weight" not in same
 
 
 @pytest.mark.parametrize(

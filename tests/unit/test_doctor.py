@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 
 from nnunet_topomae import _hook
 from nnunet_topomae.cli import USER_ERROR, main
-from nnunet_topomae.data.cases import hash_images, hash_json_file
+from nnunet_topomae.data.cases import hash_images, hash_json, hash_json_file
 from nnunet_topomae.data.plan import read_plan
 from nnunet_topomae.doctor import checks, command
 from nnunet_topomae.training.checkpoints import ENTRY, describe
@@ -256,7 +256,12 @@ def trained(nnunet_env: Any, tmp_path: Path) -> Trained:
         "architecture": {"network_class_name": "none", "arch_kwargs": {"strides": strides}},
     }
     name = "Dataset999_Phantom"
-    plans = {"dataset_name": name, "plans_name": "TopoMAEPlans", "configurations": {CONFIGURATION: configuration}}
+    plans = {
+        "dataset_name": name,
+        "plans_name": "TopoMAEPlans",
+        "foreground_intensity_properties_per_channel": {"0": {"mean": 40.0, "std": 20.0}},
+        "configurations": {CONFIGURATION: configuration},
+    }
     dataset = nnunet_env.preprocessed / name
     images = dataset / configuration["data_identifier"]
     images.mkdir(parents=True)
@@ -272,7 +277,7 @@ def trained(nnunet_env: Any, tmp_path: Path) -> Trained:
         "splits_hash": hash_json_file(dataset / "splits_final.json"),
         "cases": hash_images(images, CASES),
     }
-    plan = read_plan(PlansManager(plans).get_configuration(CONFIGURATION), channels=1)
+    plan = read_plan(PlansManager(plans).get_configuration(CONFIGURATION), channels=1, plans=plans)
     logged = {"ema_fg_dice": [np.float64(0.5), np.float32(0.25)], "dice_per_class_or_region": [np.array([0.5, 0.25])]}
     checkpoint = {
         "network_weights": {"weight": torch.zeros(3, 2)},
@@ -318,6 +323,13 @@ def _change_plan(trained: Trained) -> None:
     file.write_text(json.dumps(plans))
 
 
+def _change_intensities(trained: Trained) -> None:
+    file = trained.dataset / "TopoMAEPlans.json"
+    plans = json.loads(file.read_text())
+    plans["foreground_intensity_properties_per_channel"]["0"]["mean"] = 41.0
+    file.write_text(json.dumps(plans))
+
+
 def _remove_plan(trained: Trained) -> None:
     (trained.dataset / "TopoMAEPlans.json").unlink()
 
@@ -329,6 +341,7 @@ def _remove_plan(trained: Trained) -> None:
         (_remove_case, "cases", "warning", "case_3"),
         (_change_splits, "splits", "error", "splits_final.json has changed"),
         (_change_plan, "plan", "error", "spacing"),
+        (_change_intensities, "plan", "error", "intensities"),
         (_remove_plan, "plan", "warning", "does not exist"),
     ],
 )
@@ -349,6 +362,19 @@ def test_checkpoint_that_no_longer_agrees(
     table = capsys.readouterr().out
     assert says in table
     assert "pretraining with nnunet-topomae" in table
+
+
+def test_checkpoint_of_an_earlier_version_with_fewer_facts(
+    trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = torch.load(trained.file, weights_only=False)
+    del checkpoint[ENTRY]["plan"]["intensities"]
+    checkpoint[ENTRY]["manifest"]["plan_hash"] = hash_json(checkpoint[ENTRY]["plan"])
+    torch.save(checkpoint, trained.file)
+    _change_intensities(trained)
+    assert checkpoint_report(trained.file, capsys)[2]["plan"]["status"] == "ok"
+    _change_plan(trained)
+    assert checkpoint_report(trained.file, capsys)[2]["plan"]["status"] == "error"
 
 
 def test_checkpoint_without_data_here(

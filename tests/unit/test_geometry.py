@@ -3,6 +3,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 
 from nnunet_topomae.geometry import CropLocation, as_size3, flip_key_points
 
@@ -35,13 +36,51 @@ def test_key_points_are_what_a_coordinate_volume_shows() -> None:
 
 
 @pytest.mark.parametrize("axes", ALL_AXES)
-def test_flips_agree_with_a_flipped_coordinate_volume(axes: tuple[int, ...]) -> None:
+def test_in_the_crops_frame_flips_keep_the_coordinates_of_the_volume(axes: tuple[int, ...]) -> None:
     lower, upper = faces(CROP)
     # A flip along an axis turns each voxel over: its lower face comes to lie above its upper one.
     for axis in axes:
         lower[..., axis], upper[..., axis] = upper[..., axis].copy(), lower[..., axis].copy()
     flipped = read_corners(np.flip(lower, axes), np.flip(upper, axes))
-    np.testing.assert_allclose(flip_key_points(CROP.key_points(), axes), flipped, atol=1e-6)
+    np.testing.assert_allclose(flip_key_points(CROP.key_points(), axes, "crop"), flipped, atol=1e-6)
+
+
+@pytest.mark.parametrize("axes", ALL_AXES)
+def test_in_the_volumes_frame_flips_give_the_place_in_the_flipped_volume(axes: tuple[int, ...]) -> None:
+    numbers = np.arange(np.prod(VOLUME)).reshape(VOLUME)
+    crop = numbers[tuple(slice(lo, up) for lo, up in zip(CROP.lower, CROP.upper, strict=True))]
+    found = np.argwhere(np.isin(np.flip(numbers, axes), crop))  # where the crop's voxels lie after the flip
+    place = CropLocation(tuple(found.min(axis=0).tolist()), tuple((found.max(axis=0) + 1).tolist()), VOLUME)
+    np.testing.assert_array_equal(np.flip(numbers, axes)[tuple(found[0])], np.flip(crop, axes)[0, 0, 0])
+    np.testing.assert_allclose(flip_key_points(CROP.key_points(), axes), read_corners(*faces(place)), atol=1e-6)
+    assert CROP.flipped(axes) == place
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_flipping_the_place_is_flipping_the_crop_padding_included(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(3, 12, 3).tolist())
+    lower = [int(rng.integers(-3, size)) for size in shape]
+    location = CropLocation(tuple(lower), tuple(lo + int(rng.integers(4, 10)) for lo in lower), shape)
+    volume = rng.random((2, *shape))  # never 0: padding is told by its value
+    axes = tuple(axis for axis in range(3) if rng.random() < 0.5)
+    there = location.flipped(axes)
+
+    def cut(array: np.ndarray, place: CropLocation) -> np.ndarray:
+        return crop_and_pad_nd(array, [list(bounds) for bounds in zip(place.lower, place.upper, strict=True)], 0)
+
+    crop = cut(volume, location)
+    flipped = np.flip(crop, [axis + 1 for axis in axes])
+    np.testing.assert_array_equal(cut(np.flip(volume, [axis + 1 for axis in axes]), there), flipped)
+    np.testing.assert_array_equal(there.inside(), flipped[0] != 0)
+    assert there.is_padded == (crop == 0).any()
+    np.testing.assert_allclose(flip_key_points(location.key_points(), axes), there.key_points(), atol=1e-6)
+
+
+def test_a_crop_outside_its_volume_has_nothing_inside() -> None:
+    for lower, upper in (((-5, 0, 0), (-1, 4, 4)), ((0, 17, 0), (4, 20, 4))):
+        location = CropLocation(lower, upper, VOLUME)
+        assert location.is_padded and not location.inside().any()
 
 
 def test_rows_and_columns() -> None:
@@ -70,14 +109,16 @@ def test_points_outside_move_to_the_nearest_surface() -> None:
         np.testing.assert_allclose(points[row], nearest, atol=1e-4)
 
 
+@pytest.mark.parametrize("frame", ["volume", "crop"])
 @pytest.mark.parametrize("axes", ALL_AXES)
-def test_flips_undo_themselves_and_combine(axes: tuple[int, ...]) -> None:
+def test_flips_undo_themselves_and_combine(axes: tuple[int, ...], frame: str) -> None:
     points = CROP.key_points()
-    np.testing.assert_array_equal(flip_key_points(flip_key_points(points, axes), axes), points)
+    np.testing.assert_array_equal(flip_key_points(flip_key_points(points, axes, frame), axes, frame), points)
     one_by_one = points
     for axis in reversed(axes):
-        one_by_one = flip_key_points(one_by_one, (axis,))
-    np.testing.assert_array_equal(one_by_one, flip_key_points(points, axes))
+        one_by_one = flip_key_points(one_by_one, (axis,), frame)
+    np.testing.assert_array_equal(one_by_one, flip_key_points(points, axes, frame))
+    np.testing.assert_array_equal(points, CROP.key_points())  # the argument is left as it was
 
 
 def test_as_size3_makes_ints() -> None:
@@ -104,6 +145,8 @@ def test_as_size3_needs_three_entries() -> None:
         as_size3((96, 96), "patch_size")
 
 
-def test_flip_of_an_unknown_axis() -> None:
-    with pytest.raises(ValueError, match="got 3"):
-        flip_key_points(CROP.key_points(), (3,))
+@pytest.mark.parametrize("axes", [(3,), (-1,), (1, 1)])
+def test_flip_of_an_unknown_or_repeated_axis(axes: tuple[int, ...]) -> None:
+    for flip in (lambda: flip_key_points(CROP.key_points(), axes), lambda: CROP.flipped(axes)):
+        with pytest.raises(ValueError, match=f"got {', '.join(map(str, axes))}"):
+            flip()

@@ -3,7 +3,8 @@ from itertools import product
 import pytest
 import torch
 
-from nnunet_topomae.masking import patchify, random_token_mask, token_grid, token_to_voxel_mask, unpatchify
+from nnunet_topomae.geometry import CropLocation
+from nnunet_topomae.masking import inside_mask, patchify, random_token_mask, token_grid, token_to_voxel_mask, unpatchify
 
 GRID, TOKEN = (2, 3, 5), (4, 2, 3)
 PATCH = (8, 6, 15)
@@ -67,6 +68,18 @@ def test_voxel_mask_is_the_mask_of_the_voxels_token(generator: torch.Generator) 
     assert voxels.shape == (3, 1, *PATCH)
     for sample, (d, h, w) in product(range(3), product(*map(range, PATCH))):
         assert voxels[sample, 0, d, h, w] == mask[sample, d // TOKEN[0], h // TOKEN[1], w // TOKEN[2]]
+
+
+def test_inside_mask_is_that_of_every_crop() -> None:
+    padded = CropLocation((-2, 1, 3), (3, 8, 9), (4, 9, 11))
+    whole = CropLocation((1, 2, 3), (6, 9, 9), (6, 12, 9))
+    mask = inside_mask([padded, whole, padded.flipped((0,))], torch.device("cpu"))
+    assert mask is not None and mask.shape == (3, 1, 5, 7, 6) and mask.dtype == torch.bool
+    for sample, location in zip(mask, (padded, whole, padded.flipped((0,))), strict=True):
+        assert torch.equal(sample[0], torch.from_numpy(location.inside()))
+    assert mask[0, 0, :2].sum() == 0 and mask[0, 0, 2:].all()
+    assert inside_mask([whole, whole], torch.device("cpu")) is None
+    assert inside_mask([], torch.device("cpu")) is None
 
 
 def test_patchify_against_slices() -> None:

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 
 from nnunet_topomae.architectures.build import build_copretraining_network
 from nnunet_topomae.masking import token_to_voxel_mask
+from nnunet_topomae.training.schedules import build_adamw
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
@@ -80,6 +81,38 @@ def test_half_precision(four_stages, architecture, crop, mask, dtype) -> None:  
     for tensor in [*output.vit, *output.unetrpp]:
         assert tensor.dtype == torch.float32
         assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize(("branch", "prefixes"), [("vit", ("vit_",)), ("unetrpp", ("encoder.", "decoder.", "key_"))])
+def test_a_branch_left_out_neither_computes_nor_changes(
+    four_stages, architecture, crop, mask, branch, prefixes
+) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(3)
+    both = build_copretraining_network(four_stages, 1, architecture)
+    torch.manual_seed(3)
+    network = build_copretraining_network(four_stages, 1, architecture, [branch])
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert before.keys() == both.state_dict().keys()
+    assert all(torch.equal(value, both.state_dict()[name]) for name, value in before.items())
+    called: list[object] = []
+    heard: list[object] = []
+    left_out = network.encoder if branch == "vit" else network.vit_encoder
+    left_out.register_forward_hook(lambda *_: called.append(1))
+    optimizer = build_adamw(network, 1e-2, 0.5)
+    output = network(crop(four_stages, 2, 1), mask(four_stages, 2), on_vit=heard.append)
+    assert [name for name, value in output._asdict().items() if value is not None] == [branch]
+    assert list(output.present()) == [branch] and len(heard) == (branch == "vit")
+    sum(tensor.square().mean() for tensor in output.present()[branch]).backward()
+    optimizer.step()
+    changed = {name for name, value in network.named_parameters() if not torch.equal(value, before[name])}
+    trained = {name for name, _ in network.named_parameters() if name.startswith(prefixes)}
+    assert changed == trained and not called
+    assert {name for name, value in network.named_parameters() if value.requires_grad} == trained
+
+
+def test_a_network_of_no_branch_is_refused(four_stages, architecture) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="one or both of vit, unetrpp"):
+        build_copretraining_network(four_stages, 1, architecture, [])
 
 
 def test_every_parameter_learns(shape, architecture, crop, mask) -> None:  # type: ignore[no-untyped-def]

@@ -1,3 +1,6 @@
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,34 @@ def test_a_continued_training_remembers_the_cases_it_read_before(tmp_path: Path)
     assert record_cases({"b": "1"}, tmp_path / "read.json", continued=False) == {"b": "1"}
     assert record_cases({"a": "2"}, tmp_path / "read.json", continued=True) == {"a": "2", "b": "1"}
     assert record_cases({"a": "2"}, tmp_path / "read.json", continued=False) == {"a": "2"}
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from nnunet_topomae.data.cases import record_cases
+
+name, file = sys.argv[1], Path(sys.argv[2])
+file.with_name(f"ready{name}").touch()
+while len(list(file.parent.glob("ready*"))) < 2:
+    pass
+for _ in range(400):
+    record_cases({f"{name}{n}": "hash" for n in range(50)}, file, continued=False)
+"""
+
+
+def test_two_processes_write_the_same_list_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "cases_read.json"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", _WRITER, name, str(file)], stderr=subprocess.PIPE, text=True)
+        for name in "ab"
+    ]
+    while any(writer.poll() is None for writer in writers):
+        if file.is_file():
+            assert len(json.loads(file.read_text())) == 50
+    for writer in writers:
+        assert writer.returncode == 0, writer.communicate()[1]
+    assert {path.name for path in tmp_path.iterdir()} == {"cases_read.json", "readya", "readyb"}
 
 
 def test_label_derived_intensities_are_said() -> None:

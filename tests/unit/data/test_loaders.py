@@ -8,8 +8,10 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetNumpy
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_topomae.config import TopologyConfig
-from nnunet_topomae.data.loaders import CropLocationLoader, draw_crop_bounds
+from nnunet_topomae.architectures.rule import derive_network_shape
+from nnunet_topomae.config import ArchitectureConfig, TopologyConfig, TopoMAEConfig
+from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_loader, draw_crop_bounds
+from nnunet_topomae.data.plan import Plan
 from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.topology import TopologyRegion, persistence_diagrams
 
@@ -47,19 +49,26 @@ def _corner_coordinates(volume: torch.Tensor, row: int) -> np.ndarray:
     return np.asarray(outer + (outer - inner) / 2)
 
 
-def test_volume_of_coordinates_gives_back_its_key_points() -> None:
+@pytest.mark.parametrize("frame", ["volume", "crop"])
+def test_volume_of_coordinates_gives_back_its_key_points(frame: str) -> None:
     shapes = {"a": (11, 16, 14), "b": (9, 12, 20)}
-    loader = _loader({case: _coordinates(shape) for case, shape in shapes.items()}, (5, 7, 6))
+    volumes = {case: _coordinates(shape) for case, shape in shapes.items()}
+    loader = _loader(volumes, (5, 7, 6), flip_frame=frame)
     seen = set()
     for _ in range(40):
         batch = next(loader)
         for volume, points, case in zip(batch["data"], batch["key_points"], batch["keys"], strict=True):
             shape = np.array(shapes[case])
+            direction = np.sign(_corner_coordinates(volume, 7) - _corner_coordinates(volume, 0))  # -1 on flipped axes
             for row in range(8):
                 expected = 2 * _corner_coordinates(volume, row) / shape - 1
+                if frame == "volume":  # coordinates of the flipped volume
+                    expected *= direction
                 np.testing.assert_allclose(points[row].numpy(), expected, atol=1e-5)
             np.testing.assert_allclose(points[8].numpy(), points[:8].numpy().mean(axis=0), atol=1e-6)
-            seen.add((case, *np.sign(points[7].numpy() - points[0].numpy())))
+            starts_at_row_0 = points[7].numpy() > points[0].numpy()
+            np.testing.assert_array_equal(starts_at_row_0, direction > 0 if frame == "crop" else [True] * 3)
+            seen.add((case, *direction))
     assert len(seen) == 16  # both cases in all eight orientations
 
 
@@ -71,6 +80,28 @@ def test_crop_larger_than_the_volume_is_centred_padded_and_clamped() -> None:
     assert torch.all(batch["data"][0, :, :2] == 0) and torch.all(batch["data"][0, :, 6:] == 0)
     assert torch.equal(batch["key_points"][0, :4, 0], torch.full((4,), -1.0))
     assert torch.equal(batch["key_points"][0, 4:8, 0], torch.full((4,), 1.0))
+
+
+def test_locations_of_flipped_crops_say_which_voxels_are_padding() -> None:
+    # Padded by two voxels before and one behind along the first axis, the other way round after a flip.
+    loader = _loader({"a": _coordinates((4, 16, 5))}, (7, 7, 6))
+    seen = set()
+    for _ in range(20):
+        batch = next(loader)
+        for volume, location in zip(batch["data"], batch["locations"], strict=True):
+            np.testing.assert_array_equal(location.inside(), volume[0].numpy() != 0)
+            seen.add(location.lower[0])
+    assert seen == {-2, -1}
+
+
+@pytest.mark.parametrize(("seed", "expected"), [(1, [True, False, False, True]), (None, [True] * 4)])
+def test_monitoring_has_the_target_topology_in_every_batch(seed: int | None, expected: list[bool]) -> None:
+    architecture = ArchitectureConfig(vit="tiny", dims=(8, 8, 16, 16), depth=1)
+    shape = derive_network_shape((8, 16, 24), [[1, 1, 1], *[[2, 2, 2]] * 3], architecture)
+    topology = TopologyConfig(region_size=4, every=3)
+    plan = Plan(TopoMAEConfig(architecture, topology=topology), shape, (1.0, 1.0, 1.0), {})
+    loader = build_pretraining_loader(_Cases({"a": _coordinates((11, 17, 25))}), 2, plan, _LABELS, seed)
+    assert ["target_topology" in next(loader) for _ in range(4)] == expected
 
 
 def test_same_seed_same_batches_and_workers_differ() -> None:

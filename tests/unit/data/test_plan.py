@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -26,6 +27,20 @@ def test_stock_plan_takes_the_defaults() -> None:
     assert plan.shape.patch_size == (16, 32, 24)
     assert plan.spacing == (3.0, 1.5, 1.0)
     assert plan.facts["channels"] == 2 and plan.facts["patch_size"] == [16, 32, 24]
+
+
+def test_what_ct_is_clipped_and_scaled_by_is_a_fact_and_survives_json() -> None:
+    statistics = {"percentile_00_5": -57.0, "percentile_99_5": 164.0, "mean": 50.1, "std": 40.5}
+    other = {"mean": 7.0, "std": 1.0}
+    schemes = ["ZScoreNormalization", "CTNormalization"]
+    configuration = _configuration(normalization_schemes=schemes)
+    for name in ("foreground_intensity_properties_per_channel", "foreground_intensity_properties_by_modality"):
+        plans = {name: {"0": other, "1": {**statistics, "min": -900.0, "max": 2000.0, "median": 51.0}}}
+        facts = read_plan(configuration, 2, plans).facts
+        assert facts["intensities"] == [None, statistics]
+        assert json.loads(json.dumps(facts)) == facts
+    assert read_plan(configuration, 2).facts["intensities"] is None
+    assert read_plan(configuration, 2, {}).facts["intensities"] == [None, dict.fromkeys(statistics)]
 
 
 def test_section_is_read() -> None:

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_topomae.config import PretrainingConfig
+from nnunet_topomae.data.cases import hash_images
 from nnunet_topomae.data.selection import JointDataset, choose_cases
 from nnunet_topomae.data.unlabeled import (
     MANIFEST,
@@ -145,21 +146,28 @@ def test_another_plan_makes_them_stale_and_a_new_run_renews_them(job: Job, sourc
     assert nnUNetDatasetBlosc2(str(job.folder), ["p3_a"]).load_case("p3_a")[0].shape == (1, 6, 4, 4)
 
 
-def test_validation_patients_and_copies_of_validation_cases_are_left_out(job: Job, source: Path) -> None:
+def test_validation_patients_and_copies_of_validation_cases_are_left_out(
+    job: Job, source: Path, tmp_path: Path
+) -> None:
     _preprocess(job, source)
     arguments = (job.data_folder, job.plans, job.configuration)
     free = choose_cases((["p1_a"], ["p2_a"]), *arguments, PretrainingConfig())
-    assert list(free.labelled) == ["p1_a"]
-    assert list(free.unlabelled) == ["p1_b", "p3_a"]
+    assert free.labelled == ("p1_a",)
+    assert free.unlabelled == ("p1_b", "p3_a")
     assert free.excluded == {"p9_a": "the same image as validation case p2_a"}
+    recorded = free.record(tmp_path, continued=False)
+    assert recorded["cases"] == hash_images(job.data_folder, ["p1_a"])
+    assert recorded["unlabeled"] == hash_images(job.folder, ["p1_b", "p3_a"])
+    assert json.loads((tmp_path / "cases_read.json").read_text()) == recorded["cases"]
+    assert json.loads((tmp_path / "unlabeled_read.json").read_text()) == recorded["unlabeled"]
     grouped = choose_cases((["p2_a"], ["p1_a"]), *arguments, PretrainingConfig(patients="^(.+)_"))
-    assert list(grouped.unlabelled) == ["p3_a", "p9_a"]
+    assert grouped.unlabelled == ("p3_a", "p9_a")
     assert grouped.excluded == {"p1_b": "its patient is validated on"}
     assert "1 training cases and 2 unlabelled images" in str(grouped)
     everything = choose_cases((["p1_a", "p2_a"], ["p1_a", "p2_a"]), *arguments, PretrainingConfig(patients="^(.+)_"))
     assert len(everything.unlabelled) == 3
     without = choose_cases((["p1_a"], ["p2_a"]), *arguments, PretrainingConfig(unlabeled=False))
-    assert without.unlabelled == {} and without.excluded == {}
+    assert without.unlabelled == () and without.excluded == {}
     with pytest.raises(ValueError, match=r"other scans \(p1_a\).*splits_final.json"):
         choose_cases((["p1_a"], ["p2_a"]), *arguments, PretrainingConfig(patients="^(p)"))
 

@@ -15,11 +15,21 @@ from nnunet_topomae.losses.copretraining import (
     TopologicalTerms,
     compose_reconstruction,
     term_weights,
+    trained_branches,
 )
 from nnunet_topomae.losses.reconstruction import hidden_mse
 from nnunet_topomae.losses.spatial import key_point_mse
+from nnunet_topomae.topology import TopologicalLoss
 
 SHAPE = (2, 3, 4, 5, 6)
+
+
+def _inside() -> torch.Tensor:
+    """Sample 0 is padded on two sides, sample 1 not at all."""
+    inside = torch.ones(2, 1, *SHAPE[2:], dtype=torch.bool)
+    inside[0, :, 0] = False
+    inside[0, :, :, :, 4:] = False
+    return inside
 
 
 def _batch(seed: int) -> tuple[CoPretrainingOutput, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -49,6 +59,67 @@ def test_hidden_mse_has_no_gradient_at_visible_voxels() -> None:
     hidden_mse(reconstruction, data, hidden).backward()
     assert reconstruction.grad is not None
     assert torch.equal(reconstruction.grad != 0, hidden.expand(SHAPE))
+
+
+def test_padded_voxels_count_neither_in_the_error_nor_in_the_agreement() -> None:
+    output, data, hidden, _ = _batch(6)
+    inside = _inside()
+    assert (hidden & ~inside).any()
+    vit, unetrpp = (branch.reconstruction for branch in output)
+    for call, other in ((hidden_mse, data), (reconstruction_consistency, unetrpp)):
+        errors = [
+            float(vit[b, c, z, y, x] - other[b, c, z, y, x]) ** 2
+            for b, c, z, y, x in itertools.product(*map(range, SHAPE))
+            if hidden[b, 0, z, y, x] and inside[b, 0, z, y, x]
+        ]
+        assert call(vit, other, hidden, inside).item() == pytest.approx(np.mean(errors), rel=1e-5)
+    junk = torch.where(inside, vit, torch.full_like(vit, 1e6))
+    assert hidden_mse(junk, data, hidden, inside).item() == hidden_mse(vit, data, hidden, inside).item()
+
+
+def test_padding_where_everything_hidden_is_padding_gives_zero_and_no_nan() -> None:
+    output, data, hidden, _ = _batch(7)
+    for padded in (slice(0, 1), slice(0, 2)):  # one sample, then the whole batch
+        inside = torch.ones_like(hidden)
+        inside[padded] &= ~hidden[padded]
+        reconstruction = output.vit.reconstruction.clone().requires_grad_()
+        loss = hidden_mse(reconstruction, data, hidden, inside)
+        loss.backward()
+        assert reconstruction.grad is not None and reconstruction.grad.isfinite().all()
+        assert not reconstruction.grad[padded].any()
+        if padded.stop == 2:
+            assert loss.item() == 0.0
+        else:
+            alone = hidden_mse(output.vit.reconstruction[1:], data[1:], hidden[1:])
+            assert loss.item() == pytest.approx(alone.item(), rel=1e-6)
+
+
+def test_the_overall_loss_leaves_padding_out_of_three_terms() -> None:
+    output, data, hidden, points = _batch(8)
+    inside = _inside()
+    loss = CoPretrainingLoss(PretrainingConfig(), TopologyConfig())
+    terms = loss(output, data, hidden, points, inside=inside)
+    plain = loss(output, data, hidden, points)
+    assert terms["mse_vit"] == hidden_mse(output.vit.reconstruction, data, hidden, inside)
+    assert terms["mse_unetrpp"] == hidden_mse(output.unetrpp.reconstruction, data, hidden, inside)
+    assert {name for name in terms if terms[name] != plain[name]} == {"mse_vit", "mse_unetrpp", "rec_consis", "total"}
+
+
+@pytest.mark.parametrize("composition", ["paste", "full"])
+def test_padding_adds_nothing_to_the_topological_distance(composition: str) -> None:
+    output, data, hidden, _ = _batch(9)
+    inside = _inside()
+    data = data * inside  # the loader pads with 0
+    topological_loss = TopologicalLoss("full", threads=1)
+    wrong_in_padding = torch.where(inside, data, output.vit.reconstruction).requires_grad_()
+    composed = compose_reconstruction(wrong_in_padding, data, hidden, composition, inside)
+    assert topological_loss(data, composed).item() == 0.0
+    assert topological_loss(data, compose_reconstruction(wrong_in_padding, data, hidden, composition)).item() > 0.0
+    reconstruction = output.vit.reconstruction.clone().requires_grad_()
+    composed = compose_reconstruction(reconstruction, data, hidden, composition, inside)
+    topological_loss(data, composed).backward()
+    assert reconstruction.grad is not None and reconstruction.grad.any()
+    assert not reconstruction.grad[~inside.expand(SHAPE)].any()
 
 
 def test_nothing_hidden_is_an_error() -> None:
@@ -112,6 +183,63 @@ def test_disabled_topology_has_no_weight() -> None:
     weights = term_weights(PretrainingConfig(), TopologyConfig(enabled=False))
     assert weights["topo_vit"] == weights["topo_unetrpp"] == 0.0
     assert weights["mse_vit"] == pytest.approx(0.4)
+
+
+def test_without_the_spatial_task_no_term_trains_key_points() -> None:
+    weights = term_weights(PretrainingConfig(spatial=False), TopologyConfig())
+    assert {name for name, weight in weights.items() if weight == 0.0} == {"spa_vit", "spa_unetrpp", "spa_consis"}
+    assert weights["rec_consis"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("values", "topology", "expected"),
+    [
+        ({}, True, ("vit", "unetrpp")),
+        ({"lambda1": 0.0}, True, ("vit", "unetrpp")),  # the consistency terms need both
+        ({"lambda1": 0.0, "lambda3": 0.0}, True, ("vit",)),
+        ({"lambda1": 1.0, "lambda3": 0.0}, True, ("unetrpp",)),
+        ({"lambda1": 0.0, "lambda3": 0.0, "lambda2": 0.5}, True, ("vit",)),
+        ({"lambda1": 0.4, "lambda3": 0.0, "lambda2": 0.5, "spatial": False}, True, ("vit", "unetrpp")),
+        ({"lambda1": 1.0, "spatial": False}, False, ("vit", "unetrpp")),
+    ],
+)
+def test_trained_branches_are_those_with_a_weight(values, topology, expected) -> None:  # type: ignore[no-untyped-def]
+    assert trained_branches(PretrainingConfig(**values), TopologyConfig(enabled=topology)) == expected
+
+
+def test_a_loss_without_any_weight_is_refused() -> None:
+    config = PretrainingConfig(lambda2=0.5, lambda3=0.0, spatial=False)
+    with pytest.raises(ValueError, match=r"lambda2 = 0.5.*weight 0"):
+        trained_branches(config, TopologyConfig(enabled=False))
+
+
+@pytest.mark.parametrize(("name", "lambda1"), [("vit", 0.0), ("unetrpp", 1.0)])
+def test_terms_of_an_absent_network_are_absent_and_the_others_as_before(name: str, lambda1: float) -> None:
+    output, data, hidden, points = _batch(10)
+    loss = CoPretrainingLoss(PretrainingConfig(lambda1=lambda1, lambda3=0.0), TopologyConfig())
+    both = loss(output, data, hidden, points, TopologicalTerms(torch.tensor(0.7), torch.tensor(0.7)))
+    alone = CoPretrainingOutput(**{"vit": None, "unetrpp": None, name: getattr(output, name)})
+    terms = loss(alone, data, hidden, points, TopologicalTerms(**{name: torch.tensor(0.7)}))
+    assert set(terms) == {f"mse_{name}", f"spa_{name}", f"topo_{name}", "total"}
+    assert {key: both[key].item() for key in terms} == pytest.approx({k: v.item() for k, v in terms.items()})
+
+
+def test_topology_in_every_nth_step_has_the_same_mean_weight() -> None:
+    output, data, hidden, points = _batch(11)
+    topology = TopologicalTerms(torch.tensor(0.7), torch.tensor(1.9))
+    shares = {}
+    for every in (1, 3):
+        config = TopologyConfig(every=every, warmup_epochs=4)
+        loss = CoPretrainingLoss(PretrainingConfig(), config)
+        without = loss(output, data, hidden, points)["total"].item()
+        steps = [
+            loss(output, data, hidden, points, topology if step % every == 0 else None, config.training_factor(3))
+            for step in range(6)
+        ]
+        shares[every] = np.mean([terms["total"].item() for terms in steps]) - without
+        assert all(terms["topo_vit"].item() == pytest.approx(0.7) for terms in steps if "topo_vit" in terms)
+    assert shares[1] == pytest.approx(0.75 * 0.05 * (0.7 + 1.9), rel=1e-4)
+    assert shares[3] == pytest.approx(shares[1], rel=1e-4)
 
 
 def test_topology_weight_is_a_factor_of_the_topological_terms_only() -> None:

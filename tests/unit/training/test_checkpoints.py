@@ -9,14 +9,8 @@ from torch import nn
 
 from nnunet_topomae.architectures.build import build_copretraining_network, build_fusion_network
 from nnunet_topomae.architectures.rule import derive_network_shape
-from nnunet_topomae.config import ArchitectureConfig, TopoMAEConfig
-from nnunet_topomae.data.plan import Plan
-from nnunet_topomae.training.checkpoints import (
-    add_fresh_fusion_weights,
-    ignore_fusion_weights,
-    save_atomically,
-    training_state,
-)
+from nnunet_topomae.config import ArchitectureConfig
+from nnunet_topomae.training.checkpoints import ignore_fusion_weights, save_atomically, training_state
 
 TINY = ArchitectureConfig(vit="tiny", dims=(8, 16, 32, 64), depth=1)
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
@@ -46,18 +40,6 @@ def test_pre_training_resumes_from_a_checkpoint_with_fusion_layers() -> None:
     ignore_fusion_weights(again)
     again.load_state_dict(dict(state))
     assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
-
-
-def test_fresh_fusion_weights_complete_what_stock_pretrained_weights_asks_for() -> None:
-    pretrained, network = _networks()
-    plan = Plan(TopoMAEConfig(TINY), SHAPE, (1.0, 1.0, 1.0), {})
-    before = torch.get_rng_state()
-    weights = add_fresh_fusion_weights(pretrained.state_dict(), plan, 2, seed=3)
-    assert torch.equal(torch.get_rng_state(), before)
-    needed = {name: value.shape for name, value in network.state_dict().items() if ".seg_layers." not in name}
-    assert {name: weights[name].shape for name in needed} == needed
-    again = add_fresh_fusion_weights(pretrained.state_dict(), plan, 2, seed=3)
-    assert all(torch.equal(value, again[name]) for name, value in weights.items())
 
 
 def test_training_state_has_exactly_the_stock_entries() -> None:

@@ -43,6 +43,18 @@ def test_round_trip(preview, tmp_path):
     assert imread(tmp_path / "previews" / "case_007.png").std() > 0.05
 
 
+@pytest.mark.parametrize(("absent", "titles"), [("vit", "UNETR++ reconstruction"), ("unetrpp", "ViT reconstruction")])
+def test_a_network_that_was_not_trained_has_no_column(preview, tmp_path, absent, titles):
+    alone = replace(preview, **{absent: None, f"key_points_{absent}": None})
+    alone.save(tmp_path)
+    loaded = Preview.load(tmp_path / "case_007.npz")
+    assert getattr(loaded, absent) is None and getattr(loaded, f"key_points_{absent}") is None
+    assert loaded.columns == tuple(name for name in COLUMNS if name != absent)
+    panels = preview_figure(loaded).axes
+    assert len(panels) == 9
+    assert [panel.get_title() for panel in panels[:3]] == ["Input", "Masked", titles]
+
+
 def test_saving_again_replaces(preview, tmp_path):
     preview.save(tmp_path)
     replace(preview, vit=preview.vit + 5).save(tmp_path)

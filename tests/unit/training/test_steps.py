@@ -11,6 +11,7 @@ from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig, PretrainingConfig, TopologyConfig, TopoMAEConfig
 from nnunet_topomae.data.plan import Plan
 from nnunet_topomae.data.topology_target import TopologyTarget
+from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
 from nnunet_topomae.masking import random_token_mask, token_to_voxel_mask
 from nnunet_topomae.topology import TopologicalLoss
@@ -59,6 +60,46 @@ def test_topological_terms_are_those_of_the_composed_reconstructions(region: str
         volume = torch.where(hidden, volume, data) if composition == "paste" else volume
         expected = direct(data, volume, region_origin=origins if region == "crop" else None)
         assert terms[f"topo_{name}"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("composition", ["paste", "full"])
+def test_padded_voxels_count_in_no_term(composition: str) -> None:
+    step, network, batch = _step(TopologyConfig(region="full", composition=composition, normalisation="paper"))
+    locations = [
+        CropLocation((-3, 0, -5), (13, 32, 19), (12, 40, 30)),
+        CropLocation((1, 2, 3), (17, 34, 27), (20, 36, 30)),
+    ]
+    inside = torch.stack([torch.from_numpy(location.inside())[None] for location in locations])
+    batch["data"] = batch["data"] * inside
+    rng = np.random.default_rng(0)
+    target = TopologyTarget(step.plan.config.topology)
+    batch |= {"locations": locations, "target_topology": [target(volume, rng) for volume in batch["data"]]}
+    terms = step(batch, _masks(), 1.0)
+    mask = random_token_mask(2, SHAPE.token_grid, 0.5, _masks())
+    data, hidden = batch["data"], token_to_voxel_mask(mask, SHAPE.token_size)
+    counted = (hidden & inside).expand_as(data)
+    direct = TopologicalLoss("full", normalisation="paper")
+    for name, branch in network(data, mask).present().items():
+        expected = (branch.reconstruction - data)[counted].square().mean()
+        assert terms[f"mse_{name}"].item() == pytest.approx(expected.item(), rel=1e-5)
+        kept = counted if composition == "paste" else inside
+        pasted = torch.where(kept, branch.reconstruction, data)
+        assert terms[f"topo_{name}"].item() == pytest.approx(direct(data, pasted).item(), rel=1e-5)
+    without = {key: value for key, value in batch.items() if key != "locations"}
+    assert step(without, _masks(), 1.0)["mse_vit"].item() != terms["mse_vit"].item()
+
+
+@pytest.mark.parametrize("branch", ["vit", "unetrpp"])
+def test_one_network_alone_has_its_own_terms_only(branch: str) -> None:
+    step, _, batch = _step(TopologyConfig(region_size=9))
+    expected = step(batch, _masks(), 1.0)
+    torch.manual_seed(0)
+    step.network = build_copretraining_network(SHAPE, 2, TINY, [branch])
+    terms = step(batch, _masks(), 1.0)
+    assert set(terms) == {f"mse_{branch}", f"spa_{branch}", f"topo_{branch}", "total"}
+    for name in set(terms) - {"total"}:
+        assert terms[name].item() == pytest.approx(expected[name].item(), rel=1e-5)
+    terms["total"].backward()
 
 
 def test_total_reaches_every_weight_and_topology_is_left_out_on_request() -> None:

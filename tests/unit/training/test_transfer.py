@@ -1,5 +1,5 @@
+import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -8,15 +8,7 @@ from torch import nn
 from nnunet_topomae.architectures.build import build_copretraining_network, build_fusion_network, build_unetr
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig
-from nnunet_topomae.data.patients import Patients
-from nnunet_topomae.training.transfer import (
-    UNETR_PARTS,
-    PretrainingSource,
-    check_no_leak,
-    check_same_plan,
-    read_checkpoint,
-    transfer,
-)
+from nnunet_topomae.training.transfer import Transfer, fusion_parts, transfer, unetr_parts
 
 TINY = ArchitectureConfig(vit="tiny", dims=(8, 16, 32, 64), depth=1)
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
@@ -72,78 +64,41 @@ def test_absent_and_foreign_weights_are_refused() -> None:
         transfer({**weights, "other.weight": torch.zeros(1)}, network)
 
 
+@pytest.mark.parametrize(("which", "prefix"), [("vit", "vit_encoder."), ("partner", "encoder.")])
+def test_refusals_stay_strict_for_what_is_transferred(which: str, prefix: str) -> None:
+    pretrained, network = _networks()
+    weights = dict(pretrained.state_dict())
+    name = next(n for n in weights if n.startswith(prefix))
+    without = {n: v for n, v in weights.items() if n != name}
+    with pytest.raises(ValueError, match=f"{name} is absent"):
+        transfer(without, network, fusion_parts(which))
+    with pytest.raises(ValueError, match=f"{name} is .*, needed is"):
+        transfer({**weights, name: torch.zeros(1)}, network, fusion_parts(which))
+    other = "vit" if which == "partner" else "partner"
+    assert name in transfer(without, network, fusion_parts(other)).missing
+
+
+def test_counts_are_written_with_the_source(tmp_path: Path) -> None:
+    result = Transfer(["a", "b", "c"], ["d"], ["e", "f"], {"b": "(2,) -> (3,)"})
+    result.write(tmp_path / "transfer.json", {"file": "x.pth"})
+    assert json.loads((tmp_path / "transfer.json").read_text()) == {
+        "source": {"file": "x.pth"},
+        "counts": {"matched": 3, "resampled": 1, "missing": 1, "unexpected": 2},
+        "weights": {"a": "copied", "b": "resampled (2,) -> (3,)", "c": "copied", "d": "fresh"},
+        "unexpected": ["e", "f"],
+    }
+
+
 def test_unetr_takes_the_vit_and_nothing_else() -> None:
     pretrained, _ = _networks()
     network = build_unetr(SHAPE, 2, 3, TINY)
     fresh = {name: value.clone() for name, value in network.unetr_decoder.state_dict().items()}
     weights = {**pretrained.state_dict(), "fusion.projections.0.0.weight": torch.zeros(1)}
-    result = transfer(weights, network, UNETR_PARTS)
+    result = transfer(weights, network, unetr_parts("both"))
     own = network.state_dict()
     assert {name for name in weights if name.startswith("vit_encoder.")} == set(result.matched)
     assert all(torch.equal(own[name], weights[name]) for name in result.matched)
     assert all(torch.equal(own[f"unetr_decoder.{name}"], value) for name, value in fresh.items())
     assert len(result.missing) == len(fresh) and len(result.unexpected) == len(weights) - len(result.matched)
     with pytest.raises(ValueError, match="vit_encoder.norm.weight is absent"):
-        transfer({n: v for n, v in weights.items() if n != "vit_encoder.norm.weight"}, network, UNETR_PARTS)
-
-
-def _source(tmp_path: Path, **kwargs: Any) -> PretrainingSource:
-    values: dict[str, Any] = {
-        "results": tmp_path,
-        "dataset": "Dataset123_A",
-        "plans": "nnUNetPlans",
-        "configuration": "3d_fullres",
-        "fold": 2,
-    }
-    return PretrainingSource(**(values | kwargs))
-
-
-def test_source_is_the_pre_training_of_the_same_fold(tmp_path: Path) -> None:
-    folder = tmp_path / "TopoMAEPretrainer__nnUNetPlans__3d_fullres" / "fold_2"
-    with pytest.raises(FileNotFoundError) as error:
-        _source(tmp_path).require()
-    assert "nnUNetv2_train Dataset123_A 3d_fullres 2 -tr TopoMAEPretrainer -p nnUNetPlans\n" in str(error.value)
-    folder.mkdir(parents=True)
-    (folder / "checkpoint_latest.pth").touch()
-    with pytest.raises(FileNotFoundError, match=r"-p nnUNetPlans --c\n"):
-        _source(tmp_path).require()
-    (folder / "checkpoint_final.pth").touch()
-    assert _source(tmp_path).require() == folder / "checkpoint_final.pth"
-
-
-def test_source_from_the_plan(tmp_path: Path) -> None:
-    assert _source(tmp_path, choice="scratch").from_scratch
-    with pytest.raises(FileNotFoundError, match="Remove the key"):
-        _source(tmp_path, choice=str(tmp_path / "none.pth")).require()
-
-
-def test_read_checkpoint_refuses_other_files(tmp_path: Path) -> None:
-    file = tmp_path / "checkpoint_final.pth"
-    for content in ({"network_weights": {}}, {"topomae": {"role": "finetuning"}}):
-        torch.save(content, file)
-        with pytest.raises(ValueError, match="not a checkpoint of TopoMAEPretrainer"):
-            read_checkpoint(file)
-    torch.save({"topomae": {"role": "pretraining"}}, file)
-    assert read_checkpoint(file) == {"topomae": {"role": "pretraining"}}
-
-
-def test_another_plan_is_refused_with_both_values() -> None:
-    own = {"patch_size": [16, 32, 24], "channels": 1}
-    check_same_plan(dict(own), own, Path("c.pth"))
-    with pytest.raises(ValueError, match=r"patch_size: checkpoint \[8, 8, 8\], plan \[16, 32, 24\]"):
-        check_same_plan({**own, "patch_size": [8, 8, 8]}, own, Path("c.pth"))
-
-
-def test_leak_is_refused() -> None:
-    manifest = {"dataset": "Dataset001_A", "cases": {"a": "1", "b": "2"}}
-    check_no_leak(manifest, "Dataset001_A", ["c"], Path("c.pth"), Patients(None))
-    check_no_leak(manifest, "Dataset002_B", ["a"], Path("c.pth"), Patients(None))
-    with pytest.raises(ValueError, match=r"1 validation cases of this fold.*\(b\)"):
-        check_no_leak(manifest, "Dataset001_A", ["b", "c"], Path("c.pth"), Patients(None))
-
-
-def test_other_scans_of_a_validation_patient_are_a_leak_too() -> None:
-    manifest = {"dataset": "Dataset001_A", "cases": {"1_ED": "x"}, "unlabeled": {"2_ph02": "y"}}
-    check_no_leak(manifest, "Dataset001_A", ["2_ED", "1_ES"], Path("c.pth"), Patients(None))
-    with pytest.raises(ValueError, match=r"\(1_ED, 2_ph02\)"):
-        check_no_leak(manifest, "Dataset001_A", ["2_ED", "1_ES"], Path("c.pth"), Patients("(.+)_"))
+        transfer({n: v for n, v in weights.items() if n != "vit_encoder.norm.weight"}, network, unetr_parts("both"))

@@ -1,0 +1,119 @@
+"""What the spatial task can learn from a set of images: how far the key points of its crops vary, and why."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from nnunet_topomae.data.loaders import CropLocationLoader, draw_crop_bounds
+from nnunet_topomae.data.transforms import draw_flip_axes
+from nnunet_topomae.geometry import CropLocation, FlipFrame, as_size3, flip_key_points
+from nnunet_topomae.types import Size3
+
+KEY_POINTS_FILE = "key_points.json"
+MAX_CASES = 100
+CROPS = 4000
+SEED = 0
+LARGEST_LOCATION_VARIANCE = 1.0 / 3.0  # of a coordinate that is uniform in [-1, 1]: tiny crops, taken anywhere
+SMALL_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class KeyPointStatistics:
+    """Variances of key points in the normalised frame of the volume, each the mean over the 27 coordinates.
+
+    Attributes:
+        targets: variance of the targets as the training draws them, flips included. It is the error L_spa of a
+            network that ignores the image and always answers the mean target.
+        location: variance without flips: of the crops' places alone.
+        share: ``location`` as a part of ``targets``, or of 1/3 where that is larger. 1/3 is the variance of a point
+            anywhere in the image. With ``targets`` below it, 1 % means that crops can move by a tenth of the image.
+        crops: number of crops drawn.
+        cases: number of cases they were drawn from.
+    """
+
+    targets: float
+    location: float
+    share: float
+    crops: int
+    cases: int
+
+    def lines(self) -> list[str]:
+        """Lines for the log; the last one warns where the place of a crop carries hardly anything."""
+        lines = [
+            f"key points of {self.crops} random crops of {self.cases} cases: variance {self.targets:.4f}, which is the "
+            f"error L_spa of always answering the mean; {self.location:.4f} without flips, from the crops' places alone"
+        ]
+        if self.share < SMALL_SHARE:
+            lines.append(
+                f"warning: the place of a crop carries only {100 * self.share:.2f} % of what it could. The patch is "
+                "about as large as the images, so the spatial task has hardly anything to learn about position. "
+                "Plan a smaller patch, or set pretraining.spatial to false."
+            )
+        return lines
+
+
+def key_point_statistics(
+    shapes: Sequence[Size3],
+    patch_size: Size3,
+    flip_axes: Sequence[int],
+    flip_frame: FlipFrame,
+    crops: int = CROPS,
+    seed: int = SEED,
+) -> KeyPointStatistics:
+    """Draw crops as the loader does, without reading images, and measure their key points.
+
+    Args:
+        shapes: shapes (D, H, W) of the volumes in voxels; each gets equally many crops.
+        patch_size: shape of a crop in voxels.
+        flip_axes: axes that may be flipped.
+        flip_frame: frame of flipped key points.
+        crops: about how many crops to draw.
+        seed: seed of the crops and flips.
+
+    Raises:
+        ValueError: no volume.
+    """
+    if not shapes:
+        raise ValueError("key-point statistics need at least one volume")
+    rng = np.random.default_rng(seed)
+    placed, targets = [], []
+    for shape in shapes:
+        for _ in range(max(1, crops // len(shapes))):
+            lower, upper = draw_crop_bounds(shape, patch_size, rng)
+            points = CropLocation(as_size3(lower, "lower"), as_size3(upper, "upper"), shape).key_points()
+            placed.append(points)
+            targets.append(flip_key_points(points, draw_flip_axes(flip_axes, rng), flip_frame))
+    of_targets, of_location = (_mean_variance(np.stack(points)) for points in (targets, placed))
+    share = of_location / max(of_targets, LARGEST_LOCATION_VARIANCE)
+    return KeyPointStatistics(of_targets, of_location, share, len(placed), len(shapes))
+
+
+def loader_statistics(loader: CropLocationLoader) -> KeyPointStatistics:
+    """Statistics of the crops that a loader draws, from the shapes of at most 100 of its cases."""
+    cases = sorted(map(str, loader.indices))
+    if len(cases) > MAX_CASES:
+        cases = sorted(np.random.default_rng(SEED).choice(cases, MAX_CASES, replace=False).tolist())
+    shapes = [as_size3(loader.image(case).shape[1:], "volume shape") for case in cases]
+    patch_size = as_size3(loader.patch_size, "patch size")
+    return key_point_statistics(shapes, patch_size, loader.flip_axes, loader.flip_frame)
+
+
+def report_key_points(loader: CropLocationLoader, folder: Path, report: Callable[[str], None]) -> None:
+    """Log the statistics of a training's crops and write them to ``key_points.json`` in the fold's folder."""
+    statistics = loader_statistics(loader)
+    for line in statistics.lines():
+        report(line)
+    path = folder / KEY_POINTS_FILE
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(asdict(statistics), indent=1) + "\n")
+    temporary.replace(path)
+
+
+def _mean_variance(points: Float[ndarray, "n 9 3"]) -> float:
+    """Variance over the crops, mean over points and axes."""
+    return float(points.astype(np.float64).var(axis=0).mean())

@@ -1,0 +1,184 @@
+"""Refusals: which pre-training checkpoints a fine-tuning may not start from."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunet_topomae.architectures.rule import derive_network_shape
+from nnunet_topomae.config import SECTION, ArchitectureConfig, TopoMAEConfig
+from nnunet_topomae.data.patients import Patients
+from nnunet_topomae.losses.copretraining import trained_branches
+from nnunet_topomae.training.resample import NetworkSize
+from nnunet_topomae.training.sources import PRETRAINER
+
+# Keys of the architecture section that do not change what a pre-trained weight means.
+_FREE_TO_DIFFER = ("drop_path", "projections", "gamma")
+# Facts that checkpoints of earlier versions do not have. They are compared where both sides have them.
+_ADDED_FACTS = ("intensities",)
+# Statistics of intensities are equal up to the digits that a plan is written with.
+_RELATIVE_TOLERANCE = 1e-6
+
+
+def plan_differences(described: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """What differs between the plan of a checkpoint and the plan of this training.
+
+    Args:
+        described: ``plan`` facts of the checkpoint.
+        own: plan facts of this training.
+
+    Returns:
+        A phrase a value, as in ``patch_size: checkpoint [8, 8, 8], plan [16, 16, 16]``.
+    """
+    different = architecture_differences(described, own)
+    for key, value in own.items():
+        theirs = described.get(key)
+        if key == "architecture" or (key in _ADDED_FACTS and key not in described):
+            continue
+        if not _same(theirs, value):
+            different.append(f"{key}: checkpoint {theirs!r}, plan {value!r}")
+    return different
+
+
+def unknown_facts(described: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """Plan facts that a checkpoint of an earlier version does not have, so that nothing can be compared."""
+    return [key for key in _ADDED_FACTS if own.get(key) is not None and key not in described]
+
+
+def architecture_differences(described: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """What differs between the architecture sections; absent keys have their default."""
+    if "architecture" not in own:
+        return []
+    theirs, ours = (_architecture(facts.get("architecture", {})) for facts in (described, own))
+    return [
+        f"architecture.{key}: checkpoint {getattr(theirs, key)!r}, plan {getattr(ours, key)!r}"
+        for key in vars(ours)
+        if key not in _FREE_TO_DIFFER and getattr(theirs, key) != getattr(ours, key)
+    ]
+
+
+def _architecture(section: Mapping[str, Any]) -> ArchitectureConfig:
+    return TopoMAEConfig.from_configuration({SECTION: {"architecture": section}}).architecture
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Equality of JSON values, with a tolerance for fractions."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return first.keys() == second.keys() and all(_same(first[key], second[key]) for key in first)
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(_same, first, second))
+    if isinstance(first, float | int) and isinstance(second, float | int):
+        return math.isclose(first, second, rel_tol=_RELATIVE_TOLERANCE, abs_tol=1e-9)
+    return bool(first == second)
+
+
+def check_same_plan(described: Mapping[str, Any], own: Mapping[str, Any], file: Path) -> None:
+    """Refuse a checkpoint that was pre-trained with another plan.
+
+    Args:
+        described: ``plan`` facts of the checkpoint.
+        own: plan facts of this training.
+        file: the checkpoint, for the error.
+
+    Raises:
+        ValueError: the first three differences, value by value.
+    """
+    different = plan_differences(described, own)
+    if different:
+        raise ValueError(
+            f"{file} was pre-trained with another plan ({'; '.join(different[:3])}). Pre-train with the plan you "
+            f"fine-tune with: nnUNetv2_train ... -tr {PRETRAINER} -p PLANS. Or adapt its weights: nnunet-topomae plan "
+            "-d ID --name NAME --set finetuning.transfer=resample"
+        )
+
+
+def described_size(described: Mapping[str, Any], own: Mapping[str, Any], file: Path) -> NetworkSize:
+    """Size of a pre-trained network from its checkpoint's ``plan`` facts.
+
+    Args:
+        described: ``plan`` facts of the checkpoint.
+        own: plan facts of this training.
+        file: the checkpoint, for the error.
+
+    Raises:
+        ValueError: the architecture sections differ in more than sizes that follow from the plan.
+    """
+    different = architecture_differences(described, own)
+    if different:
+        raise ValueError(
+            f"{file} was pre-trained with another architecture ({'; '.join(different)}), which cannot be adapted. Set "
+            "the same values in this plan: nnunet-topomae plan --set architecture.KEY=VALUE."
+        )
+    architecture = _architecture(described["architecture"])
+    shape = derive_network_shape(described["patch_size"], described["strides"], architecture)
+    return NetworkSize(shape, described["channels"])
+
+
+def check_same_dataset(manifest: Mapping[str, Any], dataset: str, file: Path) -> None:
+    """Refuse a checkpoint of another data set, whose list of cases cannot be compared with this one's.
+
+    Args:
+        manifest: of the checkpoint.
+        dataset: name of this data set.
+        file: the checkpoint, for the error.
+
+    Raises:
+        ValueError: the data sets have different names.
+    """
+    if manifest["dataset"] != dataset:
+        raise ValueError(
+            f"{file} was pre-trained on {manifest['dataset']}, this is {dataset}: nothing can say whether it has seen "
+            "images of the validation cases. If you know that it has not, allow it in the plan: nnunet-topomae plan "
+            "-d ID --name NAME --set finetuning.allow_other_dataset=true"
+        )
+
+
+def check_no_leak(
+    manifest: Mapping[str, Any], dataset: str, validation_cases: Iterable[str], file: Path, patients: Patients
+) -> None:
+    """Refuse a checkpoint whose pre-training read a validation case of this fold, or another scan of its patient.
+
+    Args:
+        manifest: of the checkpoint; of interest only if it is about the same data set.
+        dataset: name of this data set.
+        validation_cases: case identifiers of the fold.
+        file: the checkpoint, for the error.
+        patients: which patient a case belongs to.
+
+    Raises:
+        ValueError: naming the cases.
+    """
+    read = [*manifest["cases"], *manifest.get("unlabeled", ())]
+    leaked = patients.shared(read, validation_cases) if manifest["dataset"] == dataset else []
+    if leaked:
+        raise ValueError(
+            f"{file} was pre-trained on {len(leaked)} validation cases of this fold, or other scans of their patients "
+            f"({', '.join(leaked[:5])}), so validation would be too good to be true. Pre-train this fold, or use fold "
+            "'all' for both."
+        )
+
+
+def check_trained(described: Mapping[str, Any], takes_vit: bool, takes_partner: bool, file: Path) -> None:
+    """Refuse to take an encoder that no loss has trained.
+
+    Args:
+        described: ``config`` of the checkpoint.
+        takes_vit: whether the ViT is transferred.
+        takes_partner: whether UNETR++ is transferred.
+        file: the checkpoint, for the error.
+
+    Raises:
+        ValueError: one of them had the weight 0 in every loss.
+    """
+    config = TopoMAEConfig.from_configuration({SECTION: described})
+    trained = trained_branches(config.pretraining, config.topology)
+    for taken, name, title, other in (
+        (takes_vit, "vit", "the ViT", "partner"),
+        (takes_partner, "unetrpp", "UNETR++", "vit"),
+    ):
+        if taken and name not in trained:
+            raise ValueError(
+                f"{file}: no loss of this pre-training has trained {title} (pretraining.lambda1 = "
+                f"{config.pretraining.lambda1}, lambda3 = {config.pretraining.lambda3}), so it is as random as at its "
+                f"start. Set finetuning.transfer_parts={other} to leave it out."
+            )

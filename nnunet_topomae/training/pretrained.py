@@ -1,0 +1,87 @@
+"""Fine-tuning from a pre-training checkpoint: every check, then the transfer, whoever names the file."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nnunet_topomae.data.patients import Patients
+from nnunet_topomae.data.plan import Plan
+from nnunet_topomae.training.checkpoints import ENTRY
+from nnunet_topomae.training.checks import (
+    check_no_leak,
+    check_same_dataset,
+    check_same_plan,
+    check_trained,
+    described_size,
+    plan_differences,
+    unknown_facts,
+)
+from nnunet_topomae.training.resample import NetworkSize
+from nnunet_topomae.training.sources import read_checkpoint
+from nnunet_topomae.training.transfer import Parts, Transfer, transfer, transfer_resampled
+
+
+@dataclass(frozen=True)
+class Target:
+    """The fine-tuning that takes over pre-trained weights.
+
+    Attributes:
+        network: what is fine-tuned, without nnU-Net's wrappers.
+        plan: its plan.
+        channels: number of input channels.
+        parts: what of the network and of the checkpoint is not transferred.
+        dataset: name of the data set.
+        validation_cases: of the fold; none for fold `all`, which validates on nothing.
+    """
+
+    network: nn.Module
+    plan: Plan
+    channels: int
+    parts: Parts
+    dataset: str
+    validation_cases: tuple[str, ...]
+
+
+def load_pretraining(file: Path, target: Target, log: Callable[[str], None]) -> tuple[Transfer, dict[str, Any]]:
+    """Check a pre-training checkpoint against a fine-tuning and load its weights: one way for all files.
+
+    Args:
+        file: the checkpoint.
+        target: the fine-tuning.
+        log: takes what a user should know, line by line.
+
+    Returns:
+        What became of every weight, and what to write about the checkpoint.
+
+    Raises:
+        ValueError: the checkpoint may not be used here, or does not fit; nothing is loaded then.
+    """
+    checkpoint = read_checkpoint(file)
+    described, section = checkpoint[ENTRY], target.plan.config.finetuning
+    manifest, facts = described["manifest"], described["plan"]
+    if not section.allow_other_dataset:
+        check_same_dataset(manifest, target.dataset, file)
+    check_no_leak(
+        manifest, target.dataset, target.validation_cases, file, Patients(target.plan.config.pretraining.patients)
+    )
+    takes_vit, takes_partner = target.parts.take("vit_encoder."), target.parts.take("encoder.")
+    check_trained(described["config"], takes_vit, takes_partner, file)
+    if manifest["dataset"] != target.dataset:
+        log(f"pre-trained on {manifest['dataset']}, another data set: no list of cases to compare with this one")
+    if unknown := unknown_facts(facts, target.plan.facts):
+        log(f"the checkpoint is of an earlier version and does not say its {', '.join(unknown)}: not compared")
+    weights = checkpoint["network_weights"]
+    if section.transfer == "resample":
+        old, new = described_size(facts, target.plan.facts, file), NetworkSize(target.plan.shape, target.channels)
+        log(f"adapted to this plan; {'; '.join(plan_differences(facts, target.plan.facts)) or 'nothing differs'}")
+        result = transfer_resampled(weights, target.network, old, new, target.parts)
+    else:
+        check_same_plan(facts, target.plan.facts, file)
+        result = transfer(weights, target.network, target.parts)
+    log(f"pre-trained weights from {file}: {result}")
+    where = {key: manifest.get(key) for key in ("dataset", "plans_name", "configuration", "fold", "plan_hash")}
+    how = {"transfer": section.transfer, "vit": takes_vit, "partner": takes_partner}
+    return result, {"file": str(file), **where, **how}

@@ -1,0 +1,147 @@
+"""Where the pre-trained weights of a fold come from, and which file nnU-Net's ``-pretrained_weights`` names."""
+
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+from weakref import WeakSet
+
+import torch
+from nnunetv2.run import run_training
+from torch import nn
+
+from nnunet_topomae.config import FROM_SCRATCH
+from nnunet_topomae.training.checkpoints import ENTRY
+
+PRETRAINER = "TopoMAEPretrainer"
+CHECKPOINT = "checkpoint_final.pth"
+
+
+@runtime_checkable
+class Receiver(Protocol):
+    """A trainer that loads the file of ``-pretrained_weights`` itself.
+
+    Attributes:
+        network: what nnU-Net would load the weights into, with all its wrappers.
+        given_weights: the file, None without ``-pretrained_weights``.
+    """
+
+    network: nn.Module
+    given_weights: Path | None
+
+
+_receivers: "WeakSet[Any]" = WeakSet()
+
+
+def receive_given_weights(trainer: Receiver) -> None:
+    """Tell ``trainer`` the file that ``-pretrained_weights`` names, instead of loading it.
+
+    nnU-Net's own loader compares names and shapes of weights and hands on nothing else of the file, so nobody could
+    check which cases the weights have seen. It is called through ``nnunetv2.run.run_training``, where this function
+    wraps it once. For every other network nnU-Net's loader does what it always does.
+
+    Args:
+        trainer: its ``given_weights`` is set as soon as nnU-Net asks to load a file into its ``network``.
+    """
+    _receivers.add(trainer)
+    stock = run_training.load_pretrained_weights
+    if hasattr(stock, "tells_receivers"):
+        return
+
+    @wraps(stock)
+    def load_pretrained_weights(network: nn.Module, fname: str, *options: Any, **named: Any) -> Any:
+        for receiver in _receivers:
+            if receiver.network is network:
+                receiver.given_weights = Path(fname)
+                return None
+        return stock(network, fname, *options, **named)
+
+    load_pretrained_weights.tells_receivers = True  # type: ignore[attr-defined]
+    run_training.load_pretrained_weights = load_pretrained_weights
+
+
+@dataclass(frozen=True)
+class PretrainingSource:
+    """Where the pre-trained weights of a fold come from.
+
+    Attributes:
+        results: folder of the data set in nnUNet_results.
+        dataset: name of the data set.
+        plans: name of the plans.
+        configuration: name of the configuration.
+        fold: fold number or ``all``.
+        choice: the plan's ``topomae.finetuning.pretrained``.
+        given: the file of ``-pretrained_weights``, which goes before the plan's choice.
+    """
+
+    results: Path
+    dataset: str
+    plans: str
+    configuration: str
+    fold: int | str
+    choice: str | None = None
+    given: Path | None = None
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether training starts without pre-trained weights."""
+        return self.choice == FROM_SCRATCH and self.given is None
+
+    @property
+    def file(self) -> Path:
+        """The checkpoint file: the one given, else the plan's choice, else the pre-training of the same fold."""
+        if self.given is not None:
+            return self.given
+        if self.choice is not None:
+            return Path(self.choice).expanduser()
+        folder = f"{PRETRAINER}__{self.plans}__{self.configuration}"
+        return self.results / folder / f"fold_{self.fold}" / CHECKPOINT
+
+    def require(self) -> Path:
+        """The checkpoint file.
+
+        Raises:
+            FileNotFoundError: there is none, with the command that makes it.
+            ValueError: the plan asks for training from scratch, and yet a file is given.
+        """
+        if self.given is not None and self.choice == FROM_SCRATCH:
+            raise ValueError(
+                f"plans {self.plans} say topomae.finetuning.pretrained = {FROM_SCRATCH!r}, but -pretrained_weights "
+                f"names {self.given}. Leave one of them out."
+            )
+        if self.file.is_file():
+            return self.file
+        if self.given is not None:
+            raise FileNotFoundError(f"-pretrained_weights names {self.given}, which does not exist")
+        if self.choice is not None:
+            raise FileNotFoundError(
+                f"topomae.finetuning.pretrained of plans {self.plans} names {self.file}, which does not exist. "
+                "Remove the key to use this fold's own pre-training, or correct the path."
+            )
+        unfinished = any(self.file.parent.glob("checkpoint_*.pth"))
+        command = f"nnUNetv2_train {self.dataset} {self.configuration} {self.fold} -tr {PRETRAINER} -p {self.plans}"
+        raise FileNotFoundError(
+            f"no {'finished ' if unfinished else ''}pre-training for this fold: {self.file} does not exist.\n"
+            f"Run first:    {command}{' --c' if unfinished else ''}\n"
+            "Or give one:  -pretrained_weights FILE\n"
+            f'Or train without pre-training: set "topomae": {{"finetuning": {{"pretrained": "{FROM_SCRATCH}"}}}} '
+            f"in the configuration {self.configuration} of {self.plans}.json"
+        )
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Load a pre-training checkpoint onto the CPU.
+
+    Loading runs the pickled code in the file, as every nnU-Net checkpoint does: open only files that you trust.
+
+    Raises:
+        ValueError: not a checkpoint of TopoMAEPretrainer.
+    """
+    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
+    described = isinstance(checkpoint, dict) and isinstance(checkpoint.get(ENTRY), dict)
+    if not described or checkpoint[ENTRY].get("role") != "pretraining":
+        raise ValueError(
+            f"{file} is not a checkpoint of {PRETRAINER} (it has no '{ENTRY}' entry with the role 'pretraining'), so "
+            "nothing says which cases its weights have seen"
+        )
+    return checkpoint

@@ -1,0 +1,202 @@
+"""Every command of studies/ at its smallest size."""
+
+import importlib
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from nnunet_topomae.architectures.build import build_unetrpp
+from nnunet_topomae.architectures.rule import derive_network_shape
+from nnunet_topomae.architectures.summary import count_macs, count_parameters
+from nnunet_topomae.config import ArchitectureConfig
+
+Study = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def study(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """Imports a module of studies/ as its command does, from its own folder."""
+    folder = repository / "studies"
+    for path in folder.glob("*.py"):
+        monkeypatch.delitem(sys.modules, path.stem, raising=False)
+    monkeypatch.syspath_prepend(folder)
+    return importlib.import_module
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_no_study_hides_a_module_of_python(repository: Path) -> None:
+    assert not {path.stem for path in (repository / "studies").glob("*.py")} & sys.stdlib_module_names
+
+
+def test_every_study_is_in_the_docs(repository: Path) -> None:
+    page = (repository / "docs" / "studies.md").read_text()
+    commands = {path.name for path in (repository / "studies").glob("*.py") if "__main__" in path.read_text()}
+    assert commands <= set(re.findall(r"studies/(\w+\.py)", page))
+
+
+def test_the_reference_is_the_published_network(study: Study) -> None:
+    """42.96 M parameters and 47.98 G MACs in the paper; 42.953 M and 47.886 G measured on the public code."""
+    strides = [[1, 1, 1], [1, 2, 2], *[[2, 2, 2]] * 4]
+    shape = derive_network_shape([64, 128, 128], strides, ArchitectureConfig())
+    with torch.device("meta"):
+        reference = study("reference_unetrpp").ReferenceUNETRPP(shape, 1, 14, ArchitectureConfig())
+        ours = build_unetrpp(shape, 1, 14, ArchitectureConfig(), deep_supervision=True)
+    assert count_parameters(reference) == 42_952_850
+    assert count_parameters(ours) == pytest.approx(count_parameters(reference), rel=1e-4)
+    macs = [count_macs(network.eval(), (1, *shape.patch_size)) for network in (reference, ours)]
+    assert macs[0] == pytest.approx(47.9e9, rel=0.01)
+    assert macs[1] == pytest.approx(macs[0], rel=0.01)
+
+
+def test_step_time(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = study("step_time")
+    module.main(["--quick", "--out", str(tmp_path / "out.json")])
+    (size,) = read(tmp_path / "out.json")["sizes"]
+    assert set(size["ratio"]) == set(module.CONTESTANTS)
+    assert size["ratio"]["published"] == {"step": 1.0, "forward": 1.0}
+    assert all(part["step"] > part["forward"] > 0 for part in size["median"].values())
+    assert "| ours |" in capsys.readouterr().out
+
+
+def test_training_step(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study("training_step").main(["--quick", "--out", str(tmp_path / "out.json")])
+    result = read(tmp_path / "out.json")
+    assert set(result["ratio"]) == {"without", "crop 48", "pool 48", "full"}
+    assert all(math.isfinite(value) for value in result["ratio"].values())
+    assert "| without |" in capsys.readouterr().out
+
+
+def test_memory(study: Study, tmp_path: Path) -> None:
+    study("memory").main(["--quick", "--out", str(tmp_path / "out.json")])
+    rows = read(tmp_path / "out.json")["rows"]
+    assert [row["training"] for row in rows] == ["pre-training", "fine-tuning"]
+    assert all(0.9 < row["estimate / float32"] < 1.1 for row in rows)
+
+
+def test_metrics(study: Study, tmp_path: Path) -> None:
+    study("metrics").main(["--quick", "--json", str(tmp_path / "out.json")])
+    assert read(tmp_path / "out.json")["cpu_seconds"]["with the paper protocol"] > 0
+
+
+def test_statistics_coverage(study: Study, tmp_path: Path) -> None:
+    from nnunet_topomae.benchmark import statistics
+
+    module, resamples = study("statistics_coverage"), statistics.RESAMPLES
+    try:
+        module.main(["--quick", "--json", str(tmp_path / "out.json")])
+    finally:
+        statistics.RESAMPLES = resamples
+    result = read(tmp_path / "out.json")
+    assert len(result["rates"]) == 2 * len(module.DESIGNS)
+    assert result["repetitions"] == 10
+
+
+def test_topology_training(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module, out = study("topology_training"), tmp_path / "out.json"
+    module.main(["--quick", "--out", str(out)])
+    assert list(read(out)["variants"]) == list(module.VARIANTS)[:2]
+    printed = capsys.readouterr().out
+    module.main(["--table", str(out)])
+    assert capsys.readouterr().out == printed
+
+
+def test_spatial_task(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module, out = study("spatial_task"), tmp_path / "out.json"
+    module.main(["--quick", "--out", str(out)])
+    variants = read(out)["phantoms"]["variants"]
+    assert list(variants) == list(module.VARIANTS)
+    assert all(0 < value < 4 for run in variants.values() for value in (*run["spa"].values(), run["mean_answer"]))
+    printed = capsys.readouterr().out
+    module.main(["--table", str(out)])
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.slow
+def test_topology(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    study("topology").main(["--quick", "--out", str(out)])
+    assert "| finite differences |" in capsys.readouterr().out
+    study("topology").main(["--quick", "--out", str(out), "--only", "exactness"])
+    assert read(out)["exactness"]["problems"] == 200
+
+
+def test_busy_time_is_the_union_of_spans(study: Study) -> None:
+    parts = study("gpu_parts")
+    cuda, cpu = parts.DeviceType.CUDA, parts.DeviceType.CPU
+    spans = [("b", 5, 9, cuda), ("a", 0, 4, cuda), ("c", 6, 7, cuda), ("d", 8, 11, cuda), ("e", 0, 100, cpu)]
+    spans.append(("Optimizer.step#AdamW.step", 0, 50, cuda))
+    events = [
+        SimpleNamespace(name=name, time_range=SimpleNamespace(start=start, end=end), device_type=device)
+        for name, start, end, device in spans
+    ]
+    assert parts.busy_seconds(SimpleNamespace(events=lambda: events), cuda) == pytest.approx(10e-6)
+
+
+def test_rates_of_an_optimiser_state(study: Study) -> None:
+    layers = [torch.nn.Linear(3, 4), torch.nn.Linear(4, 2), torch.nn.Linear(2, 1)]
+    groups = [{"params": layer.parameters(), "lr": rate} for layer, rate in zip(layers, (0.1, 0.2, 0.3), strict=True)]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.5)
+    layers[1](layers[0](torch.ones(1, 3))).sum().backward()
+    optimizer.step()
+    found = study("gpu_trainings").learning_rates(optimizer.state_dict())
+    assert found == [
+        {"rate": 0.1, "decay": 0.5, "weights": 16},
+        {"rate": 0.2, "decay": 0.5, "weights": 10},
+        {"rate": 0.3, "decay": 0.5, "weights": 0},  # never trained
+    ]
+
+
+def test_a_part_that_fails_leaves_what_it_found(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = study("gpu_parts")
+
+    def fails(device: Any, folder: Path, record: dict[str, Any], save: Any) -> None:
+        record["first"] = 1
+        raise RuntimeError("second")
+
+    monkeypatch.setitem(parts.PARTS, "idle", fails)
+    with pytest.raises(RuntimeError, match="second"):
+        parts.run_part("idle", torch.device("cpu"), tmp_path, tmp_path / "part.json")
+    assert read(tmp_path / "part.json") == {"first": 1}
+
+
+def test_the_evidence_names_no_folder(study: Study, tmp_path: Path, repository: Path) -> None:
+    module = study("gpu_evidence")
+    found = module.without_paths({"a": [f"{tmp_path}/x", 1], "b": f"in {repository}/studies"}, tmp_path)
+    assert found == {"a": ["TEMPORARY/x", 1], "b": "in REPOSITORY/studies"}
+
+
+def test_every_part_has_a_limit(study: Study) -> None:
+    module = study("gpu_evidence")
+    assert [part for row in module.ROWS for part in row] == list(module.PARTS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2800)
+def test_the_evidence_on_a_cpu(repository: Path, tmp_path: Path) -> None:
+    argv = [sys.executable, "studies/gpu_evidence.py", "--device", "cpu", "--out", str(tmp_path)]
+    done = subprocess.run(argv, cwd=repository, capture_output=True, text=True, check=False)
+    evidence = read(tmp_path / "gpu_evidence.json")
+    assert done.returncode == 0, json.dumps(evidence, indent=1)[-8000:]
+    assert {name for name, part in evidence["parts"].items() if part["ok"]} == {
+        "step_time",
+        "topology_step",
+        "idle",
+        "memory",
+        "compiled_step_time",
+        "trainers",
+        "benchmark",
+    }
+    assert str(repository) not in json.dumps(evidence)
+    assert evidence["machine"]["torch"] == torch.__version__

@@ -1,0 +1,390 @@
+"""Which weights the fusion trainer takes, through nnU-Net's own functions, on a data set without a single voxel."""
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from nnunetv2.run import run_training
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor, distributed, nn
+
+from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
+from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
+from nnunet_topomae.trainers.unetr_trainer import UNETRTrainer
+from nnunet_topomae.training.checkpoints import unwrap
+
+DATASET = "Dataset007_Tiny"
+CASES = [f"c{number}" for number in range(5)]
+SPLITS = [{"train": [case for case in CASES if case != left_out], "val": [left_out]} for left_out in CASES]
+DESCRIPTION = {
+    "channel_names": {"0": "CT"},
+    "labels": {"background": 0, "organ": 1},
+    "numTraining": 5,
+    "file_ending": ".nii.gz",
+}
+STATISTICS = {"percentile_00_5": -57.0, "percentile_99_5": 164.0, "mean": 50.25, "std": 40.5}
+SLOW, FAST = 1e-4, 3e-4
+
+
+def _plans(**finetuning: Any) -> dict[str, Any]:
+    architecture = {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {"strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]},
+        "_kw_requires_import": [],
+    }
+    section = {
+        "architecture": {"vit": "tiny", "dims": [8, 8, 16, 16], "depth": 1},
+        "pretraining": {"seed": 1},
+        "finetuning": {"seed": 1, "pretrained_learning_rate": SLOW, "learning_rate": FAST, **finetuning},
+    }
+    configuration = {
+        "data_identifier": "Plans_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
+        "patch_size": [16, 24, 32],
+        "batch_size": 2,
+        "batch_dice": False,
+        "spacing": [2.0, 1.0, 1.0],
+        "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False],
+        "architecture": architecture,
+        "topomae": section,
+    }
+    return {
+        "dataset_name": DATASET,
+        "plans_name": "Plans",
+        "image_reader_writer": "SimpleITKIO",
+        "label_manager": "LabelManager",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "foreground_intensity_properties_per_channel": {"0": STATISTICS},
+        "configurations": {"3d_fullres": configuration},
+        "continue_training": False,
+    }
+
+
+@pytest.fixture(autouse=True)
+def _dataset(nnunet_env: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five preprocessed cases, of which nothing but the names is read; training itself does not start."""
+    folder = nnunet_env.preprocessed / DATASET
+    (folder / "Plans_3d_fullres").mkdir(parents=True)
+    (folder / "splits_final.json").write_text(json.dumps(SPLITS))
+    for case in CASES:
+        (folder / "Plans_3d_fullres" / f"{case}.b2nd").write_bytes(case.encode())
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda self: None)
+
+
+class Pretrained(NamedTuple):
+    """The pre-training of fold 0.
+
+    Attributes:
+        file: its checkpoint.
+        weights: of the network.
+    """
+
+    file: Path
+    weights: dict[str, Tensor]
+
+
+@pytest.fixture
+def pretrained(_dataset: None) -> Pretrained:
+    trainer = TopoMAEPretrainer(_plans(), "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
+    trainer.initialize()
+    with torch.no_grad():
+        for parameter in trainer.network.parameters():
+            parameter.add_(torch.rand_like(parameter))
+    trainer.images_read = {"cases": dict.fromkeys(SPLITS[0]["train"], "hash"), "unlabeled": {}}
+    file = Path(trainer.output_folder) / "checkpoint_final.pth"
+    trainer.save_checkpoint(str(file))
+    weights = torch.load(file, weights_only=False)["network_weights"]
+    return Pretrained(file, weights)
+
+
+def _change(file: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    checkpoint = torch.load(file, weights_only=False)
+    change(checkpoint)
+    other = file.with_name("changed.pth")
+    torch.save(checkpoint, other)
+    return other
+
+
+def _trainer(
+    fold: int | str = 0,
+    kind: type[TopoMAEFusionTrainer] = TopoMAEFusionTrainer,
+    plans: dict[str, Any] | None = None,
+    **finetuning: Any,
+) -> TopoMAEFusionTrainer:
+    values = deepcopy(plans) if plans else _plans(**finetuning)
+    trainer = kind(values, "3d_fullres", fold, DESCRIPTION, torch.device("cpu"))
+    trainer.initialize()
+    return trainer
+
+
+def _give(trainer: TopoMAEFusionTrainer, file: Path) -> None:
+    """What `nnUNetv2_train ... -pretrained_weights FILE` does before and at the start of training."""
+    run_training.maybe_load_checkpoint(trainer, False, False, str(file))
+    trainer.on_train_start()
+
+
+def _rates(trainer: TopoMAEFusionTrainer) -> dict[str, float]:
+    """Learning rate by the name of the parameter."""
+    rate = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    return {name: rate[id(p)] for name, p in unwrap(trainer.network).named_parameters()}
+
+
+def _written(trainer: TopoMAEFusionTrainer) -> dict[str, Any]:
+    return dict(json.loads((Path(trainer.output_folder) / "transfer.json").read_text()))
+
+
+def test_given_weights_are_those_of_the_plans_own_file_and_counted_alike(
+    pretrained: Pretrained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = _trainer()
+    found.on_train_start()
+    written = _written(found)
+    given = _trainer(pretrained=str(pretrained.file.with_name("another.pth")))
+    _give(given, pretrained.file)
+    assert _written(given) == written
+    assert all(map(torch.equal, given.network.state_dict().values(), found.network.state_dict().values()))
+    assert written["counts"]["matched"] == sum(what == "copied" for what in written["weights"].values()) > 100
+    assert written["counts"]["missing"] == sum(what == "fresh" for what in written["weights"].values()) > 0
+    assert written["counts"]["unexpected"] == len(written["unexpected"]) > 0
+    assert written["source"]["file"] == str(pretrained.file) and written["source"]["fold"] == 0
+    assert capsys.readouterr().out.count(f"pre-trained weights from {pretrained.file}: ") == 2
+
+
+@pytest.mark.parametrize("kind", [TopoMAEFusionTrainer, UNETRTrainer])
+def test_given_weights_that_have_seen_a_validation_case_are_refused(
+    pretrained: Pretrained, kind: type[TopoMAEFusionTrainer]
+) -> None:
+    trainer = _trainer(1, kind)
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    with pytest.raises(ValueError, match=r"1 validation cases of this fold.*\(c1\)"):
+        _give(trainer, pretrained.file)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
+
+
+def test_fold_all_takes_any_fold(pretrained: Pretrained) -> None:
+    trainer = _trainer("all")
+    _give(trainer, pretrained.file)
+    assert _written(trainer)["source"]["fold"] == 0
+
+
+def _wrap_nothing(network: nn.Module) -> nn.Module:
+    return network
+
+
+def _wrap_compiled(network: nn.Module) -> nn.Module:
+    return torch.compile(network, backend="eager")  # type: ignore[return-value]
+
+
+def _wrap_parallel(network: nn.Module) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(network)
+
+
+def _wrap_both(network: nn.Module) -> nn.Module:
+    return _wrap_parallel(_wrap_compiled(network))
+
+
+@pytest.mark.parametrize("wrap", [_wrap_nothing, _wrap_compiled, _wrap_parallel, _wrap_both])
+def test_wrapped_networks_are_checked_and_loaded(
+    pretrained: Pretrained, wrap: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    plain = {fold: _trainer(fold) for fold in (0, 1)}
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        for trainer in plain.values():
+            trainer.network = wrap(trainer.network)
+        with pytest.raises(ValueError, match="validation cases of this fold"):
+            _give(plain[1], pretrained.file)
+        _give(plain[0], pretrained.file)
+    finally:
+        distributed.destroy_process_group()
+    own = unwrap(plain[0].network).state_dict()
+    copied = [name for name, what in _written(plain[0])["weights"].items() if what == "copied"]
+    assert len(copied) > 100 and all(torch.equal(own[name], pretrained.weights[name]) for name in copied)
+
+
+def test_given_weights_of_another_plan_or_data_set_are_refused_or_adapted(pretrained: Pretrained) -> None:
+    plans = _plans()
+    plans["configurations"]["3d_fullres"]["patch_size"] = [16, 24, 24]
+    with pytest.raises(ValueError, match=r"another plan \(patch_size.*finetuning.transfer=resample"):
+        _give(_trainer(plans=plans), pretrained.file)
+    plans["configurations"]["3d_fullres"]["topomae"]["finetuning"]["transfer"] = "resample"
+    trainer = _trainer(plans=plans)
+    _give(trainer, pretrained.file)
+    assert _written(trainer)["counts"]["resampled"] > 0
+
+    def rename(checkpoint: dict[str, Any]) -> None:
+        checkpoint["topomae"]["manifest"]["dataset"] = "Dataset008_Other"
+
+    other = _change(pretrained.file, rename)
+    for transfer in ("same_plan", "resample"):
+        with pytest.raises(ValueError, match=r"Dataset008_Other.*Dataset007_Tiny.*finetuning.allow_other_dataset=true"):
+            _give(_trainer(transfer=transfer), other)
+        with pytest.raises(ValueError, match=r"finetuning.allow_other_dataset=true"):
+            _trainer(transfer=transfer, pretrained=str(other)).on_train_start()
+        allowed = _trainer(1, transfer=transfer, allow_other_dataset=True)
+        _give(allowed, other)
+        assert _written(allowed)["source"]["dataset"] == "Dataset008_Other"
+
+
+def test_other_intensities_are_another_plan(pretrained: Pretrained, capsys: pytest.CaptureFixture[str]) -> None:
+    plans = _plans()
+    plans["foreground_intensity_properties_per_channel"]["0"] = {**STATISTICS, "mean": 50.25 + 1e-9, "min": -900.0}
+    _give(_trainer(plans=plans), pretrained.file)
+    plans["foreground_intensity_properties_per_channel"]["0"] = {**STATISTICS, "percentile_99_5": 250.0}
+    with pytest.raises(ValueError, match=r"another plan \(intensities: .*164\.0.*250\.0"):
+        _give(_trainer(plans=plans), pretrained.file)
+    plans["configurations"]["3d_fullres"]["topomae"]["finetuning"]["transfer"] = "resample"
+    capsys.readouterr()
+    _give(_trainer(plans=plans), pretrained.file)
+    assert "adapted to this plan; intensities: checkpoint" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_an_earlier_version_is_taken_and_what_it_does_not_say_is_said(
+    pretrained: Pretrained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forget(checkpoint: dict[str, Any]) -> None:
+        del checkpoint["topomae"]["plan"]["intensities"]
+
+    old = _change(pretrained.file, forget)
+    capsys.readouterr()
+    _give(_trainer(), old)
+    assert "does not say its intensities: not compared" in capsys.readouterr().out
+
+
+def test_what_may_differ_between_plans(pretrained: Pretrained) -> None:
+    plans = _plans()
+    architecture = plans["configurations"]["3d_fullres"]["topomae"]["architecture"]
+    architecture |= {"drop_path": 0.3, "gamma": 0.5}
+    trainer = _trainer(plans=plans)
+    _give(trainer, pretrained.file)
+    gammas = [name for name in pretrained.weights if name.startswith("encoder.") and name.endswith("gamma")]
+    own = trainer.network.state_dict()
+    assert gammas and all(torch.equal(own[name], pretrained.weights[name]) for name in gammas)
+    architecture["upsampling"] = "trilinear"
+    with pytest.raises(ValueError, match=r"architecture.upsampling: checkpoint 'transposed', plan 'trilinear'"):
+        _give(_trainer(plans=plans), pretrained.file)
+
+
+def test_files_that_prove_nothing_are_refused(pretrained: Pretrained, tmp_path: Path) -> None:
+    def strip(checkpoint: dict[str, Any]) -> None:
+        del checkpoint["topomae"]
+
+    with pytest.raises(ValueError, match="nothing says which cases its weights have seen"):
+        _give(_trainer(), _change(pretrained.file, strip))
+    with pytest.raises(FileNotFoundError, match="-pretrained_weights names .*none.pth"):
+        _give(_trainer(), tmp_path / "none.pth")
+    with pytest.raises(ValueError, match="'scratch'.*-pretrained_weights"):
+        _give(_trainer(pretrained="scratch"), pretrained.file)
+
+
+def test_weights_loaded_by_anybody_else_are_refused(pretrained: Pretrained) -> None:
+    trainer = _trainer(pretrained="scratch")
+    trainer.network.load_state_dict(trainer.network.state_dict())
+    with pytest.raises(ValueError, match="nothing says which cases.*finetuning.pretrained=FILE"):
+        trainer.on_train_start()
+
+
+def test_a_training_continues_and_predicts_from_its_own_checkpoint(
+    pretrained: Pretrained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = _trainer()
+    first.on_train_start()
+    file = str(Path(first.output_folder) / "checkpoint_latest.pth")
+    first.save_checkpoint(file)
+    again = _trainer()
+    run_training.maybe_load_checkpoint(again, True, False, None)
+    capsys.readouterr()
+    again.on_train_start()
+    assert "continuing with the weights" in capsys.readouterr().out
+    own = first.network.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in again.network.state_dict().items())
+    # As nnUNetPredictor does it.
+    network = TopoMAEFusionTrainer.build_network_architecture(
+        again.plans_manager, again.configuration_manager, 1, 2, enable_deep_supervision=False
+    )
+    network.load_state_dict(torch.load(file, weights_only=False)["network_weights"])
+
+
+def test_other_trainers_are_left_to_nnunet(pretrained: Pretrained, capsys: pytest.CaptureFixture[str]) -> None:
+    _trainer()
+    other = TopoMAEPretrainer(_plans(), "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
+    other.initialize()
+    run_training.maybe_load_checkpoint(other, False, False, str(pretrained.file))
+    assert "Loading pretrained weights from file" in capsys.readouterr().out
+    own = {name: value for name, value in other.network.state_dict().items() if ".seg_layers." not in name}
+    assert len(own) > 100 and all(torch.equal(value, pretrained.weights[name]) for name, value in own.items())
+
+
+@pytest.mark.parametrize(("transfer", "given"), [("same_plan", True), ("resample", False)])
+@pytest.mark.parametrize(
+    ("transfer_parts", "taken"),
+    [
+        ("both", {"vit_encoder", "encoder", "decoder"}),
+        ("vit", {"vit_encoder"}),
+        ("partner", {"encoder", "decoder"}),
+    ],
+)
+def test_parts_that_are_not_transferred_start_fresh_and_learn_fast(
+    pretrained: Pretrained, transfer: str, given: bool, transfer_parts: str, taken: set[str]
+) -> None:
+    trainer = _trainer(transfer=transfer, transfer_parts=transfer_parts)
+    fresh = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    if given:
+        _give(trainer, pretrained.file)
+    else:
+        trainer.on_train_start()
+    own, rates, written = trainer.network.state_dict(), _rates(trainer), _written(trainer)
+    expected = {name for name in own if name.split(".")[0] in taken and ".seg_layers." not in name}
+    assert {name for name, what in written["weights"].items() if what == "copied"} == expected
+    assert written["counts"]["matched"] == len(expected) and written["counts"]["missing"] == len(own) - len(expected)
+    for name, value in own.items():
+        assert torch.equal(value, (pretrained.weights if name in expected else fresh)[name]), name
+    assert rates == {name: SLOW if name in expected else FAST for name in rates}
+    assert written["source"]["vit"] == ("vit_encoder" in taken)
+    assert written["source"]["partner"] == ("encoder" in taken)
+
+
+@pytest.mark.parametrize("transfer", ["same_plan", "resample"])
+@pytest.mark.parametrize("transfer_parts", ["vit", "both"])
+def test_an_absent_weight_of_a_transferred_part_is_refused(
+    pretrained: Pretrained, transfer: str, transfer_parts: str
+) -> None:
+    absent = "vit_encoder.norm.weight"
+
+    def remove(checkpoint: dict[str, Any]) -> None:
+        del checkpoint["network_weights"][absent]
+
+    file = _change(pretrained.file, remove)
+    with pytest.raises(ValueError, match=f"{absent} is absent"):
+        _give(_trainer(transfer=transfer, transfer_parts=transfer_parts), file)
+    _give(_trainer(transfer=transfer, transfer_parts="partner"), file)
+
+
+def test_unetr_takes_the_vit_and_refuses_to_leave_it_out(pretrained: Pretrained) -> None:
+    trainer = _trainer(kind=UNETRTrainer)
+    _give(trainer, pretrained.file)
+    copied = {name.split(".")[0] for name, what in _written(trainer)["weights"].items() if what == "copied"}
+    assert copied == {"vit_encoder"}
+    with pytest.raises(ValueError, match="only pre-trained part of UNETR"):
+        _trainer(kind=UNETRTrainer, transfer_parts="partner")
+
+
+@pytest.mark.parametrize(("lambda1", "untrained", "cure"), [(0.0, "UNETR", "vit"), (1.0, "ViT", "partner")])
+def test_an_encoder_that_no_loss_has_trained_is_not_taken(
+    pretrained: Pretrained, lambda1: float, untrained: str, cure: str
+) -> None:
+    def train_one(checkpoint: dict[str, Any]) -> None:
+        checkpoint["topomae"]["config"]["pretraining"] |= {"lambda1": lambda1, "lambda3": 0.0}
+
+    file = _change(pretrained.file, train_one)
+    with pytest.raises(ValueError, match=rf"no loss .*has trained .*{untrained}.*transfer_parts={cure}"):
+        _give(_trainer(), file)
+    trainer = _trainer(transfer_parts=cure)
+    _give(trainer, file)
+    assert _written(trainer)["source"]["vit"] == (cure == "vit")

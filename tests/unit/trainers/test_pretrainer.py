@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nnunet_topomae.config import TopoMAEConfig
+from nnunet_topomae.data import selection
+from nnunet_topomae.data.cases import hash_images
+from nnunet_topomae.data.selection import PretrainingCases
+from nnunet_topomae.trainers import pretrainer
+from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
+
+
+def test_one_process_of_a_training_hashes_the_images_and_writes_their_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_folder, output_folder = tmp_path / "data", tmp_path / "fold_0"
+    for folder in (data_folder, output_folder):
+        folder.mkdir()
+    for case in "ab":
+        (data_folder / f"{case}.b2nd").write_bytes(case.encode())
+    expected = hash_images(data_folder, "ab")
+    calls: list[tuple[str, ...]] = []
+
+    def count(folder: Path, cases: Any) -> dict[str, str]:
+        calls.append(tuple(cases))
+        return hash_images(folder, cases)
+
+    monkeypatch.setattr(selection, "hash_images", count)
+    monkeypatch.setattr(selection, "read_manifest", lambda *_: {})
+    monkeypatch.setattr(pretrainer, "start_workers", lambda loader, _: loader)
+    monkeypatch.setattr(pretrainer, "SingleThreadedAugmenter", lambda loader, _: loader)
+    loaded: list[Any] = []
+
+    def trainer(rank: int) -> Any:
+        return SimpleNamespace(
+            do_split=lambda: (["b", "a"], ["c"]),
+            preprocessed_dataset_folder=str(data_folder),
+            output_folder=str(output_folder),
+            plans_manager=SimpleNamespace(plans={}),
+            plan=SimpleNamespace(config=TopoMAEConfig()),
+            configuration_name="3d_fullres",
+            print_to_log_file=lambda *_: None,
+            current_epoch=0,
+            seed=1,
+            local_rank=rank,
+            device=None,
+            build_loader=lambda *arguments: loaded.append(arguments),
+            images_read={},
+        )
+
+    second = trainer(rank=1)
+    TopoMAEPretrainer.get_dataloaders(second)
+    assert calls == [] and list(output_folder.iterdir()) == [] and second.images_read == {}
+    assert [arguments[0] for arguments in loaded] == [["b", "a"], ["b", "a"]]
+    first = trainer(rank=0)
+    TopoMAEPretrainer.get_dataloaders(first)
+    assert calls == [("a", "b"), ()]
+    assert first.images_read == {"cases": expected, "unlabeled": {}}
+    assert json.loads((output_folder / "cases_read.json").read_text()) == expected
+
+
+def test_what_a_pre_training_reads_is_known_without_hashing(tmp_path: Path) -> None:
+    cases = PretrainingCases(tmp_path, ("a", "b"), ("u",), {"v": "its patient is validated on"})
+    assert str(cases).splitlines() == [
+        "pre-training reads 2 training cases and 1 unlabelled images",
+        "left out v: its patient is validated on",
+    ]
