@@ -22,6 +22,8 @@ class ArchitectureConfig:
     Attributes:
         vit: preset of the ViT encoder, see architectures/vit.py.
         drop_path: stochastic depth of the ViT while fine-tuning (Zhou et al. 2023: 0.1).
+        dropout: factor of UNETR++'s dropout rates in supervised training (1 takes those of Shaker et al. 2024:
+            attention 0.15, channels 0.1). Pre-training has none.
         dims: channels of the four UNETR++ stages.
         depth: transformer blocks in a UNETR++ stage.
         heads: attention heads of EPA.
@@ -34,6 +36,7 @@ class ArchitectureConfig:
 
     vit: Literal["tiny", "small", "default", "base"] = "default"
     drop_path: float = 0.1
+    dropout: float = 0.0
     dims: tuple[int, ...] = (32, 64, 128, 256)
     depth: int = 3
     heads: int = 4
@@ -103,7 +106,8 @@ class PretrainingConfig:
         betas: AdamW's averages (Zhou et al. 2023).
         warmup_steps: linear warm-up before the cosine; at most a tenth of all steps is used.
         clip: largest gradient norm.
-        flip_axes: spatial axes along which crops are flipped at random.
+        flip_axes: spatial axes along which crops are flipped at random; none by default, as in the paper. Flips slow
+            the spatial task down, because anatomy that is nearly symmetric does not show them (docs/method.md).
         flip_frame: what a flip does to the key points. `volume` takes the volume for flipped too, so that coordinates
             are mirrored and position still fits appearance. `crop` keeps the coordinates of the volume as it was, so
             that the spatial task mostly asks which axes were flipped.
@@ -127,7 +131,7 @@ class PretrainingConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = 2500
     clip: float = 1.0
-    flip_axes: tuple[int, ...] = (0, 1, 2)
+    flip_axes: tuple[int, ...] = ()
     flip_frame: Literal["volume", "crop"] = "volume"
     unlabeled: bool = True
     patients: str | None = None
@@ -269,6 +273,7 @@ _RENAMED = {
 }
 _RANGES: dict[str, tuple[Any, str]] = {
     "topomae.architecture.drop_path": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    "topomae.architecture.dropout": (lambda v: 0 <= v <= 5, "0 to 5"),
     "topomae.architecture.dims": (lambda v: len(v) == 4 and min(v) > 0, "four positive numbers"),
     "topomae.architecture.depth": (_positive, "at least 1"),
     "topomae.architecture.heads": (_positive, "at least 1"),

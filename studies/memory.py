@@ -1,6 +1,7 @@
 """The planner's memory estimate against tensors that autograd really keeps, on the CPU.
 
     python studies/memory.py --out memory.json        # two minutes, at most 12 GB
+    python studies/memory.py --quick                  # one small shape, tiny networks: seconds
 
 For every shape both trainings run one forward pass on real tensors, in float32 and in mixed precision (bfloat16, as
 CPUs have it), and the kept tensors are counted. Weights are not among them; they are the same in both.
@@ -10,7 +11,7 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from nnunet_topomae.architectures.memory import IN_FLIGHT, MIXED_SHARE, saved_te
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig
 
-CASES: dict[str, tuple[list[int], list[list[int]], int, int]] = {  # patch, pools, channels, classes
+Case = tuple[list[int], list[list[int]], int, int]  # patch, pools, channels, classes
+CASES: dict[str, Case] = {
     "hippocampus": ([40, 56, 40], [[2, 2, 2]] * 3, 1, 3),
     "thigh PET/CT": ([64, 40, 40], [[2, 2, 2]] * 3, 2, 2),
     "cine": ([12, 256, 256], [[1, 2, 2], [1, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 2], [1, 2, 2]], 1, 2),
@@ -31,6 +33,8 @@ CASES: dict[str, tuple[list[int], list[list[int]], int, int]] = {  # patch, pool
     "lung": ([32, 192, 192], [[1, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2]], 1, 2),
     "nnU-Net CT": ([64, 128, 128], [[1, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2]], 1, 14),
 }
+QUICK_CASES: dict[str, Case] = {"quick": ([16, 16, 16], [[2, 2, 2]] * 3, 1, 2)}
+QUICK = ArchitectureConfig(vit="tiny", dims=(8, 16, 32, 64), depth=1, feature_size=4)
 BATCH_SIZE = 1
 GIB = 2**30
 
@@ -49,10 +53,9 @@ def measure(build: Callable[[], nn.Module], shape: Any, channels: int) -> dict[s
     return {**{name: size / GIB for name, size in kept.items()}, "in flight": IN_FLIGHT * largest / GIB}
 
 
-def rows() -> Iterator[dict[str, Any]]:
+def rows(cases: dict[str, Case], architecture: ArchitectureConfig) -> Iterator[dict[str, Any]]:
     """Every shape and training."""
-    architecture = ArchitectureConfig()
-    for name, (patch, pools, channels, classes) in CASES.items():
+    for name, (patch, pools, channels, classes) in cases.items():
         shape = derive_network_shape(patch, [[1, 1, 1], *pools], architecture)
         networks: dict[str, Callable[[], nn.Module]] = {
             "pre-training": lambda s=shape, c=channels: build_copretraining_network(s, c, architecture),
@@ -70,15 +73,16 @@ def rows() -> Iterator[dict[str, Any]]:
             }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one small shape, tiny networks")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     sys.stdout.write("| data | patch | training | kept, float32, GB | estimate / float32 | kept, mixed, GB ")
     sys.stdout.write("| estimate / mixed |\n|---|---|---|---|---|---|---|\n")
     measured = []
-    for row in rows():
+    for row in rows(QUICK_CASES, QUICK) if args.quick else rows(CASES, ArchitectureConfig()):
         measured.append(row)
         patch = "x".join(map(str, row["patch"]))
         sys.stdout.write(

@@ -1,6 +1,7 @@
 """How often a benchmark's statistics find a difference where there is none, in simulated benchmarks.
 
     python studies/statistics_coverage.py [--json studies/statistics.json]        # two minutes
+    python studies/statistics_coverage.py --quick                                   # ten simulations each: seconds
 
 Two recipes that are equally good on average: cases differ in difficulty (SD 0.05), every training has a luck of its own
 (0.01), and every score has noise (0.02). In the second half of the table each recipe also suits some cases better than
@@ -10,6 +11,7 @@ others (0.03), so that the cases at hand, of many possible ones, favour one by c
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +36,11 @@ def simulate(generator: np.random.Generator, cases: int, seeds: int, suits: floa
     }
 
 
-def rates(cases: int, seeds: int, suits: float) -> dict[str, float]:
+def rates(cases: int, seeds: int, suits: float, repetitions: int = REPETITIONS) -> dict[str, float]:
     """Share of simulated benchmarks in which each way finds a difference."""
     generator = np.random.default_rng([cases, seeds])
     found = dict.fromkeys(("ours", "Wilcoxon, case means", "Wilcoxon, case x seed", "t-test, seed means"), 0)
-    for _ in range(REPETITIONS):
+    for _ in range(repetitions):
         scores = simulate(generator, cases, seeds, suits)
         comparison = statistics.compare(scores, "baseline", generator)["recipe"]
         found["ours"] += comparison.shown
@@ -46,17 +48,18 @@ def rates(cases: int, seeds: int, suits: float) -> dict[str, float]:
         pooled = wilcoxon((scores["recipe"] - scores["baseline"]).ravel()).pvalue
         found["Wilcoxon, case x seed"] += pooled < statistics.LEVEL
         found["t-test, seed means"] += comparison.paper_p < statistics.LEVEL
-    return {name: count / REPETITIONS for name, count in found.items()}
+    return {name: count / repetitions for name, count in found.items()}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Simulate, print the table and write it."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few simulations: shows that the command works")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    statistics.RESAMPLES = 500
+    args = parser.parse_args(argv)
+    repetitions, statistics.RESAMPLES = (10, 50) if args.quick else (REPETITIONS, 500)
     table = [
-        {"suits": suits, "cases": cases, "seeds": seeds, **rates(cases, seeds, suits)}
+        {"suits": suits, "cases": cases, "seeds": seeds, **rates(cases, seeds, suits, repetitions)}
         for suits in (0.0, SUITS_SD)
         for cases, seeds in DESIGNS
     ]
@@ -66,7 +69,7 @@ def main() -> None:
         cells = [*facts, *(f"{value:.3f}" for value in list(row.values())[3:])]
         sys.stdout.write("| " + " | ".join(cells) + " |\n")
     if args.json:
-        args.json.write_text(json.dumps({"repetitions": REPETITIONS, "rates": table}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"repetitions": repetitions, "rates": table}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -341,13 +341,13 @@ def report(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--only", nargs="+", help="measure these parts again and take the others from --out")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     quick = arguments.quick
     wasserstein_matching([[1.0, 0.0]], [[1.0, 0.5]])
     results: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}

@@ -3,6 +3,7 @@
     python studies/topology_training.py --name CT --images ct/*.nii.gz --window -175 250 --out training_ct.json
     python studies/topology_training.py --name MR --images mr/*.nii.gz --out training_mr.json
     python studies/topology_training.py --table training_ct.json training_mr.json
+    python studies/topology_training.py --quick                   # three phantoms, two steps: shows that it works
 
 Every variant starts from the same weights and sees the same crops and masks. At fixed steps, fixed crops of the images
 left out give the hidden MSE of both networks and, as one yardstick for all variants, the exact topological distance of
@@ -14,7 +15,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 import SimpleITK
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+from topology_volumes import phantom
 from tqdm import tqdm
 
 from nnunet_topomae.architectures.build import build_copretraining_network
@@ -99,7 +101,7 @@ class Run:
         term = build_topological_loss(topology)
         self.step = CoPretrainingStep(self.network, self.loss, term, self.plan, torch.device("cpu"))
         self.optimizer = build_adamw(self.network, LEARNING_RATE, config.pretraining.weight_decay)
-        self.schedule = WarmupSchedule(self.optimizer, steps, max(1, steps // 10), cosine)
+        self.schedule = WarmupSchedule(self.optimizer, 1, steps, max(1, steps // 10), cosine)
         self.target = TopologyTarget(topology) if topology.enabled else None
         self.masks = torch.Generator().manual_seed(0)
         self.steps = steps
@@ -123,7 +125,7 @@ class Run:
             batch["keys"],
         )
         self.seconds += time.process_time() - start
-        self.schedule.step(number + 1)
+        self.schedule.step(0, number + 1)
 
     def evaluate(self, number: int, batches: list[dict[str, Any]]) -> None:
         """Hidden MSE and the exact distance of the whole crop, the same for every variant."""
@@ -221,7 +223,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the study, or print the tables of earlier ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", nargs="+", type=Path, metavar="JSON", help="only print the tables of these results")
@@ -234,14 +236,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="phantoms, two variants and two steps")
+    args = parser.parse_args(argv)
     if args.table:
         sys.stdout.write("\n\n".join(table(json.loads(path.read_text())) for path in args.table) + "\n")
         return
-    if not args.images or not args.out:
+    if not args.quick and not (args.images and args.out):
         parser.error("--images and --out are needed")
     torch.set_num_threads(1)
-    volumes = read_images(args.images, args.window)
+    if args.quick:
+        args.name, args.patch, args.steps, args.only = "phantoms", [16, 16, 16], 2, None
+    volumes = (
+        [phantom((20, 20, 20), seed) for seed in range(3)] if args.quick else read_images(args.images, args.window)
+    )
     result = {
         "name": args.name,
         "images": len(volumes),
@@ -251,9 +258,10 @@ def main() -> None:
         "machine": f"{platform.machine()}, one thread, torch {torch.__version__}",
         "variants": json.loads(args.out.read_text())["variants"] if args.only else {},
     }
-    for name in args.only or VARIANTS:
+    for name in args.only or list(VARIANTS)[: 2 if args.quick else None]:
         result["variants"][name] = train(name, volumes, args)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        if args.out:
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
     sys.stdout.write(table(result) + "\n")
 
 

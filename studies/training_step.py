@@ -1,5 +1,6 @@
 """What L_topo adds to a pre-training step: step time with each region policy over the step time without it.
 
+    python studies/training_step.py --quick                                      # tiny networks, 16x16x16: seconds
     python studies/training_step.py --device cpu --out training_step_cpu.json    # some minutes
     python studies/training_step.py --device cuda --out training_step_cuda.json
 
@@ -10,18 +11,18 @@ so that other work on the machine disturbs all alike; medians are compared.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from machine import describe, title
 from topology_volumes import phantom, reconstruct
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -43,6 +44,7 @@ POLICIES = {
     "full": TopologyConfig(region="full"),
 }
 BATCH_SIZE = 2
+QUICK = ArchitectureConfig(vit="tiny", dims=(8, 16, 32, 64), depth=1, feature_size=4)
 
 
 class Converged(nn.Module):
@@ -83,11 +85,12 @@ def build_step(policy: TopologyConfig, network: Converged, plan: Plan, device: t
     return run
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Median step time of every policy."""
-    device = torch.device(args.device)
-    architecture = ArchitectureConfig(vit=args.vit)
-    shape = derive_network_shape(args.patch, [[1, 1, 1], *[[2, 2, 2]] * 5], architecture)
+def build_steps(
+    device: torch.device, patch: Sequence[int], architecture: ArchitectureConfig, policies: Sequence[str] = (*POLICIES,)
+) -> dict[str, Callable[[], None]]:
+    """An optimiser step of every policy on one batch, after a first one, which compiles and allocates."""
+    halvings = min(5, min(patch).bit_length() - 2)
+    shape = derive_network_shape(patch, [[1, 1, 1], *[[2, 2, 2]] * halvings], architecture)
     plan = Plan(TopoMAEConfig(architecture=architecture), shape, (1.0, 1.0, 1.0), {})
     volumes = [phantom(shape.patch_size, seed) for seed in range(BATCH_SIZE)]
     converged = np.stack([reconstruct(volume, "late", seed) for seed, volume in enumerate(volumes)])[:, None]
@@ -99,45 +102,57 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "key_points": torch.zeros(BATCH_SIZE, 9, 3),
         "keys": ["phantom"] * BATCH_SIZE,
     }
-    steps, batches = {}, {}
-    for name, policy in POLICIES.items():
-        steps[name] = build_step(policy, wrapped, plan, device)
-        batches[name] = dict(batch)
+    steps = {}
+    for name in policies:
+        policy = POLICIES[name]
+        samples = dict(batch)
         if policy.enabled:
             target, rng = TopologyTarget(policy), np.random.default_rng(0)
-            batches[name]["target_topology"] = [target(volume, rng) for volume in batch["data"]]
-        steps[name](batches[name])  # compiles, allocates
+            samples["target_topology"] = [target(volume, rng) for volume in batch["data"]]
+        steps[name] = partial(build_step(policy, wrapped, plan, device), samples)
+        steps[name]()
+    return steps
+
+
+def measure(
+    device: torch.device, patch: Sequence[int], architecture: ArchitectureConfig, repeats: int
+) -> dict[str, Any]:
+    """Median step time of every policy."""
+    steps = build_steps(device, patch, architecture)
     seconds: dict[str, list[float]] = {name: [] for name in POLICIES}
-    for _ in tqdm(range(args.repeats), unit="round", file=sys.stderr):
+    for _ in tqdm(range(repeats), unit="round", file=sys.stderr):
         for name, step in steps.items():
             start = time.perf_counter()
-            step(batches[name])
+            step()
             seconds[name].append(time.perf_counter() - start)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     return {
-        "patch": list(shape.patch_size),
+        "patch": list(patch),
         "batch_size": BATCH_SIZE,
-        "vit": args.vit,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "torch": torch.__version__,
+        "vit": architecture.vit,
+        "machine": describe(device),
         "seconds": seconds,
         "median": median,
         "ratio": {name: value / median["without"] for name, value in median.items()},
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, two rounds")
     parser.add_argument("--patch", nargs=3, type=int, default=[96, 96, 96], metavar=("D", "H", "W"))
     parser.add_argument("--vit", default="default")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    result = measure(args)
-    sys.stdout.write(f"{result['device']}, {result['cores']} cores, {result['patch']}, batch {BATCH_SIZE}\n\n")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.patch, args.repeats = [16, 16, 16], 2
+    architecture = QUICK if args.quick else ArchitectureConfig(vit=args.vit)
+    result = measure(torch.device(args.device), args.patch, architecture, args.repeats)
+    machine = result["machine"]
+    sys.stdout.write(f"{title(machine)}, {machine['cores']} cores, {result['patch']}, batch {BATCH_SIZE}\n\n")
     sys.stdout.write("| L_topo | step, s | ratio | share of the step in which the networks wait |\n|---|---|---|---|\n")
     for name, value in result["median"].items():
         ratio = result["ratio"][name]

@@ -115,7 +115,8 @@ class EPABlock(nn.Module):
         self.attention = EfficientPairedAttention(channels, architecture.heads, attention_dropout)
         self.gamma = nn.Parameter(torch.full((channels,), architecture.gamma))
         self.convolution = residual_block(channels, channels)
-        self.output = nn.Sequential(nn.Dropout3d(dropout), Pointwise(channels, channels))
+        end = Pointwise(channels, channels, gain=1.0 / math.sqrt(architecture.depth))
+        self.output = nn.Sequential(nn.Dropout3d(dropout), end)
 
     def forward(self, features: Volume, embedding: TokenEmbedding) -> Volume:
         """Map features to features of the same shape."""

@@ -14,8 +14,8 @@ from nnunet_topomae.architectures.unetrpp import UNETRPP, Dropout, UNETRPPDecode
 from nnunet_topomae.architectures.vit import VIT_PRESETS, ViTEncoder
 from nnunet_topomae.config import ArchitectureConfig
 
-# Dropout of Shaker et al. 2024 for segmentation; none while reconstructing, as in masked autoencoders.
-SEGMENTATION_DROPOUT = Dropout(attention=0.15, channel=0.1)
+# Dropout of Shaker et al. 2024 for segmentation, which the plan scales; none while reconstructing.
+PUBLISHED_DROPOUT = Dropout(attention=0.15, channel=0.1)
 PRETRAINING_DROPOUT = Dropout(attention=0.0, channel=0.0)
 
 DEEP_SUPERVISION_WEIGHTS = (4 / 7, 2 / 7, 1 / 7)
@@ -95,6 +95,8 @@ def no_weight_decay(network: nn.Module) -> set[str]:
 def _segmentation_parts(
     shape: NetworkShape, in_channels: int, out_channels: int, architecture: ArchitectureConfig, deep_supervision: bool
 ) -> tuple[UNETRPPEncoder, UNETRPPDecoder]:
-    encoder = UNETRPPEncoder(shape, in_channels, architecture, SEGMENTATION_DROPOUT)
-    decoder = UNETRPPDecoder(shape, out_channels, architecture, SEGMENTATION_DROPOUT, deep_supervision)
+    factor = architecture.dropout
+    dropout = Dropout(PUBLISHED_DROPOUT.attention * factor, PUBLISHED_DROPOUT.channel * factor)
+    encoder = UNETRPPEncoder(shape, in_channels, architecture, dropout)
+    decoder = UNETRPPDecoder(shape, out_channels, architecture, dropout, deep_supervision)
     return encoder, decoder

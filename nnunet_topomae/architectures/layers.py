@@ -47,10 +47,18 @@ def upsample(in_channels: int, out_channels: int, stride: Size3, bias: bool = Fa
 
 
 class Pointwise(nn.Conv3d):
-    """1x1x1 convolution that ends a residual branch; it starts small."""
+    """1x1x1 convolution that ends a residual branch or projects features.
 
-    def __init__(self, in_channels: int, out_channels: int):
+    Args:
+        in_channels: channels of its input.
+        out_channels: channels of its output.
+        gain: initial ratio of the standard deviations of output and input. With 1 / sqrt(n) in each of n residual
+            branches in a row, all of them together double the variance.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, gain: float = 1.0):
         super().__init__(in_channels, out_channels, kernel_size=1)
+        self.gain = gain
 
 
 class SegmentationHead(nn.Conv3d):
@@ -83,27 +91,29 @@ def run_in_float32(module: nn.Module, inputs: Tensor) -> Tensor:
 def use_channels_last(network: nn.Module) -> None:
     """Store the weights of 3D convolutions with the channels last, in place; no result changes.
 
-    A convolution then computes in this layout, whatever the layout of its input. On CPUs this is faster
-    (studies/step_time.py); on GPUs the libraries choose for themselves.
+    A convolution then computes in this layout, whatever the layout of its input. On CPUs this is faster, except for
+    1x1x1 kernels, which keep their layout (docs/studies.md). On GPUs the libraries choose for themselves.
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d) and max(module.kernel_size) > 1:
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
 
 
 def initialise_weights(module: nn.Module) -> None:
     """Set the weights of one layer; use with ``nn.Module.apply``.
 
-    Linear layers: Xavier, as in masked autoencoders. :class:`Pointwise`: truncated normal, so that features keep unit
-    variance through the residual blocks; likewise :class:`ReconstructionHead`. Transposed convolutions with kernel = stride: unit gain (every output voxel
-    sees each input channel once, while Kaiming's fan-in counts the kernel). Other convolutions: Kaiming. Biases: zero.
+    Linear layers: Xavier, as in masked autoencoders. Unit gain, a standard deviation of 1 / sqrt(input channels), for
+    :class:`SegmentationHead` and for transposed convolutions with kernel = stride, of which every output voxel sees
+    each input channel once; likewise for :class:`Pointwise`, times its own gain. :class:`ReconstructionHead`: 0.02,
+    truncated normal. Other convolutions: Kaiming. Biases: zero. docs/recipe.md shows what these scales are worth.
     """
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
-    elif isinstance(module, Pointwise | ReconstructionHead):
+    elif isinstance(module, ReconstructionHead):
         nn.init.trunc_normal_(module.weight, std=SMALL_STD)
-    elif isinstance(module, nn.ConvTranspose3d):
-        nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.in_channels))
+    elif isinstance(module, Pointwise | SegmentationHead | nn.ConvTranspose3d):
+        gain = module.gain if isinstance(module, Pointwise) else 1.0
+        nn.init.normal_(module.weight, std=gain / math.sqrt(module.in_channels))
     elif isinstance(module, nn.Conv3d):
         nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
     else:

@@ -13,7 +13,7 @@ from nnunet_topomae.training.resample import NetworkSize
 from nnunet_topomae.training.sources import PRETRAINER
 
 # Keys of the architecture section that do not change what a pre-trained weight means.
-_FREE_TO_DIFFER = ("drop_path", "projections", "gamma")
+_FREE_TO_DIFFER = ("drop_path", "dropout", "projections", "gamma")
 # Facts that checkpoints of earlier versions do not have. They are compared where both sides have them.
 _ADDED_FACTS = ("intensities",)
 # Statistics of intensities are equal up to the digits that a plan is written with.

@@ -106,4 +106,5 @@ def build_adamw(
         decay = 0.0 if name in undecayed else weight_decay
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
-    return AdamW(list(groups.values()), lr=learning_rate, betas=betas)
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in network.parameters())
+    return AdamW(list(groups.values()), lr=learning_rate, betas=betas, fused=fused)

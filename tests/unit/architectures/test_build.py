@@ -1,6 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
+from nnunet_topomae.architectures.attention import EfficientPairedAttention
 from nnunet_topomae.architectures.build import (
     DEEP_SUPERVISION_WEIGHTS,
     build_copretraining_network,
@@ -49,12 +53,23 @@ def test_no_weight_decay(shape, architecture) -> None:  # type: ignore[no-untype
     assert any(name.endswith("gamma") for name in excluded)
 
 
-def test_segmentation_has_dropout_and_pretraining_none(four_stages, architecture, crop, mask) -> None:  # type: ignore[no-untyped-def]
+def _rates(network: nn.Module) -> set[tuple[str, float]]:
+    attention = {("attention", m.dropout) for m in network.modules() if isinstance(m, EfficientPairedAttention)}
+    return attention | {("channel", m.p) for m in network.modules() if isinstance(m, nn.Dropout3d)}
+
+
+@pytest.mark.parametrize("build", [build_unetrpp, build_fusion_network])
+def test_the_plan_scales_the_published_dropout(four_stages, architecture, build) -> None:  # type: ignore[no-untyped-def]
+    for factor in (0.0, 1.0, 2.0):
+        network = build(four_stages, 1, 2, replace(architecture, dropout=factor), deep_supervision=False)
+        assert _rates(network) == {("attention", 0.15 * factor), ("channel", 0.1 * factor)}
+
+
+def test_pretraining_has_no_dropout(four_stages, architecture, crop, mask) -> None:  # type: ignore[no-untyped-def]
     data, hidden = crop(four_stages, 1, 1), mask(four_stages, 1)
+    pretraining = build_copretraining_network(four_stages, 1, replace(architecture, dropout=1.0))
+    assert _rates(pretraining) == {("attention", 0.0), ("channel", 0.0)}
     with torch.no_grad():
-        network = build_unetrpp(four_stages, 1, 2, architecture, deep_supervision=False)
-        assert not torch.equal(network(data), network(data))
-        pretraining = build_copretraining_network(four_stages, 1, architecture)
         first, second = (pretraining(data, hidden) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a.reconstruction, b.reconstruction)

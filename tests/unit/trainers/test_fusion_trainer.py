@@ -208,6 +208,28 @@ def test_wrapped_networks_are_checked_and_loaded(
     assert len(copied) > 100 and all(torch.equal(own[name], pretrained.weights[name]) for name in copied)
 
 
+@pytest.mark.parametrize("wrap", [_wrap_nothing, _wrap_compiled, _wrap_parallel, _wrap_both])
+@pytest.mark.parametrize("kind", [TopoMAEFusionTrainer, UNETRTrainer])
+def test_fresh_parts_keep_their_learning_rate_in_wrapped_networks(
+    kind: type[TopoMAEFusionTrainer], wrap: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    """nnU-Net compiles the network before it asks for the optimiser, which puts a prefix before every name."""
+    trainer = _trainer(kind=kind)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        trainer.network = wrap(trainer.network)
+        trainer.optimizer, schedule = trainer.configure_optimizers()
+    finally:
+        distributed.destroy_process_group()
+    rates = _rates(trainer)
+    assert rates == {name: FAST if name.startswith(trainer.parts.fresh) else SLOW for name in rates}
+    assert FAST in rates.values() and SLOW in rates.values()
+    weights = sum(
+        p.numel() for name, p in unwrap(trainer.network).named_parameters() if rates[name] == FAST and p.ndim > 1
+    )
+    assert f"{FAST:g} for {weights} weights" in schedule.describe()
+
+
 def test_given_weights_of_another_plan_or_data_set_are_refused_or_adapted(pretrained: Pretrained) -> None:
     plans = _plans()
     plans["configurations"]["3d_fullres"]["patch_size"] = [16, 24, 24]

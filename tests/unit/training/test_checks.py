@@ -83,7 +83,9 @@ def test_facts_that_an_earlier_version_did_not_write_are_named_and_not_compared(
     assert plan_differences(without_channels, own) == ["channels: checkpoint None, plan 1"]
 
 
-@pytest.mark.parametrize(("key", "value"), [("drop_path", 0.3), ("gamma", 0.01), ("projections", [8, 8, 8, 8])])
+@pytest.mark.parametrize(
+    ("key", "value"), [("drop_path", 0.3), ("dropout", 2.0), ("gamma", 0.01), ("projections", [8, 8, 8, 8])]
+)
 def test_what_does_not_change_the_meaning_of_a_weight_may_differ_in_both_modes(key: str, value: Any) -> None:
     theirs = _with_architecture(**{key: value})
     check_same_plan(theirs, _facts(), FILE)

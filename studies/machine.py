@@ -1,0 +1,58 @@
+"""What a measurement ran on, without paths or names of machines."""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Processor, cores, GPU, versions and the commit, as far as they are known."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found: dict[str, Any] = {
+        "processor": processor(),
+        "cores": cores,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_threads": torch.get_num_threads(),
+        "device": device.type,
+        "commit": commit(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {
+            "gpu": properties.name,
+            "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    return found
+
+
+def title(machine: dict[str, Any]) -> str:
+    """One line for the head of a table."""
+    where = machine.get("gpu") or f"{machine['processor']}, {machine['torch_threads']} thread(s)"
+    return f"{where}, torch {machine['torch']}"
+
+
+def processor() -> str:
+    """The processor's model where Linux says it, else the architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {platform.machine()}" if names else platform.machine()
+
+
+def commit() -> str | None:
+    """The commit, with a plus where files differ from it; None without git."""
+    try:
+        argv = ["git", "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12"]
+        done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

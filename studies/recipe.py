@@ -1,0 +1,448 @@
+"""What decides the first thousand steps: one factor at a time, on the same crops in the same order.
+
+    nnUNetv2_plan_and_preprocess -d 904 -pl TopoMAEPlanner -c 3d_fullres    # and nnUNetv2_plan_experiment -d 904
+    python studies/recipe.py crops -d 904 --patch 32 40 32 --steps 1200 --out crops.pt
+    python studies/recipe.py run crops.pt --variants default heads=small nnunet --seeds 0 1 2 --out recipe.json
+    python studies/recipe.py table recipe.json
+
+A variant is a comma-separated list of factors, for example `heads=small,lr=3e-3`. `nnunet` is stock nnU-Net with its
+own optimiser; `default` is UNETR++ as the package builds it; `fusion` is the fusion network. Every variant of a seed
+sees the same crops in the same order; nnU-Net's own loader and augmentation made them once. Half precision,
+compilation and several GPUs play no role here.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
+
+from nnunet_topomae.architectures import build
+from nnunet_topomae.architectures.attention import EPABlock
+from nnunet_topomae.architectures.layers import LEAKY_SLOPE, Pointwise, use_channels_last
+from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
+from nnunet_topomae.config import ArchitectureConfig
+from nnunet_topomae.masking import random_token_mask, token_to_voxel_mask
+from nnunet_topomae.training.schedules import build_adamw
+
+TINY = ArchitectureConfig(vit="tiny", dims=(16, 32, 64, 128), depth=1)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train. The defaults are the package's, at the rate of short schedules.
+
+    Attributes:
+        network: `unetrpp`, `fusion` (from scratch) or `nnunet`.
+        heads: initial scale of the segmentation heads: `kaiming`, `small` (0.02) or `unit` (1 / sqrt(C)).
+        ends: initial scale of the 1x1x1 convolutions that end residual branches: likewise, or `zero`.
+        gamma: initial scale of attention.
+        dropout: factor of UNETR++'s dropout rates.
+        optimiser: `adamw`, `sgd` (Nesterov, 0.99, as nnU-Net) or `muon` (matrices; AdamW for the rest).
+        lr: peak learning rate.
+        warmup: steps of linear warm-up.
+        decay: weight decay.
+        clip: largest gradient norm.
+        ds: deep-supervision weights: `unetrpp` (4/7, 2/7, 1/7), `nnunet` (2/3, 1/3, 0) or `none`.
+        ema: decay of the average of weights that is validated; 0 validates the weights themselves.
+        beta2: AdamW's second average.
+        width: factor of UNETR++'s channels.
+        feature: channels at full resolution; 0 takes the default 16.
+        depth: transformer blocks in a stage.
+        drop_path: stochastic depth of the fusion network's ViT.
+        fusion_end: initial scale of the last layers of the fusion projections: `zero` or `small` (0.02).
+        pretrain: steps of masked co-pre-training before, without spatial and topological terms; fusion network only.
+        pretrain_lr: its peak learning rate.
+        pretrain_head: initial scale of UNETR++'s reconstruction head.
+        pretrain_vit: initial scale of the ViT's reconstruction head: `xavier` or `small`.
+        slow: factor of the learning rate of pre-trained weights.
+    """
+
+    network: str = "unetrpp"
+    heads: str = "kaiming"
+    ends: str = "small"
+    gamma: float = 0.1
+    dropout: float = 1.0
+    optimiser: str = "adamw"
+    lr: float = 1.5e-3
+    warmup: int = 0
+    decay: float = 0.05
+    clip: float = 1.0
+    ds: str = "unetrpp"
+    ema: float = 0.0
+    beta2: float = 0.999
+    width: float = 1.0
+    feature: int = 0
+    depth: int = 1
+    drop_path: float = 0.1
+    fusion_end: str = "zero"
+    pretrain: int = 0
+    pretrain_lr: float = 1e-3
+    pretrain_head: str = "small"
+    pretrain_vit: str = "xavier"
+    slow: float = 1.0
+
+
+NNUNET = Variant(network="nnunet", optimiser="sgd", lr=1e-2, decay=3e-5, clip=12.0, ds="nnunet")
+
+
+def read_variant(text: str) -> Variant:
+    """`lr=3e-3,heads=small` -> a variant; `default` and `nnunet` stand for themselves."""
+    base, _, rest = text.partition(",")
+    if "=" in base:
+        base, rest = "default", text
+    variant = {"default": Variant(), "nnunet": NNUNET, "fusion": Variant(network="fusion")}[base]
+    kinds = {item.name: type(getattr(variant, item.name)) for item in fields(Variant)}
+    pairs = [pair.split("=") for pair in rest.split(",") if pair]
+    return replace(variant, **{name: kinds[name](value) for name, value in pairs})
+
+
+def make_crops(dataset: int, patch: list[int], steps: int, seed: int, fold: int, plans_name: str) -> dict[str, Any]:
+    """Batches of a fold's training cases from nnU-Net's own loader, and its validation cases whole."""
+    folder = next(Path(os.environ["nnUNet_preprocessed"]).glob(f"Dataset{dataset:03d}_*"))
+    plans, description = (json.loads((folder / name).read_text()) for name in (f"{plans_name}.json", "dataset.json"))
+    plans["configurations"]["3d_fullres"]["patch_size"] = patch
+    plans["configurations"]["3d_fullres"].pop("topomae", None)
+    plans["continue_training"] = False
+    trainer = nnUNetTrainer(plans, "3d_fullres", fold, description, torch.device("cpu"))
+    trainer.initialize()
+    trainer._do_i_compile = lambda: False
+    trainer.enable_deep_supervision = False
+    _mirror_nothing(trainer)
+    trainer._get_deep_supervision_scales = lambda: None
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    os.environ["nnUNet_n_proc_DA"] = "0"
+    loader, _ = trainer.get_dataloaders()
+    batches = []
+    for _ in range(steps):
+        batch = next(loader)
+        batches.append((batch["data"].half(), batch["target"].to(torch.int8)))
+    _, validation = trainer.do_split()
+    source = trainer.dataset_class(trainer.preprocessed_dataset_folder, validation)
+    cases = []
+    for case in validation:
+        image, label, _, _ = source.load_case(case)
+        cases.append((torch.from_numpy(image[:]).float(), torch.from_numpy(label[:]).to(torch.int8)))
+    return {
+        "plans": plans,
+        "dataset": description,
+        "patch": patch,
+        "batches": batches,
+        "cases": cases,
+        "name": folder.name,
+    }
+
+
+def _mirror_nothing(trainer: nnUNetTrainer) -> None:
+    """Predictions without mirroring take an eighth of the time; so no mirroring in training either."""
+    original = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size
+
+    def without() -> tuple[Any, ...]:
+        *rest, _ = original()
+        trainer.inference_allowed_mirroring_axes = None
+        return (*rest, None)
+
+    trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size = without
+
+
+def build_network(variant: Variant, crops: dict[str, Any]) -> nn.Module:
+    """The network of a variant with its initial weights."""
+    configuration = PlansManager(crops["plans"]).get_configuration("3d_fullres")
+    channels, classes = crops["batches"][0][0].shape[1], len(crops["dataset"]["labels"])
+    if variant.network == "nnunet":
+        return get_network_from_plans(
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+            channels,
+            classes,
+            allow_init=True,
+            deep_supervision=True,
+        )
+    shape, architecture, channels = _shape(variant, crops)
+    network = _build(variant, shape, channels, classes, architecture)
+    _rescale(network, variant)
+    use_channels_last(network)
+    return network
+
+
+def _shape(variant: Variant, crops: dict[str, Any]) -> tuple[NetworkShape, ArchitectureConfig, int]:
+    configuration = PlansManager(crops["plans"]).get_configuration("3d_fullres")
+    architecture = replace(
+        TINY,
+        dims=tuple(int(variant.width * dim) for dim in TINY.dims),
+        gamma=variant.gamma,
+        depth=variant.depth,
+        drop_path=variant.drop_path,
+        dropout=variant.dropout,
+        feature_size=variant.feature or TINY.feature_size,
+    )
+    shape = derive_network_shape(crops["patch"], configuration.pool_op_kernel_sizes, architecture)
+    return shape, architecture, crops["batches"][0][0].shape[1]
+
+
+def _build(
+    variant: Variant, shape: NetworkShape, channels: int, classes: int, section: ArchitectureConfig
+) -> nn.Module:
+    make = build.build_unetrpp if variant.network == "unetrpp" else build.build_fusion_network
+    return make(shape, channels, classes, section, deep_supervision=True)
+
+
+def _rescale(network: Any, variant: Variant) -> None:
+    """Set the initial scales that the variant names."""
+    for head in network.decoder.seg_layers:
+        _scale(head.weight, variant.heads)
+    for module in network.modules():
+        if isinstance(module, EPABlock):
+            end = next(layer for layer in module.output if isinstance(layer, Pointwise))
+            _scale(end.weight, variant.ends)
+    if variant.network == "fusion" and variant.fusion_end == "small":
+        for projection in network.fusion.projections:
+            nn.init.trunc_normal_(projection[-1].weight, std=0.02)
+
+
+def _scale(weight: Tensor, name: str) -> None:
+    fan_in = weight[0].numel()
+    if name == "kaiming":
+        nn.init.kaiming_normal_(weight, a=LEAKY_SLOPE)
+    else:
+        std = {"zero": 0.0, "small": 0.02, "unit": fan_in**-0.5, "half": 0.5 * fan_in**-0.5}[name]
+        nn.init.normal_(weight, std=std)
+
+
+def build_optimisers(network: nn.Module, variant: Variant) -> list[torch.optim.Optimizer]:
+    """The optimiser, or two of them for `muon`."""
+    if variant.optimiser == "sgd":
+        return [torch.optim.SGD(network.parameters(), variant.lr, 0.99, nesterov=True, weight_decay=variant.decay)]
+    if variant.optimiser == "adamw":
+        slow = variant.slow * variant.lr if variant.slow != 1.0 else None
+        fresh = ("fusion.", "decoder.seg_layers.")
+        betas = (0.9, variant.beta2)
+        return [build_adamw(network, variant.lr, variant.decay, betas, slow, fresh if slow else ())]
+    matrices = [p for name, p in network.named_parameters() if p.ndim == 2]
+    others = [p for name, p in network.named_parameters() if p.ndim != 2]
+    return [
+        torch.optim.Muon(matrices, lr=variant.lr, weight_decay=variant.decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=variant.lr, weight_decay=0.0, betas=(0.9, variant.beta2)),
+    ]
+
+
+def factor(step: int, steps: int, warmup: int) -> float:
+    """Linear warm-up, then nnU-Net's polynomial decay."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return float((1.0 - (step - warmup) / (steps - warmup)) ** 0.9)
+
+
+def train(variant: Variant, crops: dict[str, Any], steps: int, seed: int) -> dict[str, Any]:
+    """Train and validate one variant; returns scores, losses and CPU seconds."""
+    pretraining = pretrain(variant, crops, seed) if variant.pretrain else {}
+    torch.manual_seed(seed)
+    network = build_network(variant, crops)
+    if pretraining:
+        weights = {name: value for name, value in pretraining["weights"].items() if name in network.state_dict()}
+        network.load_state_dict({**network.state_dict(), **weights})
+    optimisers = build_optimisers(network, variant)
+    average = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(variant.ema or 0.9)
+    )
+    order = torch.randperm(len(crops["batches"]), generator=torch.Generator().manual_seed(seed)).tolist()
+    peaks = [[group["lr"] for group in optimiser.param_groups] for optimiser in optimisers]
+    criterion = DC_and_CE_loss(
+        {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False},
+        {},
+        weight_ce=1,
+        weight_dice=1,
+        dice_class=MemoryEfficientSoftDiceLoss,
+    )
+    losses, norms, first_std, start = [], [], 0.0, time.process_time()
+    network.train()
+    for step in range(steps):
+        data, target = crops["batches"][order[step % len(order)]]
+        for optimiser, rates in zip(optimisers, peaks, strict=True):
+            for group, peak in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = peak * factor(step, steps, variant.warmup)
+            optimiser.zero_grad()
+        outputs = network(data.float())
+        if step == 0:
+            first_std = float(outputs[0].detach().std())
+        loss = _deep_loss(criterion, outputs, target, variant.ds)
+        loss.backward()
+        norms.append(float(nn.utils.clip_grad_norm_(network.parameters(), variant.clip)))
+        for optimiser in optimisers:
+            optimiser.step()
+        if variant.ema:
+            average.update_parameters(network)
+        losses.append(float(loss.detach()))
+    seconds = time.process_time() - start
+    dice = validate(average.module if variant.ema else network, crops)
+    return {
+        "dice": round(float(np.mean(dice)), 5),
+        "dice_per_structure": [round(value, 5) for value in dice],
+        "loss_20_40": round(statistics.mean(losses[20:40]), 4),
+        "loss_last_20": round(statistics.mean(losses[-20:]), 4),
+        "clipped": round(sum(norm > variant.clip for norm in norms) / steps, 3),
+        "std_of_first_logits": round(first_std, 3),
+        "cpu_seconds_a_step": round(seconds / steps, 4),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        **{name: value for name, value in pretraining.items() if name != "weights"},
+    }
+
+
+def pretrain(variant: Variant, crops: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Masked co-pre-training on the same crops: both reconstruction errors and their consistency, as published."""
+    torch.manual_seed(seed + 1000)
+    shape, architecture, channels = _shape(variant, crops)
+    network = build.build_copretraining_network(shape, channels, architecture)
+    _scale(network.decoder.seg_layers[0].weight, variant.pretrain_head)
+    if variant.pretrain_vit == "small":
+        nn.init.trunc_normal_(network.vit_decoder.prediction.weight, std=0.02)
+    use_channels_last(network)
+    network.key_points.requires_grad_(False)
+    network.vit_key_points.requires_grad_(False)
+    optimiser = build_adamw(network, variant.pretrain_lr, 0.05, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(crops["batches"]), generator=generator).tolist()
+    errors: dict[str, list[float]] = {"vit": [], "unetrpp": []}
+    for step in range(variant.pretrain):
+        for group in optimiser.param_groups:
+            group["lr"] = variant.pretrain_lr * factor(step, variant.pretrain, variant.pretrain // 10)
+        optimiser.zero_grad()
+        data = crops["batches"][order[step % len(order)]][0].float()
+        mask = random_token_mask(len(data), shape.token_grid, 0.5, generator)
+        hidden = token_to_voxel_mask(mask, shape.token_size)
+        output = network(data, mask)
+        parts = {
+            name: ((branch.reconstruction - data).square() * hidden).sum() / hidden.sum() / channels
+            for name, branch in output._asdict().items()
+        }
+        agreement = (output.vit.reconstruction - output.unetrpp.reconstruction).square() * hidden
+        (0.5 * sum(parts.values()) + 0.1 * agreement.sum() / hidden.sum() / channels).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        for name, value in parts.items():
+            errors[name].append(float(value.detach()))
+    last = {f"pretrain_mse_{name}": round(statistics.mean(values[-20:]), 4) for name, values in errors.items()}
+    first = {f"pretrain_mse_{name}_first": round(values[0], 4) for name, values in errors.items()}
+    return {"weights": network.state_dict(), **first, **last}
+
+
+def _deep_loss(criterion: nn.Module, outputs: list[Tensor], target: Tensor, kind: str) -> Tensor:
+    weights = {"unetrpp": (4 / 7, 2 / 7, 1 / 7), "nnunet": (4 / 7, 2 / 7, 1 / 7), "none": (1.0,)}[kind]
+    if kind == "nnunet":  # halved with each scale, none for the coarsest
+        raw = [0.5**scale for scale in range(len(outputs) - 1)]
+        weights = tuple(value / sum(raw) for value in raw)
+    total = torch.zeros(())
+    for weight, logits in zip(weights, outputs, strict=False):
+        scaled = nn.functional.interpolate(target.float(), logits.shape[2:], mode="nearest-exact")
+        total = total + weight * criterion(logits, scaled)
+    return total
+
+
+def validate(network: Any, crops: dict[str, Any]) -> list[float]:
+    """Mean Dice of every structure over the held-out cases, by nnU-Net's sliding window."""
+    network.eval()
+    network.decoder.deep_supervision = False
+    manager = PlansManager(crops["plans"])
+    predictor = nnUNetPredictor(use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"))
+    predictor.allow_tqdm = False
+    predictor.manual_initialization(
+        network, manager, manager.get_configuration("3d_fullres"), None, crops["dataset"], "nnUNetTrainer", None
+    )
+    scores = []
+    for image, label in crops["cases"]:
+        predicted = predictor.predict_sliding_window_return_logits(image).argmax(0)
+        of_case = []
+        for structure in range(1, len(crops["dataset"]["labels"])):
+            a, b = predicted == structure, label[0] == structure
+            of_case.append(float(2 * (a & b).sum() / max(int(a.sum() + b.sum()), 1)) if (a | b).any() else np.nan)
+        scores.append(of_case)
+    return [float(value) for value in np.nanmean(np.array(scores), axis=0)]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train what the file does not hold yet; every result is written at once."""
+    crops = torch.load(args.crops, weights_only=False)
+    torch.set_num_threads(args.threads)
+    for seed in args.seeds:
+        for text in args.variants:
+            results = json.loads(args.out.read_text()) if args.out.is_file() else []
+            key = {"data": crops["name"], "variant": text, "steps": args.steps, "seed": seed}
+            if any(key.items() <= result.items() for result in results):
+                continue
+            result = {**key, **train(read_variant(text), crops, args.steps, seed)}
+            result |= {"settings": asdict(read_variant(text)), "torch": torch.__version__, "machine": _machine()}
+            results = json.loads(args.out.read_text()) if args.out.is_file() else []
+            args.out.write_text(json.dumps([*results, result], indent=1) + "\n")
+            print(f"{text:40} seed {seed} steps {args.steps}: Dice {result['dice']:.4f}", result, flush=True)
+
+
+def _machine() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def table(args: argparse.Namespace) -> None:
+    """Markdown: mean and spread over seeds of every variant."""
+    results = [result for file in args.files for result in json.loads(file.read_text())]
+    rows: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for result in results:
+        rows.setdefault((result["data"], result["steps"], result["variant"]), []).append(result)
+    print("| data | steps | variant | Dice, mean | per seed | loss, last 20 | CPU s per step |")
+    print("|---|---|---|---|---|---|---|")
+    for (data, steps, variant), of in sorted(rows.items()):
+        dice = [result["dice"] for result in of]
+        print(
+            f"| {data} | {steps} | {variant} | {statistics.mean(dice):.4f} | {', '.join(f'{d:.3f}' for d in dice)} | "
+            f"{statistics.mean(r['loss_last_20'] for r in of):.3f} | "
+            f"{statistics.median(r['cpu_seconds_a_step'] for r in of):.3f} |"
+        )
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(required=True)
+    making = actions.add_parser("crops")
+    making.add_argument("-d", type=int, required=True)
+    making.add_argument("--plans", default="nnUNetPlans")
+    making.add_argument("--fold", type=int, default=0)
+    making.add_argument("--patch", type=int, nargs=3, required=True)
+    making.add_argument("--steps", type=int, default=160)
+    making.add_argument("--seed", type=int, default=0)
+    making.add_argument("--out", type=Path, required=True)
+    making.set_defaults(run=lambda a: torch.save(make_crops(a.d, a.patch, a.steps, a.seed, a.fold, a.plans), a.out))
+    running = actions.add_parser("run")
+    running.add_argument("crops", type=Path)
+    running.add_argument("--variants", nargs="+", required=True)
+    running.add_argument("--steps", type=int, default=160)
+    running.add_argument("--seeds", type=int, nargs="+", default=[0])
+    running.add_argument("--threads", type=int, default=1)
+    running.add_argument("--out", type=Path, required=True)
+    running.set_defaults(run=run)
+    showing = actions.add_parser("table")
+    showing.add_argument("files", type=Path, nargs="+")
+    showing.set_defaults(run=table)
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
