@@ -7,17 +7,17 @@ from typing import Any, Literal
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import distributed
 from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.layers import use_channels_last
 from nnunet_topomae.architectures.summary import summary_line
 from nnunet_topomae.config import FinetuningConfig, PretrainingConfig
-from nnunet_topomae.data.cases import check_enough_cases, hash_json_file, intensity_statistics
+from nnunet_topomae.data.cases import check_enough_cases
 from nnunet_topomae.data.plan import Plan, read_plan
-from nnunet_topomae.training.checkpoints import ENTRY, describe, save_atomically, training_state, unwrap
-from nnunet_topomae.training.progress import PLOT_FILE, average_terms, log_gpu_memory, plot_terms, write_epoch
+from nnunet_topomae.training import progress
+from nnunet_topomae.training.checkpoints import ENTRY, describe, make_manifest, save_atomically, training_state, unwrap
 from nnunet_topomae.training.schedules import Factor, WarmupSchedule
+from nnunet_topomae.training.sources import GivenWeightsError, receive_given_weights
 
 
 class TopoMAETrainer(nnUNetTrainer):
@@ -27,6 +27,9 @@ class TopoMAETrainer(nnUNetTrainer):
     """
 
     role: Literal["pretraining", "finetuning"]
+    # Whether `-pretrained_weights` means something to this trainer, and the file that it names.
+    takes_pretrained_weights = False
+    given_weights: Path | None = None
 
     def __init__(
         self,
@@ -61,6 +64,7 @@ class TopoMAETrainer(nnUNetTrainer):
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(self.seed)
             super().initialize()
+        receive_given_weights(self)
         if self.device.type == "cpu":
             use_channels_last(unwrap(self.network))
         summary = summary_line(unwrap(self.network), self.plan.shape, self.num_input_channels)
@@ -72,6 +76,18 @@ class TopoMAETrainer(nnUNetTrainer):
         schedule = WarmupSchedule(optimizer, section.epochs, section.iterations_per_epoch, section.warmup_steps, decay)
         self.print_to_log_file(schedule.describe())
         return schedule
+
+    def on_train_start(self) -> None:
+        """nnU-Net's start, without weights that nobody could check.
+
+        Raises:
+            GivenWeightsError: `-pretrained_weights` names a file, and this trainer starts from scratch.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        if self.given_weights is not None and not self.takes_pretrained_weights:
+            raise GivenWeightsError(type(self).__name__, self.given_weights)
+        super().on_train_start()
 
     def on_train_epoch_start(self) -> None:
         """nnU-Net's start of an epoch; the steps of the schedule are counted from here."""
@@ -86,7 +102,7 @@ class TopoMAETrainer(nnUNetTrainer):
     def on_train_end(self) -> None:
         """Log the memory that training took."""
         super().on_train_end()
-        log_gpu_memory(self)
+        progress.log_gpu_memory(self)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split, with a clear error where five folds cannot be made."""
@@ -103,31 +119,12 @@ class TopoMAETrainer(nnUNetTrainer):
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
-        manifest = {
-            "dataset": self.plans_manager.dataset_name,
-            "plans_name": self.plans_manager.plans_name,
-            "configuration": self.configuration_name,
-            "fold": self.fold,
-            "splits_hash": hash_json_file(Path(self.preprocessed_dataset_folder_base) / "splits_final.json"),
-            "intensity_statistics": intensity_statistics(
-                self.configuration_manager.normalization_schemes,
-                self.plans_manager.foreground_intensity_properties_per_channel,
-            ),
-            **self.images_read,
-        }
-        save_atomically({**self.training_state(), ENTRY: describe(self.role, self.plan, manifest)}, filename)
-
-    def training_state(self) -> dict[str, Any]:
-        """The stock entries of a checkpoint."""
-        return training_state(self)
+        manifest = {**make_manifest(self), **self.images_read}
+        save_atomically({**training_state(self), ENTRY: describe(self.role, self.plan, manifest)}, filename)
 
     def record_terms(self, part: Literal["train", "validation"], steps: Sequence[Mapping[str, float]]) -> None:
         """Average the terms of an epoch's steps, over all GPUs too."""
-        terms = average_terms(steps)
-        if self.is_ddp:
-            gathered: list[dict[str, float]] = [{}] * distributed.get_world_size()
-            distributed.all_gather_object(gathered, terms)
-            terms = average_terms(gathered)
+        terms = progress.average_terms_of_all_gpus(steps) if self.is_ddp else progress.average_terms(steps)
         self.epoch_terms[part] = terms
         for name, value in terms.items():
             for logger in self.logger.loggers:
@@ -144,6 +141,6 @@ class TopoMAETrainer(nnUNetTrainer):
             "learning_rate": self.logger.get_value("lrs", step=epoch),
             **self.epoch_terms,
         }
-        records = write_epoch(Path(self.output_folder), record)
+        records = progress.write_epoch(Path(self.output_folder), record)
         if self.role == "pretraining":
-            plot_terms(records, Path(self.output_folder) / PLOT_FILE)
+            progress.plot_terms(records, Path(self.output_folder) / progress.PLOT_FILE)

@@ -13,7 +13,7 @@ from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
 from nnunet_topomae.training.checkpoints import unwrap
 from nnunet_topomae.training.pretrained import Target, load_pretraining
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
-from nnunet_topomae.training.sources import PretrainingSource, receive_given_weights
+from nnunet_topomae.training.sources import PretrainingSource
 from nnunet_topomae.training.transfer import Parts, fusion_parts
 
 
@@ -24,8 +24,7 @@ class TopoMAEFusionTrainer(UNETRPPTrainer):
     `topomae.finetuning.pretrained` names, or from the file given to `-pretrained_weights`.
     """
 
-    # The file of `-pretrained_weights`, if there is one.
-    given_weights: Path | None = None
+    takes_pretrained_weights = True
 
     @property
     def parts(self) -> Parts:
@@ -47,11 +46,10 @@ class TopoMAEFusionTrainer(UNETRPPTrainer):
         )
 
     def initialize(self) -> None:
-        """Build the network; notice which file `-pretrained_weights` names, and weights that anybody else loads."""
+        """Build the network; notice weights that anybody else loads."""
         super().initialize()
         self.weights_loaded = self.continued = False
         unwrap(self.network).register_load_state_dict_post_hook(self._notice_loading)
-        receive_given_weights(self)
 
     def _notice_loading(self, module: nn.Module, incompatible_keys: Any) -> None:
         self.weights_loaded = True

@@ -11,7 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunet_topomae import __version__
-from nnunet_topomae.data.cases import hash_json
+from nnunet_topomae.data.cases import hash_json, hash_json_file, intensity_statistics
 from nnunet_topomae.data.plan import Plan
 
 ENTRY = "topomae"
@@ -49,6 +49,21 @@ def training_state(trainer: nnUNetTrainer) -> dict[str, Any]:
         "init_args": trainer.my_init_kwargs,
         "trainer_name": type(trainer).__name__,
         "inference_allowed_mirroring_axes": trainer.inference_allowed_mirroring_axes,
+    }
+
+
+def make_manifest(trainer: nnUNetTrainer) -> dict[str, Any]:
+    """What a checkpoint says about its training's data: data set, plans, configuration, fold, splits, intensities."""
+    return {
+        "dataset": trainer.plans_manager.dataset_name,
+        "plans_name": trainer.plans_manager.plans_name,
+        "configuration": trainer.configuration_name,
+        "fold": trainer.fold,
+        "splits_hash": hash_json_file(Path(trainer.preprocessed_dataset_folder_base) / "splits_final.json"),
+        "intensity_statistics": intensity_statistics(
+            trainer.configuration_manager.normalization_schemes,
+            trainer.plans_manager.foreground_intensity_properties_per_channel,
+        ),
     }
 
 

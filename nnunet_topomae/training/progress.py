@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import distributed
 
 METRICS_FILE = "metrics.jsonl"
 PLOT_FILE = "progress.png"
@@ -18,6 +19,13 @@ def average_terms(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean of every term over the steps that have it; terms may be absent from some steps."""
     names = dict.fromkeys(name for step in steps for name in step)
     return {name: float(np.mean([step[name] for step in steps if name in step])) for name in names}
+
+
+def average_terms_of_all_gpus(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of the averages of all processes of a distributed training; each calls this with its own steps."""
+    gathered: list[dict[str, float]] = [{}] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, average_terms(steps))
+    return average_terms(gathered)
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:

@@ -30,6 +30,16 @@ class Receiver(Protocol):
     given_weights: Path | None
 
 
+class GivenWeightsError(ValueError):
+    """A file was given to ``-pretrained_weights`` of a trainer that starts from scratch."""
+
+    def __init__(self, trainer: str, file: Path) -> None:
+        super().__init__(
+            f"{trainer} starts from scratch, so it takes no -pretrained_weights ({file}). Leave the option out, or "
+            "fine-tune with -tr TopoMAEFusionTrainer."
+        )
+
+
 _receivers: "WeakSet[Any]" = WeakSet()
 
 

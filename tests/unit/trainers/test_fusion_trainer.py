@@ -15,6 +15,7 @@ from torch import Tensor, distributed, nn
 from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
 from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
 from nnunet_topomae.trainers.unetr_trainer import UNETRTrainer
+from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
 from nnunet_topomae.training.checkpoints import unwrap
 
 DATASET = "Dataset007_Tiny"
@@ -28,6 +29,26 @@ DESCRIPTION = {
 }
 STATISTICS = {"percentile_00_5": -57.0, "percentile_99_5": 164.0, "mean": 50.25, "std": 40.5}
 SLOW, FAST = 1e-4, 3e-4
+STOCK_NETWORK = {
+    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+    "arch_kwargs": {
+        "n_stages": 2,
+        "features_per_stage": [4, 8],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3]] * 2,
+        "strides": [[1, 1, 1], [2, 2, 2]],
+        "n_conv_per_stage": [1, 1],
+        "n_conv_per_stage_decoder": [1],
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    },
+    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+}
 
 
 def _plans(**finetuning: Any) -> dict[str, Any]:
@@ -333,14 +354,33 @@ def test_a_training_continues_and_predicts_from_its_own_checkpoint(
     network.load_state_dict(torch.load(file, weights_only=False)["network_weights"])
 
 
-def test_other_trainers_are_left_to_nnunet(pretrained: Pretrained, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kind", [TopoMAEPretrainer, UNETRPPTrainer])
+def test_trainers_that_start_from_scratch_refuse_given_weights(
+    kind: type[TopoMAEPretrainer] | type[UNETRPPTrainer], pretrained: Pretrained
+) -> None:
+    """They would train on weights that have seen validation cases, and nothing would say so."""
+    trainer = kind(_plans(), "3d_fullres", 1, DESCRIPTION, torch.device("cpu"))
+    trainer.initialize()
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    run_training.maybe_load_checkpoint(trainer, False, False, str(pretrained.file))
+    with pytest.raises(ValueError, match=f"{kind.__name__} starts from scratch.*checkpoint_final.pth"):
+        trainer.on_train_start()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
+
+
+def test_stock_trainers_are_left_to_nnunet(pretrained: Pretrained, capsys: pytest.CaptureFixture[str]) -> None:
     _trainer()
-    other = TopoMAEPretrainer(_plans(), "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
+    plans = _plans()
+    plans["configurations"]["3d_fullres"]["architecture"] = STOCK_NETWORK
+    other = nnUNetTrainer(plans, "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
     other.initialize()
-    run_training.maybe_load_checkpoint(other, False, False, str(pretrained.file))
+    file = pretrained.file.with_name("stock.pth")
+    weights = {name: value + 1 for name, value in other.network.state_dict().items()}
+    torch.save({"network_weights": weights}, file)
+    run_training.maybe_load_checkpoint(other, False, False, str(file))
     assert "Loading pretrained weights from file" in capsys.readouterr().out
     own = {name: value for name, value in other.network.state_dict().items() if ".seg_layers." not in name}
-    assert len(own) > 100 and all(torch.equal(value, pretrained.weights[name]) for name, value in own.items())
+    assert own and all(torch.equal(value, weights[name]) for name, value in own.items())
 
 
 @pytest.mark.parametrize(("transfer", "given"), [("same_plan", True), ("resample", False)])
