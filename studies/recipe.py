@@ -38,6 +38,7 @@ from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig
 from nnunet_topomae.masking import random_token_mask, token_to_voxel_mask
 from nnunet_topomae.training.schedules import build_adamw
+from nnunet_topomae.training.transfer import transfer
 
 TINY = ArchitectureConfig(vit="tiny", dims=(16, 32, 64, 128), depth=1)
 
@@ -255,8 +256,7 @@ def train(variant: Variant, crops: dict[str, Any], steps: int, seed: int) -> dic
     torch.manual_seed(seed)
     network = build_network(variant, crops)
     if pretraining:
-        weights = {name: value for name, value in pretraining["weights"].items() if name in network.state_dict()}
-        network.load_state_dict({**network.state_dict(), **weights})
+        transfer(pretraining["weights"], network)
     optimisers = build_optimisers(network, variant)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(variant.ema or 0.9)

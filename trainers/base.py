@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.layers import use_channels_last
@@ -14,22 +13,19 @@ from nnunet_topomae.architectures.summary import summary_line
 from nnunet_topomae.config import FinetuningConfig, PretrainingConfig
 from nnunet_topomae.data.cases import check_enough_cases
 from nnunet_topomae.data.plan import Plan, read_plan
+from nnunet_topomae.trainers.checked_weights import CheckedWeightsTrainer
 from nnunet_topomae.training import progress
 from nnunet_topomae.training.checkpoints import ENTRY, describe, make_manifest, save_atomically, training_state, unwrap
 from nnunet_topomae.training.schedules import Factor, WarmupSchedule
-from nnunet_topomae.training.sources import GivenWeightsError, receive_given_weights
 
 
-class TopoMAETrainer(nnUNetTrainer):
+class TopoMAETrainer(CheckedWeightsTrainer):
     """nnU-Net trainer configured by the plan's `topomae` section; not trained itself.
 
     The parameters' names are nnU-Net's, which reads them from the signature and stores them in checkpoints.
     """
 
     role: Literal["pretraining", "finetuning"]
-    # Whether `-pretrained_weights` means something to this trainer, and the file that it names.
-    takes_pretrained_weights = False
-    given_weights: Path | None = None
 
     def __init__(
         self,
@@ -52,6 +48,7 @@ class TopoMAETrainer(nnUNetTrainer):
         self.seed = secrets.randbits(32) if section.seed is None else section.seed
         self.images_read: dict[str, dict[str, str]] = {"cases": {}, "unlabeled": {}}
         self.epoch_terms: dict[str, dict[str, float]] = {}
+        self.step_of_epoch = 0
 
     @property
     def section(self) -> PretrainingConfig | FinetuningConfig:
@@ -64,7 +61,6 @@ class TopoMAETrainer(nnUNetTrainer):
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(self.seed)
             super().initialize()
-        receive_given_weights(self)
         if self.device.type == "cpu":
             use_channels_last(unwrap(self.network))
         summary = summary_line(unwrap(self.network), self.plan.shape, self.num_input_channels)
@@ -72,22 +68,10 @@ class TopoMAETrainer(nnUNetTrainer):
 
     def build_schedule(self, optimizer: Optimizer, decay: Factor) -> WarmupSchedule:
         """The plan's warm-up and a decay; logs what is used."""
-        section = self.section
-        schedule = WarmupSchedule(optimizer, section.epochs, section.iterations_per_epoch, section.warmup_steps, decay)
+        epochs, steps = self.num_epochs, self.num_iterations_per_epoch
+        schedule = WarmupSchedule(optimizer, epochs, steps, self.section.warmup_steps, decay)
         self.print_to_log_file(schedule.describe())
         return schedule
-
-    def on_train_start(self) -> None:
-        """nnU-Net's start, without weights that nobody could check.
-
-        Raises:
-            GivenWeightsError: `-pretrained_weights` names a file, and this trainer starts from scratch.
-        """
-        if not self.was_initialized:
-            self.initialize()
-        if self.given_weights is not None and not self.takes_pretrained_weights:
-            raise GivenWeightsError(type(self).__name__, self.given_weights)
-        super().on_train_start()
 
     def on_train_epoch_start(self) -> None:
         """nnU-Net's start of an epoch; the steps of the schedule are counted from here."""

@@ -1,7 +1,6 @@
 """Fine-tuning of "MAE + UNETR++": two pre-trained encoders, features added scale by scale (paper Sec. II-D, Fig. 2)."""
 
 from pathlib import Path
-from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -45,20 +44,6 @@ class TopoMAEFusionTrainer(UNETRPPTrainer):
             plan.shape, num_input_channels, num_output_channels, plan.config.architecture, enable_deep_supervision
         )
 
-    def initialize(self) -> None:
-        """Build the network; notice weights that anybody else loads."""
-        super().initialize()
-        self.weights_loaded = self.continued = False
-        unwrap(self.network).register_load_state_dict_post_hook(self._notice_loading)
-
-    def _notice_loading(self, module: nn.Module, incompatible_keys: Any) -> None:
-        self.weights_loaded = True
-
-    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """Continue a training, whose weights are its own."""
-        super().load_checkpoint(filename_or_checkpoint)
-        self.continued = True
-
     def configure_optimizers(self) -> tuple[Optimizer, WarmupSchedule]:
         """AdamW; fresh parts learn faster than pre-trained ones."""
         section = self.plan.config.finetuning
@@ -68,7 +53,7 @@ class TopoMAEFusionTrainer(UNETRPPTrainer):
             section.learning_rate,
             section.weight_decay,
             slow_learning_rate=slow,
-            fast_prefixes=self.parts.fresh,
+            fast_prefixes=() if slow is None else self.parts.fresh,
         )
         return optimizer, self.build_schedule(optimizer, poly)
 
@@ -85,26 +70,12 @@ class TopoMAEFusionTrainer(UNETRPPTrainer):
             self.given_weights,
         )
 
-    def on_train_start(self) -> None:
-        """Load the pre-trained weights, unless `--c` continues a training.
-
-        Raises:
-            ValueError: somebody else has loaded weights, and nothing says which cases they have seen.
-        """
-        if not self.was_initialized:
-            self.initialize()
-        if self.continued:
-            self.print_to_log_file("continuing with the weights of this training's own checkpoint")
-        elif self.weights_loaded:
-            raise ValueError(
-                "weights were loaded into the network, and nothing says which cases they have seen. Name their file in "
-                "the plan: nnunet-topomae plan -d ID --name NAME --set finetuning.pretrained=FILE"
-            )
-        elif self.source.from_scratch:
+    def load_initial_weights(self) -> None:
+        """Load the pre-trained weights, unless the plan asks for training from scratch."""
+        if self.source.from_scratch:
             self.print_to_log_file("training from scratch, as topomae.finetuning.pretrained says")
         else:
             self.load_pretraining(self.source.require())
-        super().on_train_start()
 
     def load_pretraining(self, file: Path) -> None:
         """Transfer the weights of a checkpoint that may be used here, and record what became of each."""

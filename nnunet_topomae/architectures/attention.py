@@ -86,7 +86,8 @@ class EfficientPairedAttention(nn.Module):
         """Attend along both axes and concatenate the results, spatial branch first."""
         batch, count, channels = tokens.shape
         qkvv = self.qkvv(tokens).view(batch, count, 4, self.heads, channels // self.heads)
-        q, k, v_channel, v_spatial = qkvv.permute(2, 0, 3, 1, 4)  # (B, N, 4, heads, c) -> 4 x (B, heads, N, c)
+        # (B, N, 4, heads, c) -> 4 x (B, heads, N, c); one copy here saves one in every product below.
+        q, k, v_channel, v_spatial = qkvv.permute(2, 0, 3, 1, 4).contiguous()
         spatial = self._spatial_attention(q, embedding.project(k), embedding.project(v_spatial))
         channel = self._channel_attention(q, k, v_channel)
         outputs = [self.spatial_output(_join_heads(spatial)), self.channel_output(_join_heads(channel))]
@@ -101,9 +102,9 @@ class EfficientPairedAttention(nn.Module):
 
     def _spatial_attention(self, q: Heads, k: Float[Tensor, "B heads P c"], v: Float[Tensor, "B heads P c"]) -> Heads:
         """Attention of every token to the projected tokens, by cosine similarity."""
-        q = F.normalize(q, dim=-1) * self.spatial_temperature
+        k = F.normalize(k, dim=-1) * self.spatial_temperature  # fewer tokens than q
         dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(q, F.normalize(k, dim=-1), v, dropout_p=dropout, scale=1.0)
+        return F.scaled_dot_product_attention(F.normalize(q, dim=-1), k, v, dropout_p=dropout, scale=1.0)
 
 
 class EPABlock(nn.Module):

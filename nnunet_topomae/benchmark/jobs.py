@@ -16,10 +16,11 @@ from typing import Any, Literal
 
 from nnunet_topomae.benchmark.recipes import PLANNERS, Recipe
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.config import TopoMAEConfig
 
 Kind = Literal["plan", "pretrain", "train", "score"]
 # Raised when the code of a stage changes what it makes.
-STAGE_VERSIONS: dict[Kind, int] = {"plan": 1, "pretrain": 1, "train": 1, "score": 1}
+STAGE_VERSIONS: dict[Kind, int] = {"plan": 2, "pretrain": 2, "train": 2, "score": 2}
 PACKAGES = ("nnunet-topomae", "nnunetv2")
 # Settings that pre-training does not see.
 SUPERVISED = "finetuning."
@@ -137,8 +138,9 @@ def _of_recipe(spec: BenchmarkSpec, plan: Job, recipe: Recipe, fold: int, seed: 
     return jobs
 
 
-def _epochs(settings: Mapping[str, Any], stage: str) -> int:
-    return int(settings.get(f"{stage}.epochs", 1000))
+def _epochs(settings: Mapping[str, Any], stage: Literal["pretraining", "finetuning"]) -> int:
+    default: int = getattr(TopoMAEConfig(), stage).epochs
+    return int(settings.get(f"{stage}.epochs", default))
 
 
 def find_dataset(raw: Path, dataset: int) -> Path:

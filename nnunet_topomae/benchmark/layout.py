@@ -64,8 +64,8 @@ class DemoSettings:
             "finetuning": {
                 **steps,
                 "epochs": self.finetuning_epochs,
-                "learning_rate": 1.5e-3,
-                "pretrained_learning_rate": 1.5e-3,
+                "learning_rate": 3e-3,
+                "pretrained_learning_rate": 3e-3,
                 "warmup_steps": 20,
                 "mirror_axes": [],
                 "seed": self.seed,

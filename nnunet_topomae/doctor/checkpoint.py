@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_topomae.data.cases import hash_images, hash_json, hash_json_file
+from nnunet_topomae.data.cases import hash_images, hash_json_file
 from nnunet_topomae.data.plan import read_plan
 from nnunet_topomae.data.unlabeled import unlabeled_folder
 from nnunet_topomae.doctor.checks import Check
 from nnunet_topomae.training.checkpoints import ENTRY
+from nnunet_topomae.training.checks import plan_differences
 
 # What a stock checkpoint holds besides tensors and plain values: the numbers and arrays of nnU-Net's log.
 _NUMPY_TYPES: list[Any] = [
@@ -84,13 +85,11 @@ def check_plan(described: Mapping[str, Any], plans_file: Path) -> Check:
     plans = PlansManager(str(plans_file))
     configuration = plans.get_configuration(manifest["configuration"])
     facts = read_plan(configuration, described["plan"]["channels"], plans.plans).facts
-    # A checkpoint of an earlier version knows fewer facts.
-    facts = {key: value for key, value in facts.items() if key in described["plan"]}
-    if hash_json(facts) == manifest["plan_hash"]:
-        return Check("plan", "ok", f"{plans_file.name} is unchanged")
-    different = [key for key in facts if facts[key] != described["plan"].get(key)]
+    different = plan_differences(described["plan"], facts)
+    if not different:
+        return Check("plan", "ok", f"{plans_file.name} asks for what this checkpoint was trained with")
     advice = "Pre-train again with the plan you fine-tune with."
-    return Check("plan", "error", f"{plans_file.name} has changed: {', '.join(different)}", advice)
+    return Check("plan", "error", f"{plans_file.name} has changed: {'; '.join(different)}", advice)
 
 
 def check_splits(manifest: Mapping[str, Any], splits_file: Path) -> Check:

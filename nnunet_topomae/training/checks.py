@@ -42,7 +42,7 @@ def plan_differences(described: Mapping[str, Any], own: Mapping[str, Any]) -> li
 
 def unknown_facts(described: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     """Plan facts that a checkpoint of an earlier version does not have, so that nothing can be compared."""
-    return [key for key in _ADDED_FACTS if own.get(key) is not None and key not in described]
+    return [key for key in _ADDED_FACTS if any(own.get(key) or ()) and key not in described]
 
 
 def architecture_differences(described: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:

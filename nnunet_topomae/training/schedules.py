@@ -50,7 +50,7 @@ class WarmupSchedule:
         """Fraction of the peak learning rate in optimiser step ``step``, counted from 0 over the whole training."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
-        return self.decay((step - self.warmup_steps) / (self.steps - self.warmup_steps))
+        return self.decay(min(1.0, (step - self.warmup_steps) / (self.steps - self.warmup_steps)))
 
     def step(self, epoch: int, step_of_epoch: int = 0) -> None:
         """Set the learning rates of one step; nnU-Net calls this at the start of every epoch."""
@@ -106,5 +106,5 @@ def build_adamw(
         decay = 0.0 if name in undecayed else weight_decay
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in network.parameters())
-    return AdamW(list(groups.values()), lr=learning_rate, betas=betas, fused=fused)
+    # Not fused: a fused AdamW misreads the state of checkpoints that were written on another device.
+    return AdamW(list(groups.values()), lr=learning_rate, betas=betas)

@@ -24,20 +24,14 @@ class Receiver(Protocol):
     Attributes:
         network: what nnU-Net would load the weights into, with all its wrappers.
         given_weights: the file, None without ``-pretrained_weights``.
+        takes_pretrained_weights: whether the file means something to this trainer.
+        weights_loaded: whether anybody has loaded weights into the network.
     """
 
     network: nn.Module
     given_weights: Path | None
-
-
-class GivenWeightsError(ValueError):
-    """A file was given to ``-pretrained_weights`` of a trainer that starts from scratch."""
-
-    def __init__(self, trainer: str, file: Path) -> None:
-        super().__init__(
-            f"{trainer} starts from scratch, so it takes no -pretrained_weights ({file}). Leave the option out, or "
-            "fine-tune with -tr TopoMAEFusionTrainer."
-        )
+    takes_pretrained_weights: bool
+    weights_loaded: bool
 
 
 _receivers: "WeakSet[Any]" = WeakSet()
@@ -68,6 +62,27 @@ def receive_given_weights(trainer: Receiver) -> None:
 
     load_pretrained_weights.tells_receivers = True  # type: ignore[attr-defined]
     run_training.load_pretrained_weights = load_pretrained_weights
+
+
+def check_origin_of_weights(trainer: Receiver) -> None:
+    """Refuse weights that nobody could check, before a training starts.
+
+    Raises:
+        ValueError: ``-pretrained_weights`` is given to a trainer that starts from scratch, or somebody else has loaded
+            weights into the network.
+    """
+    name = type(trainer).__name__
+    if trainer.given_weights is not None and not trainer.takes_pretrained_weights:
+        raise ValueError(
+            f"{name} starts from scratch, so it takes no -pretrained_weights ({trainer.given_weights}). Leave the "
+            "option out, or fine-tune with -tr TopoMAEFusionTrainer."
+        )
+    if trainer.weights_loaded:
+        raise ValueError(
+            f"weights were loaded into the network of {name}, and nothing says which cases they have seen. For "
+            "fine-tuning, name their file in the plan: nnunet-topomae plan -d ID --name NAME --set "
+            "finetuning.pretrained=FILE"
+        )
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,15 @@ def test_plan_round_trip_through_json() -> None:
     assert TopoMAEConfig.from_configuration({"topomae": plan}) == config
 
 
+@pytest.mark.parametrize("stage", ["pretraining", "finetuning"])
+def test_a_warm_up_in_epochs_of_an_earlier_version_is_read_as_steps(stage: str) -> None:
+    """Plans and checkpoints of that version hold it; models trained with them must go on predicting."""
+    section = getattr(read(**{stage: {"warmup_epochs": 3, "iterations_per_epoch": 20}}), stage)
+    assert section.warmup_steps == 60
+    assert getattr(read(**{stage: {"warmup_epochs": 3}}), stage).warmup_steps == 750
+    assert "warmup_epochs" not in TopoMAEConfig().to_plan()[stage]
+
+
 def test_whole_numbers_are_accepted_as_floats() -> None:
     value = read(pretraining={"lambda1": 1}).pretraining.lambda1
     assert value == 1.0

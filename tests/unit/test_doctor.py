@@ -369,6 +369,7 @@ def test_checkpoint_of_an_earlier_version_with_fewer_facts(
 ) -> None:
     checkpoint = torch.load(trained.file, weights_only=False)
     del checkpoint[ENTRY]["plan"]["intensities"]
+    del checkpoint[ENTRY]["plan"]["architecture"]["dropout"]
     checkpoint[ENTRY]["manifest"]["plan_hash"] = hash_json(checkpoint[ENTRY]["plan"])
     torch.save(checkpoint, trained.file)
     _change_intensities(trained)

@@ -15,6 +15,7 @@ import pytest
 
 from nnunet_topomae.benchmark.jobs import make_jobs
 from nnunet_topomae.benchmark.spec import read_spec
+from nnunet_topomae.config import TopoMAEConfig
 
 PRETRAIN, TRAIN, SCORE = (f"Dataset005__full__fold0__seed0__{kind}" for kind in ("pretrain", "train", "score"))
 
@@ -396,3 +397,15 @@ def test_a_preset_plans_and_sets(tmp_path):
     file.write_text(file.read_text().replace("synapse", "brats"))
     with pytest.raises(ValueError, match="is none of acdc, btcv"):
         read_spec(file)
+
+
+def test_lengths_that_the_file_does_not_name_are_the_plans_defaults(tmp_path):
+    """What `status` counts on must be what the trainers do."""
+    (tmp_path / "raw" / "Dataset005_Five" / "imagesTr").mkdir(parents=True)
+    (tmp_path / "raw" / "Dataset005_Five" / "dataset.json").write_text("{}")
+    file = tmp_path / "b.toml"
+    file.write_text('datasets = [5]\nrecipes = ["full"]\nfolds = [0]\n')
+    epochs = {job.kind: job.epochs for job in make_jobs(read_spec(file), tmp_path / "raw")}
+    defaults = TopoMAEConfig()
+    assert (epochs["pretrain"], epochs["train"]) == (defaults.pretraining.epochs, defaults.finetuning.epochs)
+    assert epochs["pretrain"] != epochs["train"]

@@ -293,6 +293,11 @@ def test_a_checkpoint_of_an_earlier_version_is_taken_and_what_it_does_not_say_is
 ) -> None:
     def forget(checkpoint: dict[str, Any]) -> None:
         del checkpoint["topomae"]["plan"]["intensities"]
+        del checkpoint["topomae"]["plan"]["architecture"]["dropout"]
+        del checkpoint["topomae"]["config"]["architecture"]["dropout"]
+        for stage in ("pretraining", "finetuning"):
+            del checkpoint["topomae"]["config"][stage]["warmup_steps"]
+            checkpoint["topomae"]["config"][stage]["warmup_epochs"] = 50
 
     old = _change(pretrained.file, forget)
     capsys.readouterr()

@@ -40,6 +40,12 @@ def test_a_training_of_few_epochs_warms_up_too() -> None:
     assert "warm-up of 16 of 160 steps" in schedule.describe()
 
 
+@pytest.mark.parametrize("decay", [cosine, poly])
+def test_steps_past_the_end_have_the_last_rate(decay: object) -> None:
+    schedule = _schedule(3, 0, decay)
+    assert schedule.factor(30) == schedule.factor(35) == 0.0
+
+
 def test_resuming_needs_no_state() -> None:
     first, second = _schedule(50, 5), _schedule(50, 5)
     for epoch in range(20):

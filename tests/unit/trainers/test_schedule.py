@@ -1,0 +1,43 @@
+"""Learning rates inside the trainers: one step after the other, and after `--c`."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
+from nnunet_topomae.training.schedules import WarmupSchedule, poly
+
+EPOCHS, STEPS, WARMUP, PEAK = 5, 4, 3, 0.5
+
+
+class _Loss(nn.Module):
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (output - target).square().mean()
+
+
+def _trainer(epoch: int) -> Any:
+    """What a training step needs of a trainer, with a network of one weight."""
+    network = nn.Conv3d(1, 1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), PEAK)
+    trainer = UNETRPPTrainer.__new__(UNETRPPTrainer)
+    trainer.network, trainer.optimizer, trainer.loss, trainer.grad_scaler = network, optimizer, _Loss(), None
+    trainer.device, trainer.current_epoch, trainer.step_of_epoch = torch.device("cpu"), epoch, 0
+    trainer.lr_scheduler = WarmupSchedule(optimizer, EPOCHS, STEPS, WARMUP, poly)
+    trainer.plan = SimpleNamespace(config=SimpleNamespace(finetuning=SimpleNamespace(clip=1.0)))
+    return trainer
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_every_step_has_its_own_rate(epoch: int) -> None:
+    """Also where a training continues: the rate depends on the place in the training alone."""
+    trainer = _trainer(epoch)
+    batch = {"data": torch.ones(2, 1, 3, 4, 5), "target": torch.zeros(2, 1, 3, 4, 5), "keys": ["a", "b"]}
+    rates = []
+    for _ in range(STEPS):
+        trainer.train_step(batch)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates == [PEAK * trainer.lr_scheduler.factor(epoch * STEPS + step) for step in range(STEPS)]
+    assert len(set(rates)) == STEPS

@@ -1,0 +1,57 @@
+"""Where a training's weights come from: nothing that could have seen a validation case gets in unchecked."""
+
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from nnunet_topomae.training.checkpoints import unwrap
+from nnunet_topomae.training.sources import check_origin_of_weights, receive_given_weights
+
+
+class CheckedWeightsTrainer(nnUNetTrainer):
+    """nnU-Net trainer that starts only with weights whose origin it knows; not trained itself.
+
+    Weights may come from this training's own checkpoint (`--c`), from `load_initial_weights`, or be fresh.
+    """
+
+    # Whether `-pretrained_weights` means something to this trainer, and the file that it names.
+    takes_pretrained_weights = False
+    given_weights: Path | None = None
+    # Whether anybody has loaded weights into the network, and whether they were those of this training's checkpoint.
+    weights_loaded = False
+    continued = False
+
+    def initialize(self) -> None:
+        """Build everything, and notice from now on who loads weights."""
+        super().initialize()
+        unwrap(self.network).register_load_state_dict_post_hook(self._notice_loading)
+        receive_given_weights(self)
+
+    def _notice_loading(self, module: nn.Module, incompatible_keys: Any) -> None:
+        self.weights_loaded = True
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """Continue a training, whose weights are its own."""
+        super().load_checkpoint(filename_or_checkpoint)
+        self.continued = True
+
+    def load_initial_weights(self) -> None:
+        """Load what this trainer starts from; called unless `--c` continues a training."""
+
+    def on_train_start(self) -> None:
+        """nnU-Net's start, without weights that nobody could check.
+
+        Raises:
+            ValueError: `-pretrained_weights` is given to a trainer that starts from scratch, or somebody has loaded
+                weights of which nothing says which cases they have seen.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        if self.continued:
+            self.print_to_log_file("continuing with the weights of this training's own checkpoint")
+        else:
+            check_origin_of_weights(self)
+            self.load_initial_weights()
+        super().on_train_start()
