@@ -1,14 +1,15 @@
 """What decides the first thousand steps: one factor at a time, on the same crops in the same order.
 
-    nnUNetv2_plan_and_preprocess -d 904 -pl TopoMAEPlanner -c 3d_fullres    # and nnUNetv2_plan_experiment -d 904
+    nnUNetv2_plan_and_preprocess -d 904 -c 3d_fullres
     python studies/recipe.py crops -d 904 --patch 32 40 32 --steps 1200 --out crops.pt
     python studies/recipe.py run crops.pt --variants default heads=small nnunet --seeds 0 1 2 --out recipe.json
     python studies/recipe.py table recipe.json
 
 A variant is a comma-separated list of factors, for example `heads=small,lr=3e-3`. `nnunet` is stock nnU-Net with its
-own optimiser; `default` is UNETR++ as the package builds it; `fusion` is the fusion network. Every variant of a seed
-sees the same crops in the same order; nnU-Net's own loader and augmentation made them once. Half precision,
-compilation and several GPUs play no role here.
+own optimiser. `default` is where this study started: UNETR++ with published dropout, small residual ends and heads at
+nnU-Net's scale; `fusion` is the fusion network likewise. The package now builds `dropout=0,ends=unit,heads=unit`
+(exactly so with one block per stage, as here). Every variant of a seed sees the same crops in the same order; nnU-Net's
+own loader and augmentation made them once. Half precision, compilation and several GPUs play no role here.
 """
 
 import argparse
@@ -45,7 +46,7 @@ TINY = ArchitectureConfig(vit="tiny", dims=(16, 32, 64, 128), depth=1)
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train. The defaults are the package's, at the rate of short schedules.
+    """One way to train. The defaults are where this study started.
 
     Attributes:
         network: `unetrpp`, `fusion` (from scratch) or `nnunet`.
