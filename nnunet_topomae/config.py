@@ -154,7 +154,7 @@ class FinetuningConfig:
         iterations_per_epoch: training steps in an epoch (nnU-Net: 250).
         validation_iterations: validation steps in an epoch (nnU-Net: 50).
         learning_rate: peak for freshly initialised weights (paper: base rate 1e-1).
-        pretrained_learning_rate: peak for pre-trained weights.
+        pretrained_learning_rate: peak for pre-trained weights; like the paper, the same for all weights by default.
         weight_decay: AdamW decay of weight matrices (paper: 0.005).
         warmup_steps: linear warm-up before the polynomial decay; at most a tenth of all steps is used.
         clip: largest gradient norm.
@@ -175,7 +175,7 @@ class FinetuningConfig:
     iterations_per_epoch: int = 250
     validation_iterations: int = 50
     learning_rate: float = 3e-4
-    pretrained_learning_rate: float = 1e-4
+    pretrained_learning_rate: float = 3e-4
     weight_decay: float = 0.05
     warmup_steps: int = 2500
     clip: float = 1.0
