@@ -34,9 +34,10 @@ def draw(results: list[dict[str, Any]]) -> None:
         axis.plot(seconds, dice, color=colour, marker=marker, label=title)
         for x, y, count in points:
             axis.annotate(f"{count}", (x, y), textcoords="offset points", xytext=(4, -11), fontsize=8, color=colour)
-    axis.set(xscale="log", xlabel="CPU seconds of training, one thread (numbers: steps)", ylabel="mean Dice, 8 cases")
+    axis.set(xlabel="CPU seconds of training, one thread (numbers: steps)", ylabel="mean Dice, 8 cases")
+    axis.margins(0.1)
     axis.grid(alpha=0.3)
-    axis.legend()
+    axis.legend(loc="lower right")
     plt.rcParams["svg.hashsalt"] = "recipe"
     figure.savefig(TARGET, metadata={"Date": None})
 

@@ -94,7 +94,7 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         cases = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
         check_enough_cases(cases, self.fold, splits)
         training, validation = super().do_split()
-        return list(training), list(validation)
+        return [str(case) for case in training], [str(case) for case in validation]
 
     def save_checkpoint(self, filename: str) -> None:
         """Write a stock nnU-Net checkpoint plus the entry that describes it; never half of it."""
