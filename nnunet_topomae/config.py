@@ -230,7 +230,7 @@ def _read(section: type[Section], values: Any, name: str) -> Section:
 
 def _in_todays_words(section: type, values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Values of plans and checkpoints of earlier versions, which gave the warm-up in epochs."""
-    if section not in (PretrainingConfig, FinetuningConfig) or "warmup_epochs" not in values:
+    if section not in (PretrainingConfig, FinetuningConfig) or not isinstance(values.get("warmup_epochs"), int):
         return values
     steps_per_epoch = values.get("iterations_per_epoch", section.iterations_per_epoch)
     rest = {key: value for key, value in values.items() if key != "warmup_epochs"}

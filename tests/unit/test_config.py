@@ -89,6 +89,10 @@ def test_warmup_of_the_topological_term_is_linear() -> None:
         ({"pretraining": {"flip_axes": [0, 0]}}, "topomae.pretraining.flip_axes .* distinct axes"),
         ({"pretraining": {"flip_axes": [3]}}, "topomae.pretraining.flip_axes .* out of range"),
         ({"pretraining": {"epochs": True}}, "topomae.pretraining.epochs = True must be of type int"),
+        (
+            {"pretraining": {"warmup_epochs": None}},
+            "unknown plan key topomae.pretraining.warmup_epochs; allowed: .*steps",
+        ),
         ({"pretraining": {"seed": -1}}, "topomae.pretraining.seed = -1 is out of range"),
         ({"pretraining": [1]}, r"topomae.pretraining must be a table of keys, got \[1\]"),
         ({"topology": {"dimensions": []}}, "topomae.topology.dimensions .* distinct dimensions"),
