@@ -194,6 +194,7 @@ def test_pre_training_on_hippocampus_is_fine_tuned_on_the_heart(test_data: Any, 
     model = f"TopoMAEPretrainer__{plans[source]}__3d_fullres"
     checkpoint = work.folders["nnUNet_results"] / source / model / "fold_0" / "checkpoint_final.pth"
     settings = [f"finetuning.pretrained={checkpoint}", "finetuning.transfer=resample"]
+    settings.append("finetuning.allow_other_dataset=true")
     variant = ["plan", "-d", "132", "-p", plans[target], "-c", "3d_fullres", "--name", "from904", "--set", *settings]
     work.run("nnunet-topomae", *variant)
     log = work.run("nnUNetv2_train", "132", *training, "TopoMAEFusionTrainer", "-p", "from904")
