@@ -15,7 +15,6 @@ own loader and augmentation made them once. Half precision, compilation and seve
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from dataclasses import asdict, dataclass, fields, replace
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import describe
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
@@ -387,17 +387,10 @@ def run(args: argparse.Namespace) -> None:
             if any(key.items() <= result.items() for result in results):
                 continue
             result = {**key, **train(read_variant(text), crops, args.steps, seed)}
-            result |= {"settings": asdict(read_variant(text)), "torch": torch.__version__, "machine": _machine()}
+            result |= {"settings": asdict(read_variant(text)), "machine": describe(torch.device("cpu"))}
             results = json.loads(args.out.read_text()) if args.out.is_file() else []
             args.out.write_text(json.dumps([*results, result], indent=1) + "\n")
             print(f"{text:40} seed {seed} steps {args.steps}: Dice {result['dice']:.4f}", result, flush=True)
-
-
-def _machine() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{model}, {os.cpu_count()} cores"
 
 
 def table(args: argparse.Namespace) -> None:
