@@ -148,7 +148,7 @@ def benchmark(device: torch.device, folder: Path, record: Record, save: Save) ->
     file.write_text("\n".join(lines) + "\n")
     record["settings"] = {**spec, **settings}
     for action in (["run", "--slots", "5" if cuda else "2"], ["status"], ["report"]):
-        argv = [sys.executable, "-m", "nnunet_topomae.cli", "benchmark", *action, "-b", str(file)]
+        argv = [sys.executable, "-P", "-m", "nnunet_topomae.cli", "benchmark", *action, "-b", str(file)]
         done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
         record[action[0]] = {"exit_code": done.returncode, "end": (done.stdout + done.stderr)[-1500:]}
         save()

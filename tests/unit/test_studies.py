@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -185,8 +186,10 @@ def test_every_part_has_a_limit(study: Study) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(2800)
 def test_the_evidence_on_a_cpu(repository: Path, tmp_path: Path) -> None:
-    argv = [sys.executable, "studies/gpu_evidence.py", "--device", "cpu", "--out", str(tmp_path)]
-    done = subprocess.run(argv, cwd=repository, capture_output=True, text=True, check=False)
+    argv = ["studies/gpu_evidence.sh", "--device", "cpu", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(argv, cwd=repository, env=environment, capture_output=True, text=True, check=False)
+    assert (tmp_path / "gpu_evidence.json").is_file(), done.stderr[-8000:]
     evidence = read(tmp_path / "gpu_evidence.json")
     assert done.returncode == 0, json.dumps(evidence, indent=1)[-8000:]
     assert {name for name, part in evidence["parts"].items() if part["ok"]} == {
