@@ -12,7 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from nnunet_topomae.benchmark.layout import PRETRAINER, DemoFolders
+from nnunet_topomae.benchmark.layout import DemoFolders
+from nnunet_topomae.nnunet.names import PRETRAINER
 from nnunet_topomae.training.previews import HIDDEN_COLOUR, Preview
 
 COLOURS = ("#4aa3df", "#f0a830", "#35c9a5", "#f06fb0")

@@ -19,18 +19,20 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Command("nnunet_topomae.benchmark.demo", "the whole chain on synthetic volumes, with a report"),
-    "convert": Command("nnunet_topomae.convert", "make an nnU-Net data set from a download: BTCV, Synapse, ACDC, MSD"),
-    "plan": Command("nnunet_topomae.plans.command", "plan a data set with TopoMAEPlanner, vary or explain plans"),
+    "demo": Command("nnunet_topomae.commands.demo", "the whole chain on synthetic volumes, with a report"),
+    "convert": Command(
+        "nnunet_topomae.commands.convert", "make an nnU-Net data set from a download: BTCV, Synapse, ACDC, MSD"
+    ),
+    "plan": Command("nnunet_topomae.commands.plan", "plan a data set with TopoMAEPlanner, vary or explain plans"),
     "preprocess-unlabeled": Command(
-        "nnunet_topomae.preprocess_unlabeled", "preprocess images without labels for pre-training"
+        "nnunet_topomae.commands.preprocess_unlabeled", "preprocess images without labels for pre-training"
     ),
-    "doctor": Command("nnunet_topomae.doctor.command", "check the installation, or describe a checkpoint"),
+    "doctor": Command("nnunet_topomae.commands.doctor", "check the installation, or describe a checkpoint"),
     "benchmark": Command(
-        "nnunet_topomae.benchmark.command", "compare recipes over data sets, folds and seeds: run, watch, report"
+        "nnunet_topomae.commands.benchmark", "compare recipes over data sets, folds and seeds: run, watch, report"
     ),
-    "report": Command("nnunet_topomae.benchmark.report", "make the demo's HTML report again"),
-    "parameters": Command("nnunet_topomae.parameters", "parameters and operations of the networks of a plan"),
+    "report": Command("nnunet_topomae.commands.report", "make the demo's HTML report again"),
+    "parameters": Command("nnunet_topomae.commands.parameters", "parameters and operations of the networks of a plan"),
 }
 
 

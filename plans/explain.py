@@ -8,7 +8,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_topomae.architectures.memory import GIB, estimate_finetuning, estimate_pretraining
 from nnunet_topomae.architectures.summary import format_size
 from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, TopoMAEConfig
-from nnunet_topomae.data.plan import Plan, read_plan
+from nnunet_topomae.nnunet.dataset import channel_names
+from nnunet_topomae.nnunet.plan import Plan, read_plan
 
 
 class Row(NamedTuple):
@@ -30,7 +31,7 @@ def explain(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], configura
         raise ValueError(f"no configuration {configuration}; the plans have {manager.available_configurations}")
     chosen = manager.get_configuration(configuration)
     plan = read_plan(chosen)
-    channels = len(dataset_json.get("channel_names", dataset_json.get("modality", ())))
+    channels = len(channel_names(dataset_json))
     classes = manager.get_label_manager(dict(dataset_json)).num_segmentation_heads
     rows = [
         *_data_rows(chosen, plan),

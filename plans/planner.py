@@ -10,6 +10,7 @@ from nnunet_topomae.architectures.memory import GIB, TrainingMemory, estimate_fi
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import SECTION, TopoMAEConfig
 from nnunet_topomae.geometry import as_size3
+from nnunet_topomae.nnunet.dataset import channel_names
 
 MIN_BATCH_SIZE = 2
 # nnU-Net's limits of pooling.
@@ -90,7 +91,7 @@ class TopoMAEPlanner(ExperimentPlanner):
         plan["median_image_size_in_voxels"] = median_shape
         if len(plan["patch_size"]) == 3:
             kwargs = plan["architecture"]["arch_kwargs"]
-            channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality", ())))
+            channels = len(channel_names(self.dataset_json))
             share = self.static_estimate_VRAM_usage(
                 plan["patch_size"], channels, len(self.dataset_json["labels"]), "", kwargs, ()
             )

@@ -12,6 +12,7 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 
 from nnunet_topomae.data.cases import INTENSITY_SOURCE
 from nnunet_topomae.datasets.splits import PublishedSplit
+from nnunet_topomae.nnunet.dataset import channel_names
 from nnunet_topomae.plans.planner import MAX_POOLS, MIN_FEATURE_MAP_EDGE
 from nnunet_topomae.plans.variants import make_variant
 
@@ -94,7 +95,7 @@ def check_dataset(preset: Preset, dataset_json: Mapping[str, Any]) -> None:
     Raises:
         ValueError: other channels, another modality or another number of labels.
     """
-    channels = list(dataset_json.get("channel_names", dataset_json.get("modality", {})).values())
+    channels = channel_names(dataset_json)
     labels = [name for name in dataset_json["labels"] if name not in ("background", "ignore")]
     is_ct = [str(name).lower() == "ct" for name in channels]
     if len(channels) != 1 or is_ct[0] != (preset.modality == "CT"):

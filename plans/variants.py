@@ -60,34 +60,6 @@ def make_variant(
     return variant
 
 
-def read_plans(path: Path) -> dict[str, Any]:
-    """A plans file.
-
-    Raises:
-        FileNotFoundError: it does not exist; names the plans that do.
-    """
-    if not path.is_file():
-        found = sorted(file.stem for file in path.parent.glob("*lans*.json"))
-        raise FileNotFoundError(f"no plans {path}; plans of this data set: {', '.join(found) or 'none, plan it first'}")
-    plans: dict[str, Any] = json.loads(path.read_text())
-    return plans
-
-
-def write_plans(plans: Mapping[str, Any], folder: Path) -> Path:
-    """Write plans under their name; the same content may be written again.
-
-    Raises:
-        FileExistsError: other plans of that name exist.
-    """
-    path = folder / f"{plans['plans_name']}.json"
-    if path.is_file() and json.loads(path.read_text()) != json.loads(json.dumps(plans)):
-        raise FileExistsError(f"{path} exists with other content. Choose another --name, or delete it.")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(plans, indent=4) + "\n")
-    temporary.replace(path)
-    return path
-
-
 def _own_configuration(plans: dict[str, Any], name: str) -> dict[str, Any]:
     """A configuration with the values it inherits written out."""
     configurations = plans["configurations"]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from nnunet_topomae.benchmark.metrics import MetricOptions, score_case
+from nnunet_topomae.evaluation.metrics import MetricOptions, score_case
 
 SHAPE, SPACING, STRUCTURES = (128, 256, 256), (2.0, 1.0, 1.0), 8
 QUICK_SHAPE = (32, 64, 64)

@@ -33,10 +33,10 @@ from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import PretrainingConfig, TopologyConfig, TopoMAEConfig
 from nnunet_topomae.data.key_point_statistics import key_point_statistics
 from nnunet_topomae.data.loaders import draw_crop_bounds
-from nnunet_topomae.data.plan import Plan
 from nnunet_topomae.data.transforms import draw_flip_axes, flip_crop
 from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss
+from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.schedules import build_adamw
 from nnunet_topomae.training.steps import CoPretrainingStep, detach_terms, optimise
 

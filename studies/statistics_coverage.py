@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import wilcoxon
 
-from nnunet_topomae.benchmark import statistics
+from nnunet_topomae.evaluation import statistics
 
 DESIGNS = [(8, 2), (12, 2), (12, 5), (40, 2), (40, 5), (200, 2), (200, 5)]
 REPETITIONS = 2000

@@ -39,8 +39,8 @@ from nnunet_topomae.architectures.build import (
 from nnunet_topomae.architectures.layers import use_channels_last
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig, TopologyConfig, TopoMAEConfig
-from nnunet_topomae.data.plan import Plan
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss
+from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.schedules import build_adamw
 from nnunet_topomae.training.steps import CoPretrainingStep, optimise
 

@@ -31,11 +31,11 @@ from nnunet_topomae.architectures.build import build_copretraining_network
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig, PretrainingConfig, TopologyConfig, TopoMAEConfig
 from nnunet_topomae.data.loaders import draw_crop_bounds
-from nnunet_topomae.data.plan import Plan
 from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss, compose_reconstruction
 from nnunet_topomae.masking import random_token_mask, token_to_voxel_mask
+from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import TopologicalLoss
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, cosine
 from nnunet_topomae.training.steps import CoPretrainingStep, optimise

@@ -31,9 +31,9 @@ from nnunet_topomae.architectures.build import build_copretraining_network
 from nnunet_topomae.architectures.copretraining import BranchOutput, CoPretrainingOutput
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig, TopologyConfig, TopoMAEConfig
-from nnunet_topomae.data.plan import Plan
 from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
+from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.schedules import build_adamw
 from nnunet_topomae.training.steps import CoPretrainingStep, optimise
 

@@ -12,10 +12,13 @@ from nnunet_topomae.architectures.layers import use_channels_last
 from nnunet_topomae.architectures.summary import summary_line
 from nnunet_topomae.config import FinetuningConfig, PretrainingConfig
 from nnunet_topomae.data.cases import check_enough_cases
-from nnunet_topomae.data.plan import Plan, read_plan
+from nnunet_topomae.nnunet.dataset import channel_names
+from nnunet_topomae.nnunet.plan import Plan, read_plan
 from nnunet_topomae.trainers.checked_weights import CheckedWeightsTrainer
-from nnunet_topomae.training import progress
-from nnunet_topomae.training.checkpoints import ENTRY, describe, make_manifest, save_atomically, training_state, unwrap
+from nnunet_topomae.training.checkpoints import ENTRY, describe, make_manifest, save_atomically, training_state
+from nnunet_topomae.training.devices import average_terms_of_all_gpus, log_gpu_memory, unwrap
+from nnunet_topomae.training.plots import PLOT_FILE, plot_terms
+from nnunet_topomae.training.record import average_terms, write_epoch
 from nnunet_topomae.training.schedules import Factor, WarmupSchedule
 
 
@@ -36,7 +39,7 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
-        channels = len(dataset_json.get("channel_names", dataset_json.get("modality", ())))
+        channels = len(channel_names(dataset_json))
         self.plan: Plan = read_plan(self.configuration_manager, channels, self.plans_manager.plans)
         section = self.section
         self.initial_lr = section.learning_rate
@@ -86,7 +89,7 @@ class TopoMAETrainer(CheckedWeightsTrainer):
     def on_train_end(self) -> None:
         """Log the memory that training took."""
         super().on_train_end()
-        progress.log_gpu_memory(self)
+        log_gpu_memory(self)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split, with a clear error where five folds cannot be made."""
@@ -108,7 +111,7 @@ class TopoMAETrainer(CheckedWeightsTrainer):
 
     def record_terms(self, part: Literal["train", "validation"], steps: Sequence[Mapping[str, float]]) -> None:
         """Average the terms of an epoch's steps, over all GPUs too."""
-        terms = progress.average_terms_of_all_gpus(steps) if self.is_ddp else progress.average_terms(steps)
+        terms = average_terms_of_all_gpus(steps) if self.is_ddp else average_terms(steps)
         self.epoch_terms[part] = terms
         for name, value in terms.items():
             for logger in self.logger.loggers:
@@ -125,6 +128,6 @@ class TopoMAETrainer(CheckedWeightsTrainer):
             "learning_rate": self.logger.get_value("lrs", step=epoch),
             **self.epoch_terms,
         }
-        records = progress.write_epoch(Path(self.output_folder), record)
+        records = write_epoch(Path(self.output_folder), record)
         if self.role == "pretraining":
-            progress.plot_terms(records, Path(self.output_folder) / progress.PLOT_FILE)
+            plot_terms(records, Path(self.output_folder) / PLOT_FILE)

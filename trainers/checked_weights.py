@@ -6,7 +6,7 @@ from typing import Any
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
-from nnunet_topomae.training.checkpoints import unwrap
+from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.sources import check_origin_of_weights, receive_given_weights
 
 

@@ -7,9 +7,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.build import build_fusion_network
-from nnunet_topomae.data.plan import read_plan
+from nnunet_topomae.nnunet.plan import read_plan
 from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
-from nnunet_topomae.training.checkpoints import unwrap
+from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.pretrained import Target, load_pretraining
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
 from nnunet_topomae.training.sources import PretrainingSource

@@ -4,7 +4,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_topomae.architectures.baselines import build_baseline
-from nnunet_topomae.data.plan import read_plan
+from nnunet_topomae.nnunet.plan import read_plan
 from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
 
 

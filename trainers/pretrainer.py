@@ -14,14 +14,15 @@ from torch.optim import Optimizer
 from nnunet_topomae.architectures.build import build_copretraining_network
 from nnunet_topomae.data.key_point_statistics import report_key_points
 from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_loader, derive_seed, start_workers
-from nnunet_topomae.data.plan import read_plan
 from nnunet_topomae.data.selection import JointDataset, choose_cases
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss, trained_branches
+from nnunet_topomae.nnunet.plan import read_plan
 from nnunet_topomae.trainers.base import TopoMAETrainer
-from nnunet_topomae.training.checkpoints import ignore_fusion_weights, unwrap
-from nnunet_topomae.training.reconstruction import ReconstructionValidation
+from nnunet_topomae.training.checkpoints import ignore_fusion_weights
+from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, cosine
 from nnunet_topomae.training.steps import CoPretrainingStep, autocast, detach_terms, optimise
+from nnunet_topomae.training.validation import ReconstructionValidation
 
 
 class TopoMAEPretrainer(TopoMAETrainer):

@@ -9,8 +9,7 @@ from nnunet_topomae.architectures.summary import cost_line
 from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.data.fractions import choose_fraction, labels_present
 from nnunet_topomae.geometry import as_size3
-from nnunet_topomae.training.checkpoints import unwrap
-from nnunet_topomae.training.progress import log_gpu_memory
+from nnunet_topomae.training.devices import log_gpu_memory, unwrap
 
 
 class SeededNNUNetTrainer(nnUNetTrainer):

@@ -4,7 +4,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_topomae.architectures.build import build_unetr
-from nnunet_topomae.data.plan import read_plan
+from nnunet_topomae.nnunet.plan import read_plan
 from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
 from nnunet_topomae.training.transfer import Parts, unetr_parts
 

@@ -9,9 +9,9 @@ from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.build import DEEP_SUPERVISION_WEIGHTS, build_unetrpp, deep_supervision_scales
 from nnunet_topomae.data.fractions import choose_fraction, labels_present
-from nnunet_topomae.data.plan import read_plan
+from nnunet_topomae.nnunet.plan import read_plan
 from nnunet_topomae.trainers.base import TopoMAETrainer
-from nnunet_topomae.training.checkpoints import unwrap
+from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
 from nnunet_topomae.training.steps import optimise
 

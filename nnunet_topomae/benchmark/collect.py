@@ -11,12 +11,13 @@ import numpy as np
 from numpy import ndarray
 
 from nnunet_topomae.benchmark.jobs import PACKAGES, Job, names
-from nnunet_topomae.benchmark.metrics import METRICS
-from nnunet_topomae.benchmark.provenance import describe_machine, describe_versions
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.benchmark.statistics import compare, rank_shares
-from nnunet_topomae.benchmark.store import JobFolder, strict_json
+from nnunet_topomae.benchmark.store import JobFolder
 from nnunet_topomae.benchmark.work import SCORES
+from nnunet_topomae.evaluation.metrics import METRICS
+from nnunet_topomae.evaluation.statistics import compare, rank_shares
+from nnunet_topomae.files import strict_json
+from nnunet_topomae.nnunet.provenance import describe_machine, describe_versions
 
 COUNTS = ("missed", "spurious")
 # Compared between recipes: value of a structure that is rightly absent, and whether more is better.
@@ -190,7 +191,7 @@ def _cost(entries: Sequence[Entry]) -> dict[str, float | None]:
 def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], partial: bool = False) -> dict[str, Any]:
     """Everything that a report shows, as strict JSON."""
     entries = collect(spec, jobs, partial)
-    published = json.loads((files("nnunet_topomae.benchmark") / "published.json").read_text(encoding="utf-8"))
+    published = json.loads((files("nnunet_topomae.reports") / "published.json").read_text(encoding="utf-8"))
     tables = []
     for dataset in sorted({entry.dataset for entry in entries}):
         for fraction in sorted({entry.fraction for entry in entries}, reverse=True):

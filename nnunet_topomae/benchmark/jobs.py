@@ -5,8 +5,6 @@ fraction one trains and validates; one scores. A job's fingerprint contains thos
 any change exactly what depends on it has another one.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +15,8 @@ from typing import Any, Literal
 from nnunet_topomae.benchmark.recipes import PLANNERS, Recipe
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.config import TopoMAEConfig
+from nnunet_topomae.files import hash_json
+from nnunet_topomae.nnunet.names import PLANS
 
 Kind = Literal["plan", "pretrain", "train", "score"]
 # Raised when the code of a stage changes what it makes.
@@ -24,7 +24,6 @@ STAGE_VERSIONS: dict[Kind, int] = {"plan": 2, "pretrain": 2, "train": 2, "score"
 PACKAGES = ("nnunet-topomae", "nnunetv2")
 # Settings that pre-training does not see.
 SUPERVISED = "finetuning."
-OUR_PLANS = "TopoMAEPlans"
 # What stands for a planner where a preset plans.
 PRESET = "preset "
 
@@ -106,11 +105,11 @@ def _plan(spec: BenchmarkSpec, folder: Path) -> Job:
 
 def base_plans(spec: BenchmarkSpec, recipe: Recipe) -> str:
     """Name of the plans that a recipe starts from."""
-    return f"{recipe.plans}_{spec.preset}" if spec.preset and recipe.plans == OUR_PLANS else recipe.plans
+    return f"{recipe.plans}_{spec.preset}" if spec.preset and recipe.plans == PLANS else recipe.plans
 
 
 def _planner(spec: BenchmarkSpec, recipe: Recipe) -> str:
-    return f"{PRESET}{spec.preset}" if spec.preset and recipe.plans == OUR_PLANS else PLANNERS[recipe.plans]
+    return f"{PRESET}{spec.preset}" if spec.preset and recipe.plans == PLANS else PLANNERS[recipe.plans]
 
 
 def _of_recipe(spec: BenchmarkSpec, plan: Job, recipe: Recipe, fold: int, seed: int) -> list[Job]:
@@ -174,8 +173,8 @@ def data_fingerprint(folder: Path) -> str:
 
 
 def digest(value: Any) -> str:
-    """Hash of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    """Short hash of a JSON value, for the name of a folder."""
+    return hash_json(value)[:16]
 
 
 def names(jobs: Sequence[Job]) -> str:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_topomae.nnunet.names import CONFIGURATION, FUSION_TRAINER, PLANS, UNETRPP_TRAINER
+
 DATASET_ID = 777
-PLANS, DEMO_PLANS, CONFIGURATION, FOLD = "TopoMAEPlans", "TopoMAEPlans_demo", "3d_fullres", "0"
-PRETRAINER, FUSION, SCRATCH = "TopoMAEPretrainer", "TopoMAEFusionTrainer", "UNETRPPTrainer"
+DEMO_PLANS, FOLD = f"{PLANS}_demo", "0"
+FUSION, SCRATCH = FUSION_TRAINER, UNETRPP_TRAINER
 MODELS = {"fusion": FUSION, "scratch": SCRATCH}
 RESULTS_FILE, SCORES_FILE, REPORT_FILE = "results.json", "scores.json", "report.html"
 

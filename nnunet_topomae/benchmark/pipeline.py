@@ -5,14 +5,11 @@ from pathlib import Path
 
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.benchmark.layout import (
-    CONFIGURATION,
     DATASET_ID,
     DEMO_PLANS,
     FOLD,
     FUSION,
     MODELS,
-    PLANS,
-    PRETRAINER,
     SCORES_FILE,
     SCRATCH,
     DemoFolders,
@@ -22,6 +19,7 @@ from nnunet_topomae.benchmark.results import write_scores
 from nnunet_topomae.benchmark.steps import Command, Step
 from nnunet_topomae.config import SECTION, TopoMAEConfig
 from nnunet_topomae.datasets.phantom import write_phantom_dataset
+from nnunet_topomae.nnunet.names import CONFIGURATION, PLANS, PRETRAINER
 
 
 def build_steps(folders: DemoFolders, settings: DemoSettings, device: str) -> list[Step]:

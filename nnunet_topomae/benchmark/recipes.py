@@ -4,10 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nnunet_topomae.nnunet.names import (
+    FUSION_TRAINER,
+    MONAI_TRAINER,
+    PLANNER,
+    PLANS,
+    PRETRAINER,
+    SEEDED_NNUNET_TRAINER,
+    UNETR_TRAINER,
+    UNETRPP_TRAINER,
+)
+
 PLANNERS = {
     "nnUNetPlans": "ExperimentPlanner",
     "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM",
-    "TopoMAEPlans": "TopoMAEPlanner",
+    PLANS: PLANNER,
 }
 
 
@@ -28,13 +39,13 @@ class Recipe:
     name: str
     title: str
     trainer: str
-    plans: str = "TopoMAEPlans"
+    plans: str = PLANS
     pretrainer: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     paper_row: str | None = None
 
 
-_FUSION: dict[str, Any] = {"trainer": "TopoMAEFusionTrainer", "pretrainer": "TopoMAEPretrainer"}
+_FUSION: dict[str, Any] = {"trainer": FUSION_TRAINER, "pretrainer": PRETRAINER}
 _RECONSTRUCTION = {"pretraining.lambda2": 0.0, "pretraining.lambda3": 0.0, "topology.enabled": False}
 # UNETR++ has no weight in the loss, so its forward pass is left out.
 _VIT_ONLY = {"pretraining.lambda1": 0.0, "pretraining.lambda3": 0.0}
@@ -43,36 +54,36 @@ _VIT_INTO_FUSION = {**_VIT_ONLY, "finetuning.transfer_parts": "vit"}
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("nnunet", "nnU-Net", "SeededNNUNetTrainer", "nnUNetPlans", paper_row="nnU-Net"),
-        Recipe("nnunet-resenc", "nnU-Net ResEnc M", "SeededNNUNetTrainer", "nnUNetResEncUNetMPlans"),
-        Recipe("unetrpp", "UNETR++ from scratch", "UNETRPPTrainer", paper_row="UNETR++"),
-        Recipe("unetr", "UNETR", "MONAITrainer", settings={"finetuning.network": "unetr"}, paper_row="UNETR"),
+        Recipe("nnunet", "nnU-Net", SEEDED_NNUNET_TRAINER, "nnUNetPlans", paper_row="nnU-Net"),
+        Recipe("nnunet-resenc", "nnU-Net ResEnc M", SEEDED_NNUNET_TRAINER, "nnUNetResEncUNetMPlans"),
+        Recipe("unetrpp", "UNETR++ from scratch", UNETRPP_TRAINER, paper_row="UNETR++"),
+        Recipe("unetr", "UNETR", MONAI_TRAINER, settings={"finetuning.network": "unetr"}, paper_row="UNETR"),
         Recipe(
             "unetr-mae",
             "UNETR, masked reconstruction",
-            "UNETRTrainer",
-            pretrainer="TopoMAEPretrainer",
+            UNETR_TRAINER,
+            pretrainer=PRETRAINER,
             settings={**_VIT_ONLY, **_RECONSTRUCTION},
             paper_row="UNETR + MAE",
         ),
         Recipe(
             "swinunetr",
             "Swin UNETR",
-            "MONAITrainer",
+            MONAI_TRAINER,
             settings={"finetuning.network": "swin_unetr"},
             paper_row="Swin UNETR",
         ),
         Recipe(
             "attention-unet",
             "Attention U-Net",
-            "MONAITrainer",
+            MONAI_TRAINER,
             settings={"finetuning.network": "attention_unet"},
             paper_row="Attention U-Net",
         ),
         Recipe(
             "fusion-scratch",
             "fusion network from scratch",
-            "TopoMAEFusionTrainer",
+            FUSION_TRAINER,
             settings={"finetuning.pretrained": "scratch"},
         ),
         Recipe(

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from nnunet_topomae.benchmark.layout import MODELS, PRETRAINER, SCORES_FILE, DemoFolders, DemoSettings
-from nnunet_topomae.benchmark.metrics import StructureScore, score_folder, summarise
-from nnunet_topomae.benchmark.provenance import describe_machine, describe_versions
+from nnunet_topomae.benchmark.layout import MODELS, SCORES_FILE, DemoFolders, DemoSettings
 from nnunet_topomae.benchmark.steps import StepRecord
-from nnunet_topomae.benchmark.store import strict_json
 from nnunet_topomae.datasets.phantom import LABELS
+from nnunet_topomae.evaluation.metrics import StructureScore, summarise
+from nnunet_topomae.files import strict_json, write_json
+from nnunet_topomae.nnunet.names import PRETRAINER
+from nnunet_topomae.nnunet.provenance import describe_machine, describe_versions
+from nnunet_topomae.nnunet.scoring import score_folder
 
 
 def write_scores(folders: DemoFolders) -> None:
@@ -21,7 +23,7 @@ def write_scores(folders: DemoFolders) -> None:
         model: {case: {name: asdict(score) for name, score in structures.items()} for case, structures in cases.items()}
         for model, cases in scores.items()
     }
-    (folders.out / SCORES_FILE).write_text(json.dumps(plain, indent=2) + "\n")
+    write_json(folders.out / SCORES_FILE, plain)
 
 
 def summarise_model(cases: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:

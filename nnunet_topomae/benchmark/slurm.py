@@ -13,9 +13,9 @@ from pathlib import Path
 
 from nnunet_topomae.benchmark.jobs import Job, Kind
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.benchmark.steps import find_program
 from nnunet_topomae.benchmark.store import JobFolder
 from nnunet_topomae.benchmark.work import INTERRUPTED
+from nnunet_topomae.nnunet.process import find_program
 
 # Seconds before the wall time at which SLURM warns a job, which then stops and goes back into the queue.
 WARNING_SECONDS = 120

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_topomae.benchmark.recipes import PLANNERS, Recipe, find_recipe
+from nnunet_topomae.nnunet.names import PLANS
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _own_recipe(path: Path, name: str, values: dict[str, Any]) -> Recipe:
         return Recipe(**{**values, "settings": {**base.settings, **settings}})
     if "trainer" not in values:
         raise ValueError(f"{path}: recipe.{name} needs a trainer, or a base recipe")
-    if values.get("plans", "TopoMAEPlans") not in PLANNERS:
+    if values.get("plans", PLANS) not in PLANNERS:
         raise ValueError(f"{path}: recipe.{name}.plans is none of {', '.join(PLANNERS)}")
     return Recipe(**{"title": name, **values, "name": name, "settings": settings})
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.store import JobFolder, State
+from nnunet_topomae.training.record import METRICS_FILE, read_epochs
 
 BAR = 20
-TAIL_BYTES = 20_000
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def job_status(job: Job, spec: BenchmarkSpec) -> JobStatus:
 
 def _epoch_seconds(folder: Path) -> list[float]:
     """Seconds of every finished epoch, from the records of our trainers or nnU-Net's log."""
-    for file in folder.glob("nnUNet_results/*/*/fold_*/metrics.jsonl"):
-        if not file.parents[1].is_symlink():
-            return [json.loads(line)["seconds"] for line in file.read_text().splitlines() if line.endswith("}")]
+    for fold in folder.glob("nnUNet_results/*/*/fold_*"):
+        if (fold / METRICS_FILE).is_file() and not fold.parent.is_symlink():
+            return [record["seconds"] for record in read_epochs(fold)]
     log = folder / "log.txt"
     text = log.read_text(errors="replace") if log.is_file() else ""
     return [float(value) for value in re.findall(r"Epoch time: ([\d.]+) s", text)]

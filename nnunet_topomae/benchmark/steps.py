@@ -5,21 +5,21 @@ the step's parameters and of all steps before it. A finished step with the same 
 is continued; one with another fingerprint, and everything after it, loses its outputs and starts anew.
 """
 
-import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from tqdm import tqdm
+
+from nnunet_topomae.files import hash_json, write_json
+from nnunet_topomae.nnunet.process import end_session, find_program
 
 POLL_SECONDS = 0.3
 
@@ -104,7 +104,7 @@ class Chain:
         """
         for name in ("steps", "logs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        fingerprint = _digest(self.salt)
+        fingerprint = hash_json(self.salt)
         records = []
         with _locked(self.folder / ".lock") as lock, tqdm(total=len(steps), unit="step", disable=None) as bar:
             for step in steps:
@@ -128,7 +128,7 @@ class Chain:
             for output in step.outputs:
                 _remove(output, self.folder)
         spent = found["seconds"] if same else 0.0
-        _write_json(marker, {"state": "started", "fingerprint": fingerprint, "seconds": spent})
+        write_json(marker, {"state": "started", "fingerprint": fingerprint, "seconds": spent})
         start = time.monotonic()
         try:
             if isinstance(step.work, Command):
@@ -137,8 +137,8 @@ class Chain:
                 step.work()
         finally:
             spent += time.monotonic() - start
-            _write_json(marker, {"state": "started", "fingerprint": fingerprint, "seconds": spent})
-        _write_json(marker, {"state": "done", "fingerprint": fingerprint, "seconds": spent})
+            write_json(marker, {"state": "started", "fingerprint": fingerprint, "seconds": spent})
+        write_json(marker, {"state": "done", "fingerprint": fingerprint, "seconds": spent})
         return StepRecord(step.name, step.title, spent, command, skipped=False)
 
     def _run_command(self, step: Step, command: Command, resume: bool, lock: int) -> None:
@@ -158,7 +158,7 @@ class Chain:
             try:
                 _follow(child, command, step.title)
             finally:
-                _end_session(child)
+                end_session(child)
         if child.returncode != 0:
             raise StepError(step, child.returncode, log)
 
@@ -171,22 +171,7 @@ class Chain:
     def _fingerprint(self, step: Step, before: str) -> str:
         argv = step.work.argv if isinstance(step.work, Command) else ()
         relative = [argument.replace(str(self.folder), "$OUT") for argument in argv]
-        return _digest([before, step.name, relative, dict(step.parameters)])
-
-
-def find_program(name: str) -> str:
-    """Path of a console script, first beside the running Python.
-
-    Raises:
-        RuntimeError: not found.
-    """
-    beside = Path(sys.executable).parent
-    found = shutil.which(name, path=str(beside)) or shutil.which(name)
-    if found is None:
-        raise RuntimeError(
-            f"command {name} is neither in {beside} nor on PATH. Install nnunetv2 into this environment."
-        )
-    return found
+        return hash_json([before, step.name, relative, dict(step.parameters)])
 
 
 def last_lines(log: Path, count: int = 20) -> list[str]:
@@ -203,13 +188,6 @@ def _follow(child: subprocess.Popen[bytes], command: Command, title: str) -> Non
                 bar.n = len(command.record.read_bytes().splitlines())
             bar.refresh()
             time.sleep(POLL_SECONDS)
-
-
-def _end_session(child: subprocess.Popen[bytes]) -> None:
-    """Kill the child's process group: nnU-Net's workers outlive a killed parent."""
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
 
 
 @contextmanager
@@ -237,13 +215,3 @@ def _remove(path: Path, folder: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)

@@ -6,7 +6,6 @@ process, however it ends.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import signal
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.files import hash_file, write_json
 
 State = Literal["done", "running", "failed", "stopped", "waiting"]
 # In the environment of all processes of a job, so that those which outlive it are found.
@@ -147,30 +147,3 @@ def end_orphans(folder: Path) -> list[int]:
                 os.kill(number, signal.SIGKILL)
                 ended.append(number)
     return ended
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file that is there as a whole or not at all, even after a power cut."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def strict_json(value: Any) -> Any:
-    """Copy of a JSON value with NaN and infinities as null."""
-    if isinstance(value, Mapping):
-        return {key: strict_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict_json(item) for item in value]
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return None
-    return value

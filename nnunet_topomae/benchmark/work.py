@@ -5,7 +5,6 @@ job's own `nnUNet_results`, and with an `nnUNet_preprocessed` that links to the 
 recipe's plans. Nothing is shared with another job but what that job has finished.
 """
 
-import ctypes
 import json
 import os
 import resource
@@ -13,23 +12,21 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nnunet_topomae.benchmark.jobs import PRESET, Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.benchmark.steps import find_program
-from nnunet_topomae.benchmark.store import TOKEN, BusyError, JobFolder, end_orphans, strict_json, write_json
+from nnunet_topomae.benchmark.store import TOKEN, BusyError, JobFolder, end_orphans
+from nnunet_topomae.files import strict_json, write_json
+from nnunet_topomae.nnunet.process import die_with_parent, end_session, find_program
 
 DONE, FAILED, BUSY, WAITING, INTERRUPTED = 0, 1, 75, 76, 77
 SCORES = "scores.json"
 CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth")
-_PR_SET_PDEATHSIG = 1
 # What batch normalisation keeps in a state dict besides its parameters.
 _BUFFERS = ("running_mean", "running_var")
 
@@ -154,7 +151,8 @@ class Worker:
 
     def _prepare_plans(self) -> str:
         """Link the preprocessed data and write the recipe's plans beside them; returns their name."""
-        from nnunet_topomae.plans.variants import make_variant, read_plans, write_plans
+        from nnunet_topomae.nnunet.plans_file import read_plans, write_plans
+        from nnunet_topomae.plans.variants import make_variant
 
         source, target = self.plan.preprocessed / self.dataset, self.folder.preprocessed / self.dataset
         target.mkdir(parents=True, exist_ok=True)
@@ -186,7 +184,8 @@ class Worker:
         """Score the fold's validation cases."""
         from dataclasses import asdict
 
-        from nnunet_topomae.benchmark.metrics import MetricOptions, score_folder
+        from nnunet_topomae.evaluation.metrics import MetricOptions
+        from nnunet_topomae.nnunet.scoring import score_folder
 
         training = self.job.needs[0]
         folder = self.plan.preprocessed / self.dataset
@@ -228,14 +227,12 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 env=environment,
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=die_with_parent,
             )
             try:
                 child.wait()
             finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+                end_session(child)
                 end_orphans(self.folder.path)
         if child.returncode != 0:
             raise RuntimeError(f"{program} of job {self.job.name} failed ({child.returncode}); see {self.folder.log}")
@@ -248,11 +245,6 @@ def variant_name(plans: str) -> str:
 
 def _interrupt(number: int, frame: Any) -> None:
     raise Interrupted(signal.Signals(number).name)
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when the supervisor dies, however it dies."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _usable_checkpoint(folder: Path) -> bool:

@@ -1,11 +1,11 @@
 """Which cases a fold may read, and the manifest that proves what a pre-training has read."""
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from nnunet_topomae.files import hash_file, hash_json, write_json
 
 MIN_CASES_FOR_FOLDS = 5
 # Key of a plan's intensity properties of a channel that says where they come from, if not from labels.
@@ -42,11 +42,7 @@ def image_file(folder: Path, case: str) -> Path:
 
 def hash_images(folder: Path, cases: Iterable[str]) -> dict[str, str]:
     """SHA-256 of every case's preprocessed image file, by case, sorted."""
-    hashes = {}
-    for case in sorted(cases):
-        with image_file(folder, case).open("rb") as file:
-            hashes[case] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
+    return {case: hash_file(image_file(folder, case)) for case in sorted(cases)}
 
 
 def record_cases(hashes: Mapping[str, str], file: Path, continued: bool) -> dict[str, str]:
@@ -61,12 +57,7 @@ def record_cases(hashes: Mapping[str, str], file: Path, continued: bool) -> dict
     """
     earlier = json.loads(file.read_text()) if continued and file.is_file() else {}
     cases = dict(sorted({**earlier, **hashes}.items()))
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(cases, indent=1))
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_json(file, cases)
     return cases
 
 
@@ -86,11 +77,6 @@ def intensity_statistics(normalization_schemes: Iterable[str], properties: Mappi
             "all cases of the data set, validation cases included"
         )
     return "of each image alone"
-
-
-def hash_json(value: Mapping[str, Any] | list[Any]) -> str:
-    """SHA-256 of a JSON value, independent of key order and white space."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def hash_json_file(path: Path) -> str | None:

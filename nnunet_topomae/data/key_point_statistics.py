@@ -1,6 +1,5 @@
 """What the spatial task can learn from a set of images: how far the key points of its crops vary, and why."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from numpy import ndarray
 
 from nnunet_topomae.data.loaders import CropLocationLoader, draw_crop_bounds
 from nnunet_topomae.data.transforms import draw_flip_axes
+from nnunet_topomae.files import write_json
 from nnunet_topomae.geometry import CropLocation, FlipFrame, as_size3, flip_key_points
 from nnunet_topomae.types import Size3
 
@@ -109,9 +109,7 @@ def report_key_points(loader: CropLocationLoader, folder: Path, report: Callable
     for line in statistics.lines():
         report(line)
     path = folder / KEY_POINTS_FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(statistics), indent=1) + "\n")
-    temporary.replace(path)
+    write_json(path, asdict(statistics))
 
 
 def _mean_variance(points: Float[ndarray, "n 9 3"]) -> float:

@@ -15,10 +15,10 @@ from numpy.random import Generator
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from nnunet_topomae.data.plan import Plan
 from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.data.transforms import draw_flip_axes, flip_crop
 from nnunet_topomae.geometry import CropLocation, FlipFrame
+from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.types import Size3
 
 MONITORING_SEED = 0

@@ -10,7 +10,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUN
 from nnunet_topomae.config import PretrainingConfig
 from nnunet_topomae.data.cases import hash_images, record_cases
 from nnunet_topomae.data.patients import Patients
-from nnunet_topomae.data.unlabeled import read_manifest, unlabeled_folder
+from nnunet_topomae.datasets.unlabeled import read_manifest, unlabeled_folder
 
 
 @dataclass(frozen=True)

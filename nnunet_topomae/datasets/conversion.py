@@ -1,6 +1,5 @@
 """From a download to an nnU-Net data set: every case checked, everything written at once or not at all."""
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -26,6 +25,7 @@ from nnunet_topomae.datasets.splits import (
     group_by_patient,
     make_splits,
 )
+from nnunet_topomae.files import hash_file, write_json
 
 RECORD = "conversion.json"
 ENDING = ".nii.gz"
@@ -115,10 +115,10 @@ def convert(download: Download, target: Target, processes: int = 1) -> Iterator[
         for name in ("imagesTr", "labelsTr"):
             (folder / name).mkdir()
         yield from _each(partial(convert_case, download, folder, target.image_geometry), download.cases, processes)
-        _write_json(folder / "dataset.json", dataset_json(download))
+        write_json(folder / "dataset.json", dataset_json(download))
         for file, content in splits.items():
-            _write_json(folder / file, content)
-        _write_json(folder / RECORD, record)
+            write_json(folder / file, content)
+        write_json(folder / RECORD, record)
         folder.chmod(0o755)
         folder.replace(target.folder)
     finally:
@@ -269,7 +269,7 @@ def _splits(download: Download, published: PublishedSplit | None) -> dict[str, A
 def _record(download: Download, target: Target) -> dict[str, Any]:
     """What the data set is made from: enough to tell whether it would be made the same again."""
     return {
-        "files": {str(path.relative_to(download.root)): _hash(path) for path in _files(download.cases)},
+        "files": {str(path.relative_to(download.root)): hash_file(path) for path in _files(download.cases)},
         "dataset": dataset_json(download),
         "label_values": {str(value): becomes for value, becomes in download.label_values.items()},
         "orientation": download.orientation,
@@ -279,11 +279,6 @@ def _record(download: Download, target: Target) -> dict[str, Any]:
 
 def _files(cases: Sequence[RawCase]) -> list[Path]:
     return [path for case in cases for path in (*case.images, *([case.label] if case.label else []))]
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_same(folder: Path, record: Mapping[str, Any]) -> None:
@@ -297,7 +292,3 @@ def _check_same(folder: Path, record: Mapping[str, Any]) -> None:
     raise FileExistsError(
         f"{folder} exists and was not made from this download ({reason}). Choose another id with -d, or delete it."
     )
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -10,9 +10,9 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_topomae.data.cases import hash_images, hash_json_file
-from nnunet_topomae.data.plan import read_plan
-from nnunet_topomae.data.unlabeled import unlabeled_folder
+from nnunet_topomae.datasets.unlabeled import unlabeled_folder
 from nnunet_topomae.doctor.checks import Check
+from nnunet_topomae.nnunet.plan import read_plan
 from nnunet_topomae.training.checkpoints import ENTRY
 from nnunet_topomae.training.checks import plan_differences
 

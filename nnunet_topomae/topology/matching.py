@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from nnunet_topomae.topology import assignment, network_simplex
-from nnunet_topomae.topology.kernels import COMPILED
-from nnunet_topomae.topology.network_simplex import Solution, matching_cost
+from nnunet_topomae.topology.solver import assignment, network_simplex
+from nnunet_topomae.topology.solver.kernels import COMPILED
+from nnunet_topomae.topology.solver.network_simplex import Solution, matching_cost
 
 # Work allowed for one matching and for each of its points, in visits of tree leaves. Real volumes need about 200 for
 # each point.

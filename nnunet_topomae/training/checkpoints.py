@@ -1,6 +1,5 @@
 """Checkpoints that are never half written and say what they are."""
 
-import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,30 +10,18 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunet_topomae import __version__
-from nnunet_topomae.data.cases import hash_json, hash_json_file, intensity_statistics
-from nnunet_topomae.data.plan import Plan
+from nnunet_topomae.data.cases import hash_json_file, intensity_statistics
+from nnunet_topomae.files import hash_json, write_whole
+from nnunet_topomae.nnunet.plan import Plan
+from nnunet_topomae.training.devices import unwrap
 
 ENTRY = "topomae"
 
 
 def save_atomically(checkpoint: Mapping[str, Any], filename: str | Path) -> None:
     """``torch.save`` to a temporary file in the same folder, then rename: readers see the old file or the new one."""
-    path = Path(filename)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(dict(checkpoint), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def unwrap(network: nn.Module) -> nn.Module:
-    """The network inside nnU-Net's DDP and torch.compile wrappers."""
-    inner = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
-    return getattr(inner, "_orig_mod", inner)
+    with write_whole(Path(filename)) as file:
+        torch.save(dict(checkpoint), file)
 
 
 def training_state(trainer: nnUNetTrainer) -> dict[str, Any]:

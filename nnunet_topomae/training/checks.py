@@ -9,8 +9,8 @@ from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import SECTION, ArchitectureConfig, TopoMAEConfig
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.losses.copretraining import trained_branches
+from nnunet_topomae.nnunet.names import PRETRAINER
 from nnunet_topomae.training.resample import NetworkSize
-from nnunet_topomae.training.sources import PRETRAINER
 
 # Keys of the architecture section that do not change what a pre-trained weight means.
 _FREE_TO_DIFFER = ("drop_path", "dropout", "projections", "gamma")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from nnunet_topomae.data.patients import Patients
-from nnunet_topomae.data.plan import Plan
+from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.checkpoints import ENTRY
 from nnunet_topomae.training.checks import (
     check_no_leak,

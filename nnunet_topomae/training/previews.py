@@ -1,16 +1,14 @@
 """Preview of one pre-training case: what was masked and what the networks made of it."""
 
-import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
+from nnunet_topomae.files import write_whole
 from nnunet_topomae.geometry import CropLocation, as_size3
 
 if TYPE_CHECKING:
@@ -77,8 +75,10 @@ class Preview:
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "crop"}
         arrays = {name: value for name, value in values.items() if value is not None}
         bounds = {name: getattr(self.crop, name) for name in _CROP_BOUNDS}
-        _write(folder / f"{self.case}.npz", lambda file: np.savez_compressed(file, **arrays, **bounds))
-        _write(folder / f"{self.case}.png", lambda file: preview_figure(self).savefig(file, format="png"))
+        with write_whole(folder / f"{self.case}.npz") as file:
+            np.savez_compressed(file, **arrays, **bounds)
+        with write_whole(folder / f"{self.case}.png") as file:
+            preview_figure(self).savefig(file, format="png")
 
     @classmethod
     def load(cls, path: Path) -> "Preview":
@@ -148,15 +148,3 @@ def _plane_axes(plane: int) -> tuple[int, int]:
 def _slice(volume: Any, plane: int) -> Any:
     """The middle slice of ``volume`` across axis ``plane``."""
     return volume.take(volume.shape[plane] // 2, axis=plane)
-
-
-def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file under a temporary name and move it to ``path``."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -11,10 +11,8 @@ from nnunetv2.run import run_training
 from torch import nn
 
 from nnunet_topomae.config import FROM_SCRATCH
+from nnunet_topomae.nnunet.names import FINAL_CHECKPOINT, PRETRAINER
 from nnunet_topomae.training.checkpoints import ENTRY
-
-PRETRAINER = "TopoMAEPretrainer"
-CHECKPOINT = "checkpoint_final.pth"
 
 
 @runtime_checkable
@@ -120,7 +118,7 @@ class PretrainingSource:
         if self.choice is not None:
             return Path(self.choice).expanduser()
         folder = f"{PRETRAINER}__{self.plans}__{self.configuration}"
-        return self.results / folder / f"fold_{self.fold}" / CHECKPOINT
+        return self.results / folder / f"fold_{self.fold}" / FINAL_CHECKPOINT
 
     def require(self) -> Path:
         """The checkpoint file.

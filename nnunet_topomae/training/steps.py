@@ -9,10 +9,10 @@ from torch import Generator, GradScaler, Tensor, nn
 from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.copretraining import BranchOutput, CoPretrainingOutput
-from nnunet_topomae.data.plan import Plan
 from nnunet_topomae.data.topology_target import TargetTopology
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, TopologicalTerms, compose_reconstruction
 from nnunet_topomae.masking import inside_mask, random_token_mask, token_to_voxel_mask
+from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import PendingLoss, TopologicalLoss
 from nnunet_topomae.types import Scalar, Volume, VoxelMask
 

@@ -7,8 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
-from nnunet_topomae.benchmark import demo
-from nnunet_topomae.benchmark.layout import FUSION, PRETRAINER, SCRATCH, DemoFolders, DemoSettings
+from nnunet_topomae.benchmark.layout import FUSION, SCRATCH, DemoFolders, DemoSettings
+from nnunet_topomae.commands import demo
+from nnunet_topomae.nnunet.names import PRETRAINER
 
 SMALLEST = DemoSettings(
     cases_train=5,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from nnunet_topomae.benchmark.metrics import hd95, nsd, voxel_hd95
+from nnunet_topomae.evaluation.metrics import hd95, nsd, voxel_hd95
 
 SPACINGS = [(3.0, 1.5, 0.8), (1.0, 1.0, 1.0)]
 

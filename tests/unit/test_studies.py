@@ -92,7 +92,7 @@ def test_metrics(study: Study, tmp_path: Path) -> None:
 
 
 def test_statistics_coverage(study: Study, tmp_path: Path) -> None:
-    from nnunet_topomae.benchmark import statistics
+    from nnunet_topomae.evaluation import statistics
 
     module, resamples = study("statistics_coverage"), statistics.RESAMPLES
     try:

@@ -16,13 +16,14 @@ import SimpleITK
 import torch
 
 from nnunet_topomae.benchmark.jobs import make_jobs
-from nnunet_topomae.benchmark.layout import FUSION, MODELS, PRETRAINER, SCRATCH, DemoFolders, DemoSettings
+from nnunet_topomae.benchmark.layout import FUSION, MODELS, SCRATCH, DemoFolders, DemoSettings
 from nnunet_topomae.benchmark.results import collect_results, write_scores
 from nnunet_topomae.benchmark.spec import read_spec
 from nnunet_topomae.benchmark.steps import StepRecord
 from nnunet_topomae.benchmark.store import JobFolder
 from nnunet_topomae.datasets.phantom import write_phantom_dataset
 from nnunet_topomae.geometry import CropLocation
+from nnunet_topomae.nnunet.names import PRETRAINER
 from nnunet_topomae.training.previews import Preview
 
 TERMS = ("total", "mse_vit", "topo_vit", "spa_vit", "mse_unetrpp", "topo_unetrpp", "spa_unetrpp")

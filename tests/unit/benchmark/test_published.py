@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from nnunet_topomae.benchmark.formats import latex, markdown, published_notes
 from nnunet_topomae.benchmark.recipes import RECIPES
 from nnunet_topomae.plans.preset import preset_names
+from nnunet_topomae.reports.formats import latex, markdown, published_notes
 
-PUBLISHED = json.loads((files("nnunet_topomae.benchmark") / "published.json").read_text(encoding="utf-8"))
+PUBLISHED = json.loads((files("nnunet_topomae.reports") / "published.json").read_text(encoding="utf-8"))
 DATASETS = sorted(set(PUBLISHED) - {"source"})
 
 

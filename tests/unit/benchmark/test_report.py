@@ -7,11 +7,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from nnunet_topomae.benchmark.figures import overlay_figure, persistence_figure
 from nnunet_topomae.benchmark.layout import DemoFolders
 from nnunet_topomae.benchmark.pipeline import write_demo_plans
-from nnunet_topomae.benchmark.report import format_number, format_p, write_report
 from nnunet_topomae.benchmark.store import strict_json
+from nnunet_topomae.reports.page import format_number, format_p, write_report
+from nnunet_topomae.reports.plots import overlay_figure, persistence_figure
 
 
 class Page(HTMLParser):

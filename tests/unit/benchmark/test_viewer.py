@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from nnunet_topomae.benchmark.case_files import CaseFiles
-from nnunet_topomae.benchmark.viewer import read_niivue, write_viewer
+from nnunet_topomae.reports.case_files import CaseFiles
+from nnunet_topomae.reports.viewer import read_niivue, write_viewer
 
 # Does what our script asks of NiiVue and notes it in the page.
 STAND_IN = """(function(a,b){b(a.niivue={})})(globalThis,function(n){

@@ -11,8 +11,8 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig, TopologyConfig, TopoMAEConfig
 from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_loader, draw_crop_bounds
-from nnunet_topomae.data.plan import Plan
 from nnunet_topomae.data.topology_target import TopologyTarget
+from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import TopologyRegion, persistence_diagrams
 
 

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
-from nnunet_topomae.convert import add_arguments, run
+from nnunet_topomae.commands.convert import add_arguments, run
 from nnunet_topomae.datasets.acdc import find_acdc
 from nnunet_topomae.datasets.btcv import BTCV_LABELS, SYNAPSE_LABELS, find_btcv, find_synapse
 from nnunet_topomae.datasets.conversion import RECORD, Download, Target, convert

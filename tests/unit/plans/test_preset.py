@@ -14,8 +14,8 @@ from torch import nn
 from torch.optim import AdamW
 
 from nnunet_topomae.architectures.rule import derive_network_shape
+from nnunet_topomae.commands.plan import add_arguments, run
 from nnunet_topomae.config import TopoMAEConfig
-from nnunet_topomae.plans.command import add_arguments, run
 from nnunet_topomae.plans.preset import (
     FOLDER,
     apply_preset,

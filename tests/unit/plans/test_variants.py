@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
+from nnunet_topomae.commands.plan import add_arguments, run
 from nnunet_topomae.config import TopoMAEConfig
-from nnunet_topomae.plans.command import add_arguments, run
+from nnunet_topomae.nnunet.plans_file import read_plans, write_plans
 from nnunet_topomae.plans.explain import explain
-from nnunet_topomae.plans.variants import make_variant, parse_setting, read_plans, write_plans
+from nnunet_topomae.plans.variants import make_variant, parse_setting
 
 DATASET_JSON = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
 

@@ -95,7 +95,7 @@ def test_two_thousand_random_problems(solver: Solver) -> None:
 
 
 def test_a_sample_is_matched_first_without_harm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nnunet_topomae.topology.assignment.SAMPLE_MINIMUM", 20)
+    monkeypatch.setattr("nnunet_topomae.topology.solver.assignment.SAMPLE_MINIMUM", 20)
     monkeypatch.setattr(module, "MERGED_PAIRS", -1)
     compare(range(1000, 1060), 120)
 
@@ -138,7 +138,8 @@ def test_without_compiled_kernels_the_result_is_the_same() -> None:
     """In a new process, because numba reads the switch when it is imported."""
     program = (
         "import numpy as np\n"
-        "from nnunet_topomae.topology import kernels, wasserstein_distance\n"
+        "from nnunet_topomae.topology import wasserstein_distance\n"
+        "from nnunet_topomae.topology.solver import kernels\n"
         "points = np.random.default_rng(0).random((2, 60, 2)) + np.array([1.0, 0.0])\n"
         "assert not kernels.COMPILED\n"
         "print(repr(wasserstein_distance(points[0], points[1, :40])))"

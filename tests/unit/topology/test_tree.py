@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from nnunet_topomae.topology.neighbours import all_within, nearest, new_scratch
-from nnunet_topomae.topology.tree import Side, build_side, lower_potential, refresh
+from nnunet_topomae.topology.solver.neighbours import all_within, nearest, new_scratch
+from nnunet_topomae.topology.solver.tree import Side, build_side, lower_potential, refresh
 
 
 def points_of(size: int, seed: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
 from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
 from nnunet_topomae.trainers.unetr_trainer import UNETRTrainer
 from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
-from nnunet_topomae.training.checkpoints import unwrap
+from nnunet_topomae.training.devices import unwrap
 
 DATASET = "Dataset007_Tiny"
 CASES = [f"c{number}" for number in range(5)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_topomae.training.checkpoints import unwrap
+from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, cosine, poly
 
 

@@ -1,0 +1,1 @@
+"""The commands of `nnunet-topomae`, one module each."""

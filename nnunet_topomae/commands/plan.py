@@ -1,0 +1,207 @@
+"""`nnunet-topomae plan`: plan and preprocess with TopoMAEPlanner, make variants of plans, explain them."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunet_topomae.files import write_json
+from nnunet_topomae.nnunet.dataset import channel_names, read_dataset_json
+from nnunet_topomae.nnunet.folders import nnunet_folder
+from nnunet_topomae.nnunet.names import PLANS
+
+if TYPE_CHECKING:
+    from nnunet_topomae.plans.preset import Preset
+
+CONFIGURATIONS = ("3d_fullres", "3d_lowres")
+LABEL_FREE_PLANS = "TopoMAEPlans_labelfree"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments, named as in nnUNetv2_plan_and_preprocess."""
+    parser.add_argument("-d", type=int, nargs="+", required=True, metavar="ID", help="data set ids")
+    parser.add_argument("-gpu_memory_target", type=float, default=8.0, metavar="GB", help="GPU memory to plan for")
+    parser.add_argument("-overwrite_plans_name", default=PLANS, metavar="NAME", help="name of the plans")
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="published settings: acdc, btcv, msd_lung, msd_spleen or synapse; plans TopoMAEPlans_NAME",
+    )
+    parser.add_argument(
+        "--label-free",
+        action="store_true",
+        help="clip and scale CT by statistics that use no label; plans TopoMAEPlans_labelfree",
+    )
+    parser.add_argument("-c", nargs="+", default=list(CONFIGURATIONS), metavar="CONFIGURATION", help="to preprocess")
+    parser.add_argument("-npfp", type=int, default=8, metavar="N", help="processes for the fingerprint")
+    parser.add_argument("-np", type=int, default=4, metavar="N", help="processes for preprocessing")
+    parser.add_argument("--verify_dataset_integrity", action="store_true", help="check the raw data first")
+    parser.add_argument("--no_pp", action="store_true", help="plan only")
+    variants = parser.add_argument_group("existing plans", "nothing is planned or preprocessed with these")
+    variants.add_argument("-p", default=PLANS, metavar="PLANS", help="plans to vary or explain (default: %(default)s)")
+    variants.add_argument(
+        "--set",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="write a variant on the same preprocessed data, e.g. pretraining.epochs=200 patch_size=[96,96,96]",
+    )
+    variants.add_argument("--name", metavar="NAME", help="name of the variant")
+    variants.add_argument("--explain", action="store_true", help="print why each number was chosen")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan and preprocess the data sets, or work on existing plans."""
+    if args.set or args.explain:
+        for dataset in args.d:
+            _work_on_plans(dataset, args)
+        return 0
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+        extract_fingerprints,
+        plan_experiment_dataset,
+        preprocess_dataset,
+    )
+
+    from nnunet_topomae.plans.planner import TopoMAEPlanner
+    from nnunet_topomae.plans.preset import load_preset
+
+    preset = load_preset(args.preset) if args.preset else None
+    for dataset in args.d:
+        _check_request(_raw_description(dataset), preset, args.label_free)
+    extract_fingerprints(
+        args.d, num_processes=args.npfp, check_dataset_integrity=args.verify_dataset_integrity, clean=False
+    )
+    for dataset in args.d:
+        _, name = plan_experiment_dataset(
+            dataset,
+            TopoMAEPlanner,
+            gpu_memory_target_in_gb=args.gpu_memory_target,
+            overwrite_target_spacing=None if preset is None else preset.get("spacing"),
+            overwrite_plans_name=_plans_name(args, preset),
+        )
+        if preset is not None:
+            _apply_preset(dataset, preset)
+            print(_place_splits(dataset, preset))
+        if args.label_free:
+            _use_label_free_intensities(dataset, name)
+        print(f"plans {name} written for data set {dataset}")
+        if not args.no_pp:
+            preprocess_dataset(dataset, name, tuple(args.c), num_processes=[args.np] * len(args.c))
+    return 0
+
+
+def _plans_name(args: argparse.Namespace, preset: "Preset | None") -> str:
+    if preset is not None:
+        return str(preset.plans_name)
+    chosen = str(args.overwrite_plans_name)
+    return LABEL_FREE_PLANS if args.label_free and chosen == PLANS else chosen
+
+
+def _check_request(dataset_json: dict[str, Any], preset: "Preset | None", label_free: bool) -> None:
+    """What is asked for makes sense for this data set.
+
+    Raises:
+        ValueError: the preset is for other data, or label-free statistics would change nothing.
+    """
+    from nnunet_topomae.plans.preset import check_dataset
+
+    if preset is not None:
+        if label_free:
+            raise ValueError(f"--label-free does not go with --preset {preset.name}, which takes nothing from labels")
+        check_dataset(preset, dataset_json)
+    channels = channel_names(dataset_json)
+    if label_free and not any(str(channel).lower() == "ct" for channel in channels):
+        raise ValueError(
+            "--label-free changes how CT is clipped and scaled. No channel of this data set is named CT: nnU-Net "
+            "normalises each of its images by itself, without labels. Plan without --label-free."
+        )
+
+
+def _use_label_free_intensities(dataset: int, name: str) -> None:
+    """Rewrite freshly made plans with statistics that use no label."""
+    from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+    from tqdm import tqdm
+
+    from nnunet_topomae.datasets.intensities import describe_intensities, sample_bodies
+    from nnunet_topomae.nnunet.plans_file import read_plans, write_plans
+
+    dataset_name = convert_id_to_dataset_name(dataset)
+    cases = get_filenames_of_train_images_and_targets(str(nnunet_folder("nnUNet_raw") / dataset_name))
+    files = [[Path(file) for file in case["images"]] for case in cases.values()]
+    samples = list(tqdm(sample_bodies(files, _raw_description(dataset)), "intensities", len(files), unit="case"))
+    path = nnunet_folder("nnUNet_preprocessed") / dataset_name / f"{name}.json"
+    plans = read_plans(path)
+    plans["foreground_intensity_properties_per_channel"] = {
+        str(channel): describe_intensities(of_cases) for channel, of_cases in enumerate(zip(*samples, strict=True))
+    }
+    path.unlink()
+    write_plans(plans, path.parent)
+
+
+def _raw_description(dataset: int) -> dict[str, Any]:
+    """dataset.json of the raw data."""
+    from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+
+    return read_dataset_json(nnunet_folder("nnUNet_raw") / convert_id_to_dataset_name(dataset))
+
+
+def _apply_preset(dataset: int, preset: "Preset") -> None:
+    """Rewrite freshly made plans with the preset's values."""
+    from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+
+    from nnunet_topomae.nnunet.plans_file import read_plans, write_plans
+    from nnunet_topomae.plans.preset import apply_preset
+
+    folder = nnunet_folder("nnUNet_preprocessed") / convert_id_to_dataset_name(dataset)
+    path = folder / f"{preset.plans_name}.json"
+    plans = apply_preset(read_plans(path), preset)
+    path.unlink()
+    write_plans(plans, folder)
+
+
+def _place_splits(dataset: int, preset: "Preset") -> str:
+    """Write the published split beside nnU-Net's five folds, where there are no folds yet; says what was done."""
+    from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    from nnunet_topomae.datasets.splits import PUBLISHED_FILE, SPLITS_FILE, describe_published, make_splits
+
+    name = convert_id_to_dataset_name(dataset)
+    folder = nnunet_folder("nnUNet_preprocessed") / name
+    if preset.split is None:
+        return "no split is published for this data set: nnU-Net's five folds apply"
+    if (folder / SPLITS_FILE).is_file():
+        return f"{folder / SPLITS_FILE} is kept as it is"
+    cases = list(get_filenames_of_train_images_and_targets(str(nnunet_folder("nnUNet_raw") / name)))
+    try:
+        splits = make_splits(cases, preset.split.patient, preset.split)
+        description = describe_published(preset.split, cases)
+    except ValueError as error:
+        return f"the published split is not written ({error}): nnU-Net's five folds apply"
+    write_json(folder / SPLITS_FILE, splits, indent=4)
+    write_json(folder / PUBLISHED_FILE, description, indent=4)
+    return f"{folder / SPLITS_FILE} written: folds 0 to 4 as nnU-Net makes them, 5 as published"
+
+
+def _work_on_plans(dataset: int, args: argparse.Namespace) -> None:
+    """Write a variant of existing plans, explain it or them."""
+    from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+
+    from nnunet_topomae.nnunet.plans_file import read_plans, write_plans
+    from nnunet_topomae.plans.explain import explain
+    from nnunet_topomae.plans.variants import make_variant, parse_setting
+
+    folder = nnunet_folder("nnUNet_preprocessed") / convert_id_to_dataset_name(dataset)
+    plans = read_plans(folder / f"{args.p}.json")
+    configurations = [name for name in args.c if name in plans["configurations"]]
+    if not configurations:
+        raise ValueError(f"plans {args.p} have none of {', '.join(args.c)}, but {', '.join(plans['configurations'])}")
+    if args.set:
+        if not args.name:
+            raise ValueError("--set writes a variant and needs --name NAME for it")
+        plans = make_variant(plans, args.name, configurations, dict(map(parse_setting, args.set)))
+        path = write_plans(plans, folder)
+        print(f"{path} written. Train with -p {args.name}; the preprocessed data of {args.p} are used.")
+    if args.explain:
+        dataset_json = read_dataset_json(folder)
+        for configuration in configurations:
+            print("\n" + explain(plans, dataset_json, configuration))

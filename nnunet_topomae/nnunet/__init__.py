@@ -1,0 +1,1 @@
+"""nnU-Net's names, folders, files and plans."""

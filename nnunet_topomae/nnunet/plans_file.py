@@ -1,0 +1,33 @@
+"""nnU-Net's plans files: reading and writing them. Standard library only."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunet_topomae.files import read_json, write_json
+
+
+def read_plans(path: Path) -> dict[str, Any]:
+    """A plans file.
+
+    Raises:
+        FileNotFoundError: it does not exist; names the plans that do.
+    """
+    if not path.is_file():
+        found = sorted(file.stem for file in path.parent.glob("*lans*.json"))
+        raise FileNotFoundError(f"no plans {path}; plans of this data set: {', '.join(found) or 'none, plan it first'}")
+    return dict(read_json(path))
+
+
+def write_plans(plans: Mapping[str, Any], folder: Path) -> Path:
+    """Write plans under their name; the same content may be written again.
+
+    Raises:
+        FileExistsError: other plans of that name exist.
+    """
+    path = folder / f"{plans['plans_name']}.json"
+    if path.is_file() and read_json(path) != json.loads(json.dumps(plans)):
+        raise FileExistsError(f"{path} exists with other content. Choose another --name, or delete it.")
+    write_json(path, plans, indent=4)
+    return path

@@ -1,0 +1,40 @@
+"""nnU-Net's commands as child processes. Standard library only."""
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+
+
+def find_program(name: str) -> str:
+    """Path of a console script, first next to the running Python.
+
+    Raises:
+        RuntimeError: not found.
+    """
+    beside = Path(sys.executable).parent
+    found = shutil.which(name, path=str(beside)) or shutil.which(name)
+    if found is None:
+        raise RuntimeError(
+            f"command {name} is neither in {beside} nor on PATH. Install nnunetv2 into this environment."
+        )
+    return found
+
+
+def die_with_parent() -> None:
+    """For ``preexec_fn``: ask Linux to kill this process when its parent dies, however it dies. Nothing elsewhere."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_session(child: subprocess.Popen[bytes]) -> None:
+    """Kill the process group of a child that leads one: nnU-Net's workers outlive a killed parent."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()

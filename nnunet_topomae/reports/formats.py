@@ -1,0 +1,225 @@
+"""A benchmark's numbers as Markdown, LaTeX and CSV."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nnunet_topomae.benchmark.collect import collect
+from nnunet_topomae.benchmark.jobs import Job
+from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.evaluation.metrics import METRICS
+from nnunet_topomae.reports.page import Picture, format_number
+
+DIGITS = {"dice": 4, "hd95": 2, "nsd": 4}
+LABELS = {"dice": "Dice", "hd95": "HD95 mm", "nsd": "NSD"}
+
+
+def titles_of(results: Mapping[str, Any]) -> dict[str, str]:
+    """Titles of the recipes."""
+    return {name: recipe["title"] for name, recipe in results["recipes"].items()}
+
+
+def table_key(table: Mapping[str, Any]) -> str:
+    """Short name of a table, also of its figures' files."""
+    share = "" if table["fraction"] == 1 else f"_labels{round(100 * table['fraction'])}"
+    return f"{table['dataset']}{share}"
+
+
+def markdown(results: Mapping[str, Any], pictures: Mapping[str, Sequence[tuple[str, Picture]]]) -> str:
+    """The report as Markdown, with figures as files beside it."""
+    titles = titles_of(results)
+    lines = [f"# Benchmark {results['name']}", ""]
+    lines += [
+        f"{_count(results['folds'], 'fold')}, {_count(results['seeds'], 'seed')}, {results['configuration']}, "
+        f"{results['device']}; {results['machine']['processor']}, {results['machine']['cores']} cores.",
+        "",
+    ]
+    if results["missing"]:
+        lines += [f"**Not complete: {len(results['missing'])} jobs are missing.**", ""]
+    for table in results["tables"]:
+        lines += [f"## {_heading(table)}", "", *_score_rows(table, titles), ""]
+        lines += [*_beside_rows(results, table, titles), *_structure_rows(table, titles)]
+        lines += _comparison_rows(table, titles, results["baseline"])
+        for name, picture in pictures.get(table_key(table), ()):
+            lines += [f"![{picture.alt}]({name})", "", picture.caption, ""]
+    lines += ["## Versions", "", ", ".join(f"{name} {value}" for name, value in results["versions"].items()), ""]
+    return "\n".join(lines)
+
+
+def _count(items: Sequence[Any], name: str) -> str:
+    return f"{len(items)} {name}{'s' if len(items) > 1 else ''}"
+
+
+def _heading(table: Mapping[str, Any]) -> str:
+    share = "" if table["fraction"] == 1 else f", {100 * table['fraction']:g} % of the labels"
+    return f"{table['dataset']}{share}"
+
+
+def _score_rows(table: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
+    rows = [
+        "| recipe | Dice | SD over seeds | HD95 mm | NSD | missed | parameters | hours |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in table["rows"].items():
+        mean, spread = row["mean"], row["seed_sd"]
+        cells = [
+            titles[name],
+            format_number(mean["dice"], 4),
+            format_number(spread["dice"], 4),
+            format_number(mean["hd95"], 2),
+            format_number(mean["nsd"], 4),
+            format_number(mean["missed"], 1),
+            f"{row['parameters'] / 1e6:.1f} M",
+            f"{row['cost']['hours']:.2f}",
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def beside_published(results: Mapping[str, Any], table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The paper's systems in its order, each with the recipe that stands for it; then the recipes without one.
+
+    Args:
+        results: of the benchmark.
+        table: one of its tables.
+
+    Returns:
+        rows with `system`, `recipe`, `published` and `ours`; the last two hold Dice in percent and HD95, or are None.
+        `published` may also hold a `note` on its Dice.
+    """
+    if not table["published"]:
+        return []
+    by_system = {recipe["paper_row"]: name for name, recipe in results["recipes"].items() if name in table["rows"]}
+    systems = {item["system"]: item for item in table["published"]}
+    order = [(system, by_system.get(system)) for system in systems]
+    order += [(None, name) for name in table["rows"] if results["recipes"][name]["paper_row"] not in systems]
+    return [
+        {"system": system, "recipe": name, "published": systems.get(system or ""), "ours": _percent(table, name)}
+        for system, name in order
+    ]
+
+
+def published_notes(table: Mapping[str, Any]) -> list[str]:
+    """Footnotes of the published Dice that are marked with an asterisk."""
+    return [f"* {item['system']}: {item['note']}." for item in table["published"] if item.get("note")]
+
+
+def _percent(table: Mapping[str, Any], recipe: str | None) -> dict[str, Any] | None:
+    if recipe is None:
+        return None
+    mean = table["rows"][recipe]["mean"]
+    return {"dice": None if mean["dice"] is None else 100 * mean["dice"], "hd95": mean["hd95"]}
+
+
+def _beside_rows(results: Mapping[str, Any], table: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
+    found = beside_published(results, table)
+    if not found:
+        return []
+    lines = [
+        "Compared with the paper (other splits, hardware and budgets):",
+        "",
+        "| published system | recipe | Dice %, published | Dice %, ours | HD95, published | HD95 mm, ours |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        values = [
+            format_number(None if source is None else source[metric], 2)
+            for metric in ("dice", "hd95")
+            for source in (row["published"], row["ours"])
+        ]
+        values[0] += "\\*" if (row["published"] or {}).get("note") else ""
+        names = [row["system"] or "–", "–" if row["recipe"] is None else titles[row["recipe"]]]
+        lines.append(f"| {' | '.join([*names, *values])} |")
+    notes = published_notes(table)
+    return [*lines, "", *(["  \n".join(f"\\{note}" for note in notes), ""] if notes else [])]
+
+
+def _structure_rows(table: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
+    """Dice in percent by structure, as the paper prints it."""
+    if not table["rows"]:
+        return []
+    structures = list(next(iter(table["rows"].values()))["structures"])
+    lines = [f"| Dice % | {' | '.join(structures)} |", "|---" * (len(structures) + 1) + "|"]
+    for name, row in table["rows"].items():
+        values = [row["structures"][structure]["dice"] for structure in structures]
+        cells = [format_number(None if value is None else 100 * value, 2) for value in values]
+        lines.append(f"| {titles[name]} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _comparison_rows(table: Mapping[str, Any], titles: Mapping[str, str], baseline: str) -> list[str]:
+    lines: list[str] = []
+    for metric, found in table["comparisons"].items():
+        lines += [
+            f"{LABELS[metric]}, difference to {titles[baseline]}:",
+            "",
+            "| recipe | difference | 95 % interval | p (Holm) | effect | wins | paper's t-test p | verdict |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for name, c in found.items():
+            cells = [
+                titles[name],
+                f"{c['difference']:+.{DIGITS[metric]}f}",
+                f"{c['low']:+.{DIGITS[metric]}f} to {c['high']:+.{DIGITS[metric]}f}",
+                f"{c['adjusted_p']:.3g}",
+                f"{c['rank_biserial']:+.2f}",
+                f"{100 * c['win_rate']:.0f} %",
+                "–" if c["paper_p"] is None else f"{c['paper_p']:.3g}",
+                c["verdict"],
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines
+
+
+def latex(results: Mapping[str, Any]) -> str:
+    """Tables of Dice by structure, in the paper's layout."""
+    titles = titles_of(results)
+    parts = []
+    for table in results["tables"]:
+        if not table["rows"]:
+            continue
+        structures = list(next(iter(table["rows"].values()))["structures"])
+        lines = [
+            f"% {_escape(_heading(table))}",
+            "\\begin{tabular}{l" + "r" * (len(structures) + 2) + "}",
+            "\\hline",
+            " & ".join(["Method", "Dice (\\%)", "HD95 (mm)", *map(_escape, structures)]) + " \\\\",
+            "\\hline",
+        ]
+        best = max(row["mean"]["dice"] for row in table["rows"].values())
+        for name, row in table["rows"].items():
+            dice = f"{100 * row['mean']['dice']:.2f}"
+            cells = [_escape(titles[name]), f"\\textbf{{{dice}}}" if row["mean"]["dice"] == best else dice]
+            cells.append(format_number(row["mean"]["hd95"], 2))
+            values = [row["structures"][structure]["dice"] for structure in structures]
+            cells += ["–" if value is None else f"{100 * value:.2f}" for value in values]
+            lines.append(" & ".join(cells) + " \\\\")
+        lines += ["\\hline"] if table["published"] else []
+        for item in table["published"]:
+            mark = "$^*$" if item.get("note") else ""
+            cells = [f"{_escape(item['system'])} (published)", f"{item['dice']:.2f}{mark}"]
+            cells.append(format_number(item["hd95"], 2))
+            lines.append(" & ".join([*cells, *["–"] * len(structures)]) + " \\\\")
+        for note in published_notes(table):
+            lines.append(f"\\multicolumn{{{len(structures) + 3}}}{{l}}{{\\footnotesize {_escape(note)}}} \\\\")
+        parts.append("\n".join([*lines, "\\hline", "\\end{tabular}", ""]))
+    return "\n".join(parts)
+
+
+def _escape(text: str) -> str:
+    return "".join(f"\\{character}" if character in "&%$#_{}" else character for character in text)
+
+
+def scores_csv(spec: BenchmarkSpec, jobs: Sequence[Job], partial: bool) -> str:
+    """Every metric of every structure, case and training, a line each."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["dataset", "recipe", "fraction", "fold", "seed", "case", "structure", *METRICS])
+    for entry in collect(spec, jobs, partial):
+        where = [entry.dataset, entry.recipe, entry.fraction, entry.fold, entry.seed]
+        for case, structures in entry.scores.items():
+            for structure, score in structures.items():
+                writer.writerow([*where, case, structure, *(score[metric] for metric in METRICS)])
+    return text.getvalue()

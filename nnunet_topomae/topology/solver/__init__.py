@@ -1,0 +1,1 @@
+"""Exact optimal matching of persistence diagrams."""

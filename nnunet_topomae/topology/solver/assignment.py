@@ -1,0 +1,161 @@
+"""Exact matching with compiled kernels: an auction in ever smaller steps, then shortest augmenting paths.
+
+A quarter of the points, spread evenly over the tree, is matched first; its potentials are a good start for all of
+them. The auction (auction.py) brings the potentials close to the optimum; they are then made exactly feasible, pairs
+that are exactly tight are kept, and the points left are placed by augmenting paths (augmentation.py). No list of
+candidate pairs is ever made: memory grows with the number of points only.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from nnunet_topomae.topology.solver.auction import Lists, auction, new_lists
+from nnunet_topomae.topology.solver.augmentation import augment, tighten
+from nnunet_topomae.topology.solver.neighbours import Scratch, new_scratch
+from nnunet_topomae.topology.solver.network_simplex import Solution, matching_cost
+from nnunet_topomae.topology.solver.paths import new_paths
+from nnunet_topomae.topology.solver.tree import ON_DIAGONAL, UNASSIGNED, Side, build_side, refresh
+
+# Steps of the auction relative to the mean cost of the rows' diagonal, without and with potentials to start from.
+COLD_STEPS: tuple[float, ...] = (0.3, 0.03, 0.003)
+WARM_STEPS: tuple[float, ...] = (0.01, 0.0007)
+# One point in SAMPLE_STRIDE is matched first, where there are more than SAMPLE_MINIMUM rows.
+SAMPLE_STRIDE = 4
+SAMPLE_MINIMUM = 1000
+NEIGHBOURS = 8
+# The auction may use this share of the work; the rest is kept for the augmenting paths.
+AUCTION_SHARE = 0.5
+
+
+class _State(NamedTuple):
+    """The two sides after an auction of step ``epsilon``, and the order of their points in the input."""
+
+    rows: Side
+    columns: Side
+    row_order: Int[ndarray, " n"]
+    column_order: Int[ndarray, " m"]
+    epsilon: float
+
+
+def match(first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"], budget: int) -> Solution:
+    """Optimal matching of two non-empty sets of points with positive persistence.
+
+    Args:
+        first: columns midpoint m and half persistence s > 0.
+        second: likewise.
+        budget: work in visits of tree leaves (about 0.1 microseconds each). When it is used up, the matching is
+            valid but maybe not optimal; the potentials are feasible in any case.
+    """
+    if len(first) <= len(second):
+        return _match_rows(first, second, budget)
+    partners, second_potentials, first_potentials = _match_rows(second, first, budget)
+    matched = np.flatnonzero(partners >= 0)
+    inverse = np.full(len(first), ON_DIAGONAL, dtype=np.int64)
+    inverse[partners[matched]] = matched
+    return Solution(inverse, first_potentials, second_potentials)
+
+
+def _match_rows(first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"], budget: int) -> Solution:
+    """Match with n <= m; the first points are the rows."""
+    scratch = new_scratch(NEIGHBOURS)
+    state = _run_auctions(first, second, scratch, int(AUCTION_SHARE * budget))
+    rows, columns = state.rows, state.columns
+    auctioned = rows.partner.copy()
+    _finish(rows, columns, state.epsilon, scratch, budget)
+    candidates = [rows.partner] if scratch.leaves[0] < budget else [rows.partner, auctioned]
+    partners = [_in_input_order(state, partner) for partner in candidates]
+    potentials = np.empty(len(first)), np.empty(len(second))
+    potentials[0][state.row_order] = rows.potential[: len(first)]
+    potentials[1][state.column_order] = columns.potential[: len(second)]
+    best = min(partners, key=lambda partner: matching_cost(first, second, partner))
+    return Solution(best, potentials[0], potentials[1])
+
+
+def _in_input_order(state: _State, partner: Int[ndarray, " n"]) -> Int[ndarray, " n"]:
+    """Partners of the first points as indices of the second points, from those in tree order."""
+    matched = np.flatnonzero(partner >= 0)
+    partners = np.full(len(partner), ON_DIAGONAL, dtype=np.int64)
+    partners[state.row_order[matched]] = state.column_order[partner[matched]]
+    return partners
+
+
+def _run_auctions(first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"], scratch: Scratch, budget: int) -> _State:
+    """Build the trees and run the auctions, first those of a sample where there are many points."""
+    rows, row_order = build_side(first)
+    columns, column_order = build_side(second)
+    steps = COLD_STEPS
+    if len(first) > SAMPLE_MINIMUM:
+        thin = slice(SAMPLE_STRIDE // 2, None, SAMPLE_STRIDE)
+        sample = _run_auctions(first[row_order[thin]], second[column_order[thin]], scratch, budget)
+        _extend(columns, sample.rows, scratch)
+        steps = WARM_STEPS
+    lists = new_lists(len(first), NEIGHBOURS)
+    epsilon = 0.0
+    for step in steps:
+        epsilon = step * float(rows.diagonal.mean())
+        _auction_both(rows, columns, lists, epsilon, scratch, budget)
+    return _State(rows, columns, row_order, column_order, epsilon)
+
+
+def _extend(columns: Side, sample: Side, scratch: Scratch) -> None:
+    """Give all columns the largest potentials that are feasible against a sample of the rows."""
+    refresh(sample)
+    tighten(columns, sample, new_lists(len(columns.partner), 1), np.empty(len(columns.partner), np.int64), 0.0, scratch)
+
+
+def _by_persistence(side: Side, members: Int[ndarray, " k"]) -> Int[ndarray, " k"]:
+    """``members`` in the order of falling persistence; placing large points first saves most of the rivalry."""
+    return members[np.argsort(-side.half[members], kind="stable")]
+
+
+def _clear(lists: Lists) -> None:
+    """Forget the lists, because potentials rose."""
+    lists.known[:] = 0
+    lists.horizon[:] = -np.inf
+
+
+def _lost(columns: Side) -> Int[ndarray, " k"]:
+    """Columns below the potential of their diagonal without a row, in the order of falling persistence."""
+    potential = columns.potential[: len(columns.partner)]
+    return _by_persistence(columns, np.flatnonzero((columns.partner < 0) & (potential < columns.diagonal)))
+
+
+def _auction_both(rows: Side, columns: Side, lists: Lists, epsilon: float, scratch: Scratch, budget: int) -> None:
+    """All rows bid; then the columns that lost value without finding a row bid for rows (reverse auction)."""
+    rows.partner[:] = UNASSIGNED
+    columns.partner[:] = ON_DIAGONAL
+    _clear(lists)
+    refresh(columns)
+    queue = np.append(_by_persistence(rows, np.arange(len(rows.partner))), 0)
+    auction(rows, columns, lists, queue, len(rows.partner), epsilon, scratch, budget)
+    lost = _lost(columns)
+    if len(lost):
+        columns.partner[lost] = UNASSIGNED
+        refresh(rows)
+        queue = np.resize(lost, len(columns.partner) + 1)
+        reverse_lists = new_lists(len(columns.partner), NEIGHBOURS)
+        auction(columns, rows, reverse_lists, queue, len(lost), epsilon, scratch, budget)
+
+
+def _finish(rows: Side, columns: Side, epsilon: float, scratch: Scratch, budget: int) -> None:
+    """From the auction's potentials to the optimum."""
+    n, m = len(rows.partner), len(columns.partner)
+    lists = new_lists(n, NEIGHBOURS)
+    refresh(columns)
+    best_column = np.empty(n, dtype=np.int64)
+    tighten(rows, columns, lists, best_column, epsilon, scratch)
+    keep = (best_column >= 0) & (best_column == rows.partner)
+    rows.partner[:] = np.where(best_column < 0, ON_DIAGONAL, UNASSIGNED)
+    rows.partner[keep] = best_column[keep]
+    columns.partner[:] = ON_DIAGONAL
+    columns.partner[best_column[keep]] = np.flatnonzero(keep)
+    waiting = _by_persistence(rows, np.flatnonzero(rows.partner == UNASSIGNED))
+    augment(rows, columns, lists, waiting, new_paths(n, m), scratch, budget)
+    lost = _lost(columns)
+    if len(lost):
+        columns.partner[lost] = UNASSIGNED
+        refresh(rows)
+        augment(columns, rows, new_lists(m, NEIGHBOURS), lost, new_paths(m, n), scratch, budget)

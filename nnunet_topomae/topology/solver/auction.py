@@ -1,0 +1,138 @@
+"""Auction with prices: bidders take their cheapest object and lower its potential (Bertsekas 1979, 1992).
+
+The side that bids looks for the point of the other side with the least reduced cost, takes it, and lowers its
+potential until the second best is better by epsilon. Whoever held it before bids again. A bidder whose diagonal cost
+is the least stays there. At the end every bidder's choice is within epsilon of its best.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from nnunet_topomae.topology.solver.kernels import kernel
+from nnunet_topomae.topology.solver.neighbours import Scratch, nearest
+from nnunet_topomae.topology.solver.tree import ON_DIAGONAL, UNASSIGNED, Side, lower_potential
+
+# A search looks at most this many epsilon beyond the best known object, then further by this factor.
+_REACH = 8.0
+# A gain over the diagonal of less than this many epsilon is not worth a bid (and could be lost to rounding).
+_INDIFFERENT = 1e-3
+
+
+class Lists(NamedTuple):
+    """The objects known to each of n bidders. While potentials only fall, they stay valid.
+
+    Attributes:
+        columns: objects (n, K).
+        costs: their costs (n, K).
+        known: how many of them there are (n,).
+        horizon: all other objects have at least this reduced cost (n,).
+    """
+
+    columns: Int[ndarray, "n K"]
+    costs: Float[ndarray, "n K"]
+    known: Int[ndarray, " n"]
+    horizon: Float[ndarray, " n"]
+
+
+def new_lists(bidders: int, neighbours: int) -> Lists:
+    """Empty lists."""
+    return Lists(
+        np.zeros((bidders, neighbours), np.int32),
+        np.zeros((bidders, neighbours)),
+        np.zeros(bidders, np.int32),
+        np.full(bidders, -np.inf),
+    )
+
+
+@kernel
+def two_best(lists: Lists, i: int, potential: Float[ndarray, " padded"]) -> tuple[float, float, int]:
+    """Least and second least reduced cost in the list of bidder ``i``, and the place of the least (-1: empty list)."""
+    best, second, place = np.inf, np.inf, -1
+    for t in range(lists.known[i]):
+        value = lists.costs[i, t] - potential[lists.columns[i, t]]
+        if value < best:
+            best, second, place = value, best, t
+        elif value < second:
+            second = value
+    return best, second, place
+
+
+@kernel
+def search(bidders: Side, objects: Side, lists: Lists, i: int, limit: float, scratch: Scratch) -> None:
+    """Renew the list of bidder ``i`` with its best objects below ``limit``."""
+    count, horizon = nearest(
+        objects, bidders.midpoint[i], bidders.half[i], limit, lists.columns[i], lists.costs[i], scratch
+    )
+    lists.known[i] = count
+    lists.horizon[i] = horizon
+
+
+@kernel
+def _choose(
+    bidders: Side, objects: Side, lists: Lists, i: int, epsilon: float, scratch: Scratch
+) -> tuple[float, float, int]:
+    """Best object of bidder ``i`` and a bound of its second best, sharp enough for a bid of ``epsilon`` or more."""
+    diagonal = bidders.diagonal[i]
+    best, second, place = two_best(lists, i, objects.potential)
+    horizon = lists.horizon[i]
+    if not (second <= horizon or horizon >= diagonal or best + epsilon <= horizon):
+        reach = _REACH * epsilon
+        base = best if best < diagonal else bidders.potential[i]
+        while True:
+            limit = min(diagonal, base + reach)
+            search(bidders, objects, lists, i, limit, scratch)
+            if lists.known[i] > 0 or limit == diagonal:
+                break
+            reach *= _REACH
+        best, second, place = two_best(lists, i, objects.potential)
+    return best, min(second, lists.horizon[i], diagonal), place
+
+
+@kernel
+def auction(
+    bidders: Side,
+    objects: Side,
+    lists: Lists,
+    queue: Int[ndarray, " capacity"],
+    waiting: int,
+    epsilon: float,
+    scratch: Scratch,
+    budget: int,
+) -> None:
+    """Run an auction until every waiting bidder and everyone it displaces has an object or the diagonal.
+
+    Args:
+        bidders: side that bids.
+        objects: side with the tree that is searched; its potentials fall.
+        lists: the bidders' lists, empty or valid for the present potentials.
+        queue: (n + 1,) memory; starts with the UNASSIGNED bidders in the order of their first bids.
+        waiting: number of these.
+        epsilon: least step of a bid.
+        scratch: memory of the searches.
+        budget: number of leaf visits after which the auction stops and the bidders still waiting go to the diagonal.
+    """
+    capacity, head = queue.shape[0], 0
+    while waiting > 0 and scratch.leaves[0] < budget:
+        i = queue[head]
+        head = (head + 1) % capacity
+        waiting -= 1
+        scratch.leaves[0] += 1
+        best, second, place = _choose(bidders, objects, lists, i, epsilon, scratch)
+        if place < 0 or best + _INDIFFERENT * epsilon >= bidders.diagonal[i]:
+            bidders.potential[i] = bidders.diagonal[i]
+            bidders.partner[i] = ON_DIAGONAL
+            continue
+        j = lists.columns[i, place]
+        bidders.potential[i] = min(second + epsilon, bidders.diagonal[i])
+        lower_potential(objects, j, lists.costs[i, place] - bidders.potential[i])
+        displaced = objects.partner[j]
+        bidders.partner[i], objects.partner[j] = j, i
+        if displaced >= 0:
+            bidders.partner[displaced] = UNASSIGNED
+            queue[(head + waiting) % capacity] = displaced
+            waiting += 1
+    for t in range(waiting):
+        bidders.partner[queue[(head + t) % capacity]] = ON_DIAGONAL

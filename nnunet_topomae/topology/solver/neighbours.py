@@ -1,0 +1,186 @@
+"""Nearest-neighbour search under changing prices.
+
+The reduced cost of sending a point (m, s) to point j is (|m - m_j| + |s - s_j|)^2 - p_j, with p_j the potential of j.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from nnunet_topomae.topology.solver.kernels import kernel
+from nnunet_topomae.topology.solver.tree import LEAF_SIZE, Side
+
+
+class Scratch(NamedTuple):
+    """Memory of a search, and the work it did.
+
+    Attributes:
+        nodes: nodes that wait for a visit (64,).
+        bounds: their lower bounds (64,).
+        values: reduced costs of the neighbours found so far (K,).
+        leaf_costs: costs of the points of one leaf (LEAF_SIZE,).
+        leaf_values: their reduced costs (LEAF_SIZE,).
+        leaves: number of leaves visited (1,), the unit of the work budget.
+    """
+
+    nodes: Int[ndarray, " depth"]
+    bounds: Float[ndarray, " depth"]
+    values: Float[ndarray, " K"]
+    leaf_costs: Float[ndarray, " leaf"]
+    leaf_values: Float[ndarray, " leaf"]
+    leaves: Int[ndarray, " 1"]
+
+
+def new_scratch(neighbours: int) -> Scratch:
+    """Memory for searches of up to ``neighbours`` points."""
+    leaf_costs, leaf_values = np.zeros(LEAF_SIZE), np.zeros(LEAF_SIZE)
+    stack, bounds = np.zeros(64, np.int64), np.zeros(64)
+    return Scratch(stack, bounds, np.zeros(neighbours), leaf_costs, leaf_values, np.zeros(1, np.int64))
+
+
+@kernel
+def _bound(boxes: Float[ndarray, "nodes 4"], highest: Float[ndarray, " nodes"], node: int, m: float, s: float) -> float:
+    """Lower bound of the reduced costs from (m, s) to the points below ``node``."""
+    beside = max(boxes[node, 0] - m, m - boxes[node, 1], 0.0) + max(boxes[node, 2] - s, s - boxes[node, 3], 0.0)
+    bound: float = beside * beside - highest[node]
+    return bound
+
+
+@kernel
+def _evaluate(
+    midpoint: Float[ndarray, " padded"],
+    half: Float[ndarray, " padded"],
+    potential: Float[ndarray, " padded"],
+    first: int,
+    m: float,
+    s: float,
+    costs: Float[ndarray, " leaf"],
+    values: Float[ndarray, " leaf"],
+) -> None:
+    """Costs and reduced costs from (m, s) to LEAF_SIZE points from ``first`` on, several at a time."""
+    start = np.uint64(first)  # unsigned: no test for negative indices, which would forbid vector instructions
+    for t in range(LEAF_SIZE):
+        j = start + np.uint64(t)
+        distance = abs(m - midpoint[j]) + abs(s - half[j])
+        costs[t] = distance * distance
+        values[t] = distance * distance - potential[j]
+
+
+@kernel
+def nearest(
+    side: Side,
+    m: float,
+    s: float,
+    limit: float,
+    columns: Int[ndarray, " K"],
+    costs: Float[ndarray, " K"],
+    scratch: Scratch,
+) -> tuple[int, float]:
+    """The K points of least reduced cost from (m, s), of those below ``limit``, in increasing order.
+
+    Args:
+        side: the points to search.
+        m: midpoint of the query.
+        s: half persistence of the query.
+        limit: reduced costs from here on do not matter.
+        columns: (K,) receives the points.
+        costs: (K,) receives their costs (not reduced).
+        scratch: memory.
+
+    Returns:
+        The number of points found, and the horizon: all other points have a reduced cost of at least that.
+    """
+    boxes, highest = side.boxes, side.highest
+    midpoint, half, potential = side.midpoint, side.half, side.potential
+    nodes, bounds, values = scratch.nodes, scratch.bounds, scratch.values
+    leaf_costs, leaf_values = scratch.leaf_costs, scratch.leaf_values
+    leaves, n = highest.shape[0] // 2, side.partner.shape[0]
+    count, horizon, visits = 0, limit, 0
+    nodes[0], bounds[0] = 1, _bound(boxes, highest, 1, m, s)
+    waiting = 1
+    while waiting > 0:
+        waiting -= 1
+        node, bound = nodes[waiting], bounds[waiting]
+        while node < leaves and bound < horizon:
+            near, far = 2 * node, 2 * node + 1
+            bound, far_bound = _bound(boxes, highest, near, m, s), _bound(boxes, highest, far, m, s)
+            if far_bound < bound:
+                near, far, bound, far_bound = far, near, far_bound, bound
+            if far_bound < horizon:
+                nodes[waiting], bounds[waiting] = far, far_bound
+                waiting += 1
+            node = near
+        if bound < horizon:
+            first = (node - leaves) * n // leaves
+            size = (node - leaves + 1) * n // leaves - first
+            _evaluate(midpoint, half, potential, first, m, s, leaf_costs, leaf_values)
+            count, horizon = _insert(first, size, leaf_costs, leaf_values, count, horizon, columns, costs, values)
+            visits += 1
+    scratch.leaves[0] += visits
+    return count, horizon
+
+
+@kernel
+def _insert(
+    first: int,
+    size: int,
+    leaf_costs: Float[ndarray, " leaf"],
+    leaf_values: Float[ndarray, " leaf"],
+    count: int,
+    horizon: float,
+    columns: Int[ndarray, " K"],
+    costs: Float[ndarray, " K"],
+    values: Float[ndarray, " K"],
+) -> tuple[int, float]:
+    """Insert the points of a leaf into the sorted list of :func:`nearest`; returns its length and the horizon."""
+    for t in range(size):
+        value = leaf_values[t]
+        if value < horizon:
+            place = count if count < columns.shape[0] else count - 1
+            count = place + 1
+            while place > 0 and values[place - 1] > value:
+                columns[place], costs[place], values[place] = columns[place - 1], costs[place - 1], values[place - 1]
+                place -= 1
+            columns[place], costs[place], values[place] = first + t, leaf_costs[t], value
+            if count == columns.shape[0]:
+                horizon = values[count - 1]
+    return count, horizon
+
+
+@kernel
+def all_within(
+    side: Side,
+    m: float,
+    s: float,
+    limit: float,
+    columns: Int[ndarray, " n"],
+    costs: Float[ndarray, " n"],
+    scratch: Scratch,
+) -> int:
+    """Write all points of reduced cost below ``limit`` to ``columns`` and ``costs`` (n,); returns their number."""
+    boxes, highest = side.boxes, side.highest
+    midpoint, half, potential = side.midpoint, side.half, side.potential
+    nodes, leaf_costs, leaf_values = scratch.nodes, scratch.leaf_costs, scratch.leaf_values
+    leaves, n = highest.shape[0] // 2, side.partner.shape[0]
+    count, waiting, visits = 0, 1, 0
+    nodes[0] = 1
+    while waiting > 0:
+        waiting -= 1
+        node = nodes[waiting]
+        if _bound(boxes, highest, node, m, s) >= limit:
+            continue
+        if node < leaves:
+            nodes[waiting], nodes[waiting + 1] = 2 * node, 2 * node + 1
+            waiting += 2
+            continue
+        first = (node - leaves) * n // leaves
+        _evaluate(midpoint, half, potential, first, m, s, leaf_costs, leaf_values)
+        visits += 1
+        for t in range((node - leaves + 1) * n // leaves - first):
+            if leaf_values[t] < limit:
+                columns[count], costs[count] = first + t, leaf_costs[t]
+                count += 1
+    scratch.leaves[0] += visits
+    return count

@@ -1,0 +1,105 @@
+"""State of Dijkstra's algorithm on the alternating paths of a matching, with its heap."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from nnunet_topomae.topology.solver.kernels import kernel
+
+
+class Paths(NamedTuple):
+    """State of Dijkstra's algorithm over n rows and m columns.
+
+    Attributes:
+        row_distance: length of the shortest path known to each row (n,), inf where there is none.
+        settled: whether that length is final (n,).
+        column_distance: likewise for columns (m,).
+        parent: the row before each column on its path (m,).
+        rows: rows with a finite distance, in order of discovery (n,).
+        columns: likewise (m,).
+        heap: rows that are discovered but not settled, as a binary heap by distance (n,).
+        place: where each of them stands in the heap (n,).
+        found: numbers of entries in `rows`, `columns` and `heap` (3,).
+        near: neighbours of one row (m,).
+        near_costs: their costs (m,).
+    """
+
+    row_distance: Float[ndarray, " n"]
+    settled: Bool[ndarray, " n"]
+    column_distance: Float[ndarray, " m"]
+    parent: Int[ndarray, " m"]
+    rows: Int[ndarray, " n"]
+    columns: Int[ndarray, " m"]
+    heap: Int[ndarray, " n"]
+    place: Int[ndarray, " n"]
+    found: Int[ndarray, " 3"]
+    near: Int[ndarray, " m"]
+    near_costs: Float[ndarray, " m"]
+
+
+def new_paths(rows: int, columns: int) -> Paths:
+    """State before the first search."""
+    return Paths(
+        np.full(rows, np.inf),
+        np.zeros(rows, np.bool_),
+        np.full(columns, np.inf),
+        np.zeros(columns, np.int64),
+        np.zeros(rows, np.int64),
+        np.zeros(columns, np.int64),
+        np.zeros(rows, np.int64),
+        np.zeros(rows, np.int64),
+        np.zeros(3, np.int64),
+        np.zeros(columns, np.int32),
+        np.zeros(columns),
+    )
+
+
+@kernel
+def discover(paths: Paths, i: int, distance: float) -> None:
+    """Set the distance of row ``i`` to a smaller value and move it up the heap, into which it goes first if new."""
+    heap, place, key = paths.heap, paths.place, paths.row_distance
+    if key[i] == np.inf:
+        paths.rows[paths.found[0]] = i
+        paths.found[0] += 1
+        place[i] = paths.found[2]
+        paths.found[2] += 1
+    key[i] = distance
+    hole = place[i]
+    while hole > 0 and key[heap[(hole - 1) // 2]] > distance:
+        heap[hole] = heap[(hole - 1) // 2]
+        place[heap[hole]] = hole
+        hole = (hole - 1) // 2
+    heap[hole], place[i] = i, hole
+
+
+@kernel
+def pop(paths: Paths) -> None:
+    """Remove the nearest row from the heap."""
+    heap, place, key = paths.heap, paths.place, paths.row_distance
+    paths.found[2] -= 1
+    size = paths.found[2]
+    i = heap[size]
+    hole = 0
+    while 2 * hole + 1 < size:
+        child = 2 * hole + 1
+        if child + 1 < size and key[heap[child + 1]] < key[heap[child]]:
+            child += 1
+        if key[heap[child]] >= key[i]:
+            break
+        heap[hole] = heap[child]
+        place[heap[hole]] = hole
+        hole = child
+    heap[hole], place[i] = i, hole
+
+
+@kernel
+def forget(paths: Paths) -> None:
+    """Reset the state for the next search."""
+    for t in range(paths.found[0]):
+        paths.row_distance[paths.rows[t]] = np.inf
+        paths.settled[paths.rows[t]] = False
+    for t in range(paths.found[1]):
+        paths.column_distance[paths.columns[t]] = np.inf
+    paths.found[:] = 0

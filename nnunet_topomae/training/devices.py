@@ -1,0 +1,29 @@
+"""Networks inside nnU-Net's wrappers, several GPUs, and what a GPU held."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from nnunet_topomae.training.record import average_terms
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network inside nnU-Net's DDP and torch.compile wrappers."""
+    inner = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+    return getattr(inner, "_orig_mod", inner)
+
+
+def average_terms_of_all_gpus(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of the averages of all processes of a distributed training; each calls this with its own steps."""
+    gathered: list[dict[str, float]] = [{}] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, average_terms(steps))
+    return average_terms(gathered)
+
+
+def log_gpu_memory(trainer: Any) -> None:
+    """Write torch's largest allocation to a trainer's log; nothing on the CPU."""
+    if trainer.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(trainer.device)
+        trainer.print_to_log_file(f"peak GPU memory {peak / 1e9:.2f} GB")

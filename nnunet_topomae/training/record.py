@@ -1,0 +1,40 @@
+"""The record of a training: one JSON line per epoch. Standard library only, so that `status` is quick."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_topomae.files import write_text
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def average_terms(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every term over the steps that have it; terms may be absent from some steps."""
+    names = dict.fromkeys(name for step in steps for name in step)
+    return {name: _mean([step[name] for step in steps if name in step]) for name in names}
+
+
+def read_epochs(folder: Path) -> list[dict[str, Any]]:
+    """All records of a fold's ``metrics.jsonl``, oldest first; a last line cut off by a crash is left out."""
+    path = folder / METRICS_FILE
+    records = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def write_epoch(folder: Path, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Add the record of an epoch, replacing what a continued training repeats, and return all records."""
+    kept = [old for old in read_epochs(folder) if old["epoch"] < record["epoch"]]
+    records = [*kept, dict(record)]
+    write_text(folder / METRICS_FILE, "".join(json.dumps(item) + "\n" for item in records))
+    return records
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(sum(values)) / len(values)

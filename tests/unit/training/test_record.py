@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnunet_topomae.training.devices import log_gpu_memory
+from nnunet_topomae.training.plots import plot_terms
+from nnunet_topomae.training.record import METRICS_FILE, average_terms, read_epochs, write_epoch
+
+
+def test_average_over_the_steps_that_have_a_term() -> None:
+    steps = [{"a": 1.0, "b": 4.0}, {"a": 3.0}]
+    assert average_terms(steps) == {"a": 2.0, "b": 4.0}
+
+
+def test_a_continued_training_replaces_what_it_repeats(tmp_path: Path) -> None:
+    for epoch, value in [(0, 1.0), (1, 2.0), (2, 3.0), (1, 5.0)]:
+        write_epoch(tmp_path, {"epoch": epoch, "train": {"a": value}, "validation": {}})
+    assert [(r["epoch"], r["train"]["a"]) for r in read_epochs(tmp_path)] == [(0, 1.0), (1, 5.0)]
+
+
+def test_a_cut_off_last_line_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / METRICS_FILE).write_text('{"epoch": 0}\n{"epoch": 1, "tr')
+    assert read_epochs(tmp_path) == [{"epoch": 0}]
+
+
+@pytest.mark.parametrize("terms", [1, 2, 5])
+def test_plot(tmp_path: Path, terms: int) -> None:
+    values = {f"term{i}": float(i) for i in range(terms)}
+    records = [{"epoch": e, "train": values, "validation": values} for e in range(3)]
+    plot_terms(records, tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_gpu_memory_is_logged_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Trainer:
+        def __init__(self, device: str) -> None:
+            self.device, self.lines = torch.device(device), list[str]()
+
+        def print_to_log_file(self, line: str) -> None:
+            self.lines.append(line)
+
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3_210_000_000)
+    lines = []
+    for device in ("cpu", "cuda"):
+        trainer = Trainer(device)
+        log_gpu_memory(trainer)
+        lines.append(trainer.lines)
+    assert lines == [[], ["peak GPU memory 3.21 GB"]]
