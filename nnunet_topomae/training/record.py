@@ -1,13 +1,14 @@
-"""The record of a training: one JSON line per epoch. Standard library only, so that `status` is quick."""
+"""The record of a training: one JSON line per epoch, and its facts. Standard library only, so that `status` is quick."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_topomae.files import write_text
+from nnunet_topomae.files import read_json, write_json, write_text
 
 METRICS_FILE = "metrics.jsonl"
+FACTS_FILE = "training.json"
 
 
 def average_terms(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -34,6 +35,21 @@ def write_epoch(folder: Path, record: Mapping[str, Any]) -> list[dict[str, Any]]
     records = [*kept, dict(record)]
     write_text(folder / METRICS_FILE, "".join(json.dumps(item) + "\n" for item in records))
     return records
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What a training says about itself in a fold's ``training.json``; empty where there is none.
+
+    Keys, each absent where it is not known: ``parameters`` of the network, ``macs`` (multiply-accumulate operations of
+    a forward pass of one crop), ``peak_gpu_bytes`` (the largest allocation of torch).
+    """
+    file = folder / FACTS_FILE
+    return dict(read_json(file)) if file.is_file() else {}
+
+
+def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Add facts to a fold's ``training.json``, replacing older values of the same keys."""
+    write_json(folder / FACTS_FILE, {**read_facts(folder), **facts})
 
 
 def _mean(values: Sequence[float]) -> float:

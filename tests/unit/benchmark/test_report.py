@@ -9,8 +9,9 @@ import pytest
 
 from nnunet_topomae.benchmark.layout import DemoFolders
 from nnunet_topomae.benchmark.pipeline import write_demo_plans
-from nnunet_topomae.benchmark.store import strict_json
-from nnunet_topomae.reports.page import format_number, format_p, write_report
+from nnunet_topomae.files import strict_json
+from nnunet_topomae.reports.demo import write_report
+from nnunet_topomae.reports.page import format_number, format_p
 from nnunet_topomae.reports.plots import overlay_figure, persistence_figure
 
 

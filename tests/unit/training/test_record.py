@@ -5,7 +5,7 @@ import torch
 
 from nnunet_topomae.training.devices import log_gpu_memory
 from nnunet_topomae.training.plots import plot_terms
-from nnunet_topomae.training.record import METRICS_FILE, average_terms, read_epochs, write_epoch
+from nnunet_topomae.training.record import METRICS_FILE, add_facts, average_terms, read_epochs, read_facts, write_epoch
 
 
 def test_average_over_the_steps_that_have_a_term() -> None:
@@ -47,3 +47,10 @@ def test_gpu_memory_is_logged_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPat
         log_gpu_memory(trainer)
         lines.append(trainer.lines)
     assert lines == [[], ["peak GPU memory 3.21 GB"]]
+
+
+def test_facts_are_kept_and_replaced_by_key(tmp_path: Path) -> None:
+    assert read_facts(tmp_path) == {}
+    add_facts(tmp_path, {"parameters": 3, "macs": 2.5e9})
+    add_facts(tmp_path, {"macs": 3e9, "peak_gpu_bytes": 7})
+    assert read_facts(tmp_path) == {"parameters": 3, "macs": 3e9, "peak_gpu_bytes": 7}
