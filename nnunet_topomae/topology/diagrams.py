@@ -64,7 +64,7 @@ def persistence_diagrams(
     Args:
         volume: array or tensor of shape (D, H, W), (H, W) or (W,), any real or integer type, on any device.
         dimensions: homology dimensions: 0 components, 1 loops, 2 voids.
-        backend: `cripser`, `gudhi`, or `auto` for the first that is installed.
+        backend: `native`, `cripser`, `gudhi`, or `auto` for the fastest.
 
     Returns:
         The diagrams, with values in float64 and the voxels that hold them. A constant volume has the single point
@@ -73,17 +73,18 @@ def persistence_diagrams(
     Raises:
         TypeError: the values are not real numbers.
         ValueError: NaN or infinite values, an empty volume, other than one to three axes, unknown dimensions.
-        RuntimeError: no backend is installed.
+        RuntimeError: the backend is not installed.
     """
     values = _as_real_array(volume)
     wanted = check_dimensions(dimensions)
-    padded = np.ascontiguousarray(values, dtype=np.float64).reshape((1,) * (3 - values.ndim) + values.shape)
+    kind = values.dtype if values.dtype == np.float32 else np.float64
+    padded = np.ascontiguousarray(values, dtype=kind).reshape((1,) * (3 - values.ndim) + values.shape)
     flat = padded.reshape(-1)  # (D, H, W) -> (D*H*W,)
     lowest = int(flat.argmin())
     entries = []
     for births, deaths in voxel_pairs(padded, wanted, resolve_backend(backend)):
         deaths = np.where(deaths < 0, lowest, deaths)
-        points = np.stack([flat[births], flat[deaths]], axis=1)
+        points = np.stack([flat[births], flat[deaths]], axis=1).astype(np.float64)
         entries.append(PersistenceDiagram(points, births.astype(np.int32), deaths.astype(np.int32)))
     return PersistenceDiagrams(tuple(values.shape), wanted, tuple(entries))
 
@@ -103,7 +104,8 @@ def check_dimensions(dimensions: Sequence[int]) -> tuple[int, ...]:
 def _as_real_array(volume: Any) -> ndarray:
     """``volume`` as a finite numpy array of one to three axes."""
     if isinstance(volume, Tensor):
-        volume = volume.detach().to("cpu", torch.float64 if volume.is_floating_point() else volume.dtype).numpy()
+        exact = torch.float32 if volume.dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.float64
+        volume = volume.detach().to("cpu", exact if volume.is_floating_point() else volume.dtype).numpy()
     values = np.asarray(volume)
     if values.dtype.kind not in "fiub":
         raise TypeError(f"persistence diagrams need real numbers, got values of type {values.dtype}")

@@ -25,7 +25,7 @@ def same(first: PersistenceDiagrams, second: PersistenceDiagrams) -> bool:
 
 @pytest.mark.parametrize("decimals", [None, 0])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("backend", ["cripser", "gudhi"])
+@pytest.mark.parametrize("backend", ["native", "cripser", "gudhi"])
 def test_points_are_the_values_of_their_voxels(backend: str, shape: tuple[int, ...], decimals: int | None) -> None:
     values = volume(shape, decimals=decimals)
     diagrams = persistence_diagrams(values, backend=backend)
@@ -44,7 +44,7 @@ def test_backends_agree(shape: tuple[int, ...], decimals: int | None) -> None:
     assert same(persistence_diagrams(values, backend="cripser"), persistence_diagrams(values, backend="gudhi"))
 
 
-@pytest.mark.parametrize("backend", ["cripser", "gudhi"])
+@pytest.mark.parametrize("backend", ["native", "cripser", "gudhi"])
 def test_the_first_component_ends_at_the_minimum(backend: str) -> None:
     values = volume((4, 3, 5), 2)
     points = persistence_diagrams(values, backend=backend)[0].points
@@ -74,7 +74,7 @@ def test_a_plane_is_a_volume_of_one_slice() -> None:
     assert same(persistence_diagrams(values), persistence_diagrams(values[:, None, :]))
 
 
-@pytest.mark.parametrize("backend", ["cripser", "gudhi"])
+@pytest.mark.parametrize("backend", ["native", "cripser", "gudhi"])
 def test_constant_volume_and_single_voxel(backend: str) -> None:
     for values in (np.full((2, 3, 4), 5), np.array([[[5.0]]])):
         diagrams = persistence_diagrams(values, backend=backend)
@@ -146,5 +146,5 @@ def test_other_backends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="unknown persistent homology backend 'ripser'"):
         persistence_diagrams(np.zeros((2, 3, 4)), backend="ripser")
     monkeypatch.setattr("nnunet_topomae.topology.backends.find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match="pip install cripser"):
-        persistence_diagrams(np.zeros((2, 3, 4)))
+    with pytest.raises(RuntimeError, match="pip install gudhi"):
+        persistence_diagrams(np.zeros((2, 3, 4)), backend="gudhi")

@@ -1,0 +1,67 @@
+"""Persistence pairs of a volume."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from nnunet_topomae.topology.homology.components import pair_components
+from nnunet_topomae.topology.homology.gradient import Grid, make_gradient, make_grid
+from nnunet_topomae.topology.homology.loops import MAX_VOXELS, pair_loops
+from nnunet_topomae.topology.homology.order import falling_order
+from nnunet_topomae.topology.homology.voids import pair_voids
+
+Pairs = tuple[Int[ndarray, " n"], Int[ndarray, " n"]]
+Values = Float[ndarray, " voxels"]
+NEVER = -1
+
+
+def persistence_pairs(volume: Float[ndarray, "D H W"], dimensions: Sequence[int] = (0, 1, 2)) -> list[Pairs]:
+    """Voxels at which the classes of the super-level sets are born and die, one entry per dimension.
+
+    Voxels of equal value enter in the order of memory. Classes of zero persistence are left out. The component that
+    never dies has the death `NEVER`.
+
+    Args:
+        volume: float32 or float64, C-contiguous, finite values.
+        dimensions: homology dimensions: 0 components, 1 loops, 2 voids.
+
+    Returns:
+        Flat indices (C order) of the voxels of birth and of death.
+
+    Raises:
+        ValueError: a volume of more than about 2.7e8 voxels.
+    """
+    if np.prod([size + 2 for size in volume.shape]) > MAX_VOXELS:
+        raise ValueError(f"persistent homology of {volume.shape} voxels needs more than {MAX_VOXELS} places; crop it")
+    values = volume.reshape(-1)
+    order = falling_order(values)
+    grid = make_grid(volume.shape, order)
+    gradient = make_gradient(grid)
+    components = pair_components(grid, gradient)
+    found: dict[int, Pairs] = {0: (components.births, components.deaths)}
+    if max(dimensions) > 0:
+        voids = pair_voids(grid, gradient)
+        found[2] = (voids.births, voids.deaths)
+        if 1 in dimensions:
+            found[1] = pair_loops(grid, gradient, components, voids)
+    back = _from_grid(grid)
+    pairs = {dimension: _lasting(values, back[births], back[deaths]) for dimension, (births, deaths) in found.items()}
+    births, deaths = pairs[0]
+    pairs[0] = np.append(births, order[0]), np.append(deaths, NEVER)
+    return [pairs[dimension] for dimension in dimensions]
+
+
+def _from_grid(grid: Grid) -> Int[ndarray, " m"]:
+    """Flat index in the volume of every voxel of the grid; anything in the margin."""
+    depth, height, width = grid.shape
+    back = np.zeros((depth + 2, height + 2, width + 2), np.int64)
+    back[1:-1, 1:-1, 1:-1] = np.arange(depth * height * width).reshape(grid.shape)
+    return back.reshape(-1)
+
+
+def _lasting(values: Values, births: Int[ndarray, " m"], deaths: Int[ndarray, " m"]) -> Pairs:
+    """The pairs with different values."""
+    kept = values[births] != values[deaths]
+    return births[kept], deaths[kept]
