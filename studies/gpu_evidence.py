@@ -30,6 +30,8 @@ import torch
 from gpu_parts import PARTS, run_part
 from machine import REPOSITORY, describe, title
 
+from nnunet_topomae.files import write_json
+
 TOTAL_SECONDS = 540.0
 # A busy CPU may take its time; nobody pays for it.
 CPU_PATIENCE = 5.0
@@ -108,7 +110,7 @@ def run_all(device: str, parts: Sequence[str], out: Path) -> dict[str, Any]:
             for part, found in run_row(chosen, device, folder, end):
                 evidence["parts"][part] = without_paths(found, folder)
                 evidence["seconds"] = time.monotonic() - begun
-                write(evidence, out / "gpu_evidence.json")
+                write_json(out / "gpu_evidence.json", evidence)
                 say(part, evidence["parts"][part])
     return evidence
 
@@ -126,13 +128,6 @@ def run_row(limits: dict[str, float], device: str, folder: Path, end: float) -> 
                 children.remove(child)
                 yield child.name, child.finish()
         time.sleep(0.1)
-
-
-def write(evidence: dict[str, Any], file: Path) -> None:
-    """Replace the file, never half of it."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(evidence, indent=1) + "\n")
-    temporary.replace(file)
 
 
 def say(name: str, part: dict[str, Any]) -> None:

@@ -4,9 +4,9 @@ Each fills a dictionary step by step, so that a part that fails leaves what it h
 is wrong. On a CPU every part runs at its smallest size, which shows that it works and measures nothing.
 """
 
-import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from nnunet_topomae.config import ArchitectureConfig
+from nnunet_topomae.files import write_json
 
 Record = dict[str, Any]
 Save = Callable[[], None]
@@ -109,12 +110,7 @@ PARTS: dict[str, Callable[[torch.device, Path, Record, Save], None]] = {
 def run_part(name: str, device: torch.device, folder: Path, file: Path) -> None:
     """Run one part and write what it finds to ``file``, also on the way."""
     record: Record = {}
-
-    def save() -> None:
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record))
-        temporary.replace(file)
-
+    save = partial(write_json, file, record)
     try:
         PARTS[name](device, folder, record, save)
     finally:

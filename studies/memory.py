@@ -8,7 +8,6 @@ CPUs have it), and the kept tensors are counted. Weights are not among them; the
 """
 
 import argparse
-import json
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from nnunet_topomae.architectures.build import build_copretraining_network, buil
 from nnunet_topomae.architectures.memory import IN_FLIGHT, MIXED_SHARE, saved_tensor_bytes
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig
+from nnunet_topomae.files import write_json
 
 Case = tuple[list[int], list[list[int]], int, int]  # patch, pools, channels, classes
 CASES: dict[str, Case] = {
@@ -91,9 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         sys.stdout.flush()
     if args.out:
-        args.out.write_text(
-            json.dumps({"machine": platform.machine(), "torch": torch.__version__, "rows": measured}, indent=1) + "\n"
-        )
+        write_json(args.out, {"machine": platform.machine(), "torch": torch.__version__, "rows": measured})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Everything runs in one thread. `surface-distance` and `medpy` are compared where
 
 import argparse
 import importlib.util
-import json
 import platform
 import sys
 import time
@@ -21,6 +20,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from nnunet_topomae.evaluation.metrics import MetricOptions, score_case
+from nnunet_topomae.files import write_json
 
 SHAPE, SPACING, STRUCTURES = (128, 256, 256), (2.0, 1.0, 1.0), 8
 QUICK_SHAPE = (32, 64, 64)
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.write(f"{name:<28}{value:8.2f} s{value / reference:8.1f} x\n")
     if args.json:
         content = {"shape": shape, "structures": STRUCTURES, "cpu_seconds": found, "peak_bytes": peak}
-        args.json.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(args.json, content, indent=2)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ own loader and augmentation made them once. Half precision, compilation and seve
 
 import argparse
 import json
-import os
 import statistics
 import time
 from dataclasses import asdict, dataclass, fields, replace
@@ -27,9 +26,9 @@ from machine import describe
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from recipe_crops import make_crops
 from torch import Tensor, nn
 
 from nnunet_topomae.architectures import build
@@ -37,6 +36,7 @@ from nnunet_topomae.architectures.attention import EPABlock
 from nnunet_topomae.architectures.layers import LEAKY_SLOPE, Pointwise, use_channels_last
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig
+from nnunet_topomae.files import write_json
 from nnunet_topomae.masking import random_token_mask, token_to_voxel_mask
 from nnunet_topomae.training.schedules import build_adamw
 from nnunet_topomae.training.transfer import transfer
@@ -111,55 +111,6 @@ def read_variant(text: str) -> Variant:
     kinds = {item.name: type(getattr(variant, item.name)) for item in fields(Variant)}
     pairs = [pair.split("=") for pair in rest.split(",") if pair]
     return replace(variant, **{name: kinds[name](value) for name, value in pairs})
-
-
-def make_crops(dataset: int, patch: list[int], steps: int, seed: int, fold: int, plans_name: str) -> dict[str, Any]:
-    """Batches of a fold's training cases from nnU-Net's own loader, and its validation cases whole."""
-    folder = next(Path(os.environ["nnUNet_preprocessed"]).glob(f"Dataset{dataset:03d}_*"))
-    plans, description = (json.loads((folder / name).read_text()) for name in (f"{plans_name}.json", "dataset.json"))
-    plans["configurations"]["3d_fullres"]["patch_size"] = patch
-    plans["configurations"]["3d_fullres"].pop("topomae", None)
-    plans["continue_training"] = False
-    trainer = nnUNetTrainer(plans, "3d_fullres", fold, description, torch.device("cpu"))
-    trainer.initialize()
-    trainer._do_i_compile = lambda: False
-    trainer.enable_deep_supervision = False
-    _mirror_nothing(trainer)
-    trainer._get_deep_supervision_scales = lambda: None
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    os.environ["nnUNet_n_proc_DA"] = "0"
-    loader, _ = trainer.get_dataloaders()
-    batches = []
-    for _ in range(steps):
-        batch = next(loader)
-        batches.append((batch["data"].half(), batch["target"].to(torch.int8)))
-    _, validation = trainer.do_split()
-    source = trainer.dataset_class(trainer.preprocessed_dataset_folder, validation)
-    cases = []
-    for case in validation:
-        image, label, _, _ = source.load_case(case)
-        cases.append((torch.from_numpy(image[:]).float(), torch.from_numpy(label[:]).to(torch.int8)))
-    return {
-        "plans": plans,
-        "dataset": description,
-        "patch": patch,
-        "batches": batches,
-        "cases": cases,
-        "name": folder.name,
-    }
-
-
-def _mirror_nothing(trainer: nnUNetTrainer) -> None:
-    """Predictions without mirroring take an eighth of the time; so no mirroring in training either."""
-    original = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size
-
-    def without() -> tuple[Any, ...]:
-        *rest, _ = original()
-        trainer.inference_allowed_mirroring_axes = None
-        return (*rest, None)
-
-    trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size = without
 
 
 def build_network(variant: Variant, crops: dict[str, Any]) -> nn.Module:
@@ -389,7 +340,7 @@ def run(args: argparse.Namespace) -> None:
             result = {**key, **train(read_variant(text), crops, args.steps, seed)}
             result |= {"settings": asdict(read_variant(text)), "machine": describe(torch.device("cpu"))}
             results = json.loads(args.out.read_text()) if args.out.is_file() else []
-            args.out.write_text(json.dumps([*results, result], indent=1) + "\n")
+            write_json(args.out, [*results, result])
             print(f"{text:40} seed {seed} steps {args.steps}: Dice {result['dice']:.4f}", result, flush=True)
 
 

@@ -34,6 +34,7 @@ from nnunet_topomae.config import PretrainingConfig, TopologyConfig, TopoMAEConf
 from nnunet_topomae.data.key_point_statistics import key_point_statistics
 from nnunet_topomae.data.loaders import draw_crop_bounds
 from nnunet_topomae.data.transforms import draw_flip_axes, flip_crop
+from nnunet_topomae.files import write_json
 from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss
 from nnunet_topomae.nnunet.plan import Plan
@@ -168,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "machine": describe(CPU),
         "variants": {name: train(name, volumes, args) for name in VARIANTS},
     }
-    args.out.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(args.out, results)
     sys.stdout.write(table(results) + "\n")
 
 

@@ -9,7 +9,6 @@ others (0.03), so that the cases at hand, of many possible ones, favour one by c
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from nnunet_topomae.evaluation import statistics
+from nnunet_topomae.files import write_json
 
 DESIGNS = [(8, 2), (12, 2), (12, 5), (40, 2), (40, 5), (200, 2), (200, 5)]
 REPETITIONS = 2000
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cells = [*facts, *(f"{value:.3f}" for value in list(row.values())[3:])]
         sys.stdout.write("| " + " | ".join(cells) + " |\n")
     if args.json:
-        args.json.write_text(json.dumps({"repetitions": repetitions, "rates": table}, indent=1) + "\n")
+        write_json(args.json, {"repetitions": repetitions, "rates": table})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ numbers are CPU seconds on one thread; on a GPU wall-clock seconds in mixed prec
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -39,6 +38,7 @@ from nnunet_topomae.architectures.build import (
 from nnunet_topomae.architectures.layers import use_channels_last
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig, TopologyConfig, TopoMAEConfig
+from nnunet_topomae.files import write_json
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.schedules import build_adamw
@@ -240,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.write("\n" + table(result["sizes"][-1]) + "\n")
         sys.stdout.flush()
         if args.out:
-            args.out.write_text(json.dumps(result, indent=1) + "\n")
+            write_json(args.out, result)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from numpy import ndarray
 from scipy.optimize import linear_sum_assignment
 from topology_volumes import KINDS, ct_crops, h1_pair, pathologies, phantom, reconstruct, thin
 
+from nnunet_topomae.files import write_json
 from nnunet_topomae.topology import (
     TopologicalLoss,
     persistence_diagrams,
@@ -368,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(f"{name} (load {os.getloadavg()[0]:.1f})")
         results[name] = steps[name]()
     if arguments.out:
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(arguments.out, results)
     say(report(results))
 
 

@@ -32,6 +32,7 @@ from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig, PretrainingConfig, TopologyConfig, TopoMAEConfig
 from nnunet_topomae.data.loaders import draw_crop_bounds
 from nnunet_topomae.data.topology_target import TopologyTarget
+from nnunet_topomae.files import write_json
 from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss, compose_reconstruction
 from nnunet_topomae.masking import random_token_mask, token_to_voxel_mask
@@ -261,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in args.only or list(VARIANTS)[: 2 if args.quick else None]:
         result["variants"][name] = train(name, volumes, args)
         if args.out:
-            args.out.write_text(json.dumps(result, indent=1) + "\n")
+            write_json(args.out, result)
     sys.stdout.write(table(result) + "\n")
 
 

@@ -10,7 +10,6 @@ so that other work on the machine disturbs all alike; medians are compared.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -32,6 +31,7 @@ from nnunet_topomae.architectures.copretraining import BranchOutput, CoPretraini
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig, TopologyConfig, TopoMAEConfig
 from nnunet_topomae.data.topology_target import TopologyTarget
+from nnunet_topomae.files import write_json
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.schedules import build_adamw
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ratio = result["ratio"][name]
         sys.stdout.write(f"| {name} | {value:.2f} | {ratio:.2f} | {max(0.0, 1 - 1 / ratio):.0%} |\n")
     if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.out, result)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,14 @@
-"""Fixtures for all tests. Imports neither torch nor the package: jaxtyping instruments them first."""
+"""Fixtures for all tests, and how the tests are shared out among processes.
+
+Imports neither torch nor the package, so that a single file of tests starts fast.
+"""
 
 import os
+import sys
 from collections.abc import Callable
+from importlib.util import cache_from_source
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -15,6 +20,43 @@ os.environ.setdefault("nnUNet_def_n_proc", "1")
 os.environ.setdefault("nnUNet_n_proc_DA", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+MOST_WORKERS = 4  # each of them needs up to 3 GB of memory
+# Fixtures that take long to make, or of which a machine can have only one. Their tests run in one process.
+SHARED_FIXTURES = ("slurm", "finished_demo", "finished", "workspace", "wheel")
+
+
+def _compiled_file(path: str, debug_override: bool | None = None, *, optimization: Any = None) -> str:
+    """Where Python keeps the compiled form of a source file.
+
+    jaxtyping gives the files of everything that is imported while a module of ours is loading names of its own, so all
+    of torch would be compiled again. Only our own modules have other code.
+    """
+    ours = "nnunet_topomae" in path or path.startswith(str(REPOSITORY))
+    return cache_from_source(path, debug_override, optimization=optimization if ours else None)
+
+
+if hook := sys.modules.get("jaxtyping._import_hook"):
+    hook.cache_from_source = _compiled_file  # type: ignore[attr-defined]
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process per core for the whole suite or a folder; none of its own for single files or tests."""
+    if all(".py" in argument for argument in config.args):
+        return 0
+    return min(os.cpu_count() or 1, MOST_WORKERS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests of a shared fixture together, and start the modules first whose tests may take longest."""
+    patience: dict[Path, float] = {}
+    for item in items:
+        shared = next((name for name in SHARED_FIXTURES if name in getattr(item, "fixturenames", ())), None)
+        if shared is not None:
+            item.add_marker(pytest.mark.xdist_group(shared))
+        limit = item.get_closest_marker("timeout")
+        patience[item.path] = max(patience.get(item.path, 0.0), limit.args[0] if limit else 0.0)
+    items.sort(key=lambda item: -patience[item.path])
 
 
 class NnunetFolders(NamedTuple):

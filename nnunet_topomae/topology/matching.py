@@ -87,19 +87,16 @@ def wasserstein_matching(first: Any, second: Any) -> Matching:
     return Matching(cost, min(cost, float(potentials[0].sum() + potentials[1].sum())), pairs, potentials)
 
 
-def wasserstein_distance(first: Any, second: Any, order: int = 2) -> float:
+def wasserstein_distance(first: Any, second: Any) -> float:
     """2-Wasserstein distance of two persistence diagrams: the square root of the optimal matching's cost.
 
     Args:
         first: (n, 2) points, see :func:`wasserstein_matching`.
         second: (m, 2) points.
-        order: only 2, the order of the paper's loss, is implemented.
 
     Raises:
-        ValueError: another order, or bad points.
+        ValueError: bad points.
     """
-    if order != 2:
-        raise ValueError(f"only order 2 is implemented, got {order}; gudhi.hera.wasserstein_distance takes any order")
     return float(np.sqrt(wasserstein_matching(first, second).cost))
 
 

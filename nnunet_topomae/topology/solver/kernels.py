@@ -1,13 +1,16 @@
 """The decorator of all compiled functions, and whether they can be compiled here.
 
-Compiled code is cached beside the source and renewed when that file changes. A kernel's cache does not know the files
-of the kernels it calls: while developing, delete ``__pycache__/*.nb?`` after a change.
+Compiled code is cached beside the source. Since it contains the functions that it calls, a change in any file of the
+solver renews all of it.
 """
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
+from pkgutil import iter_modules
 from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -15,6 +18,19 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 numba: Any = import_module("numba") if find_spec("numba") else None
 
 COMPILED: bool = numba is not None and not numba.config.DISABLE_JIT
+
+
+def _hash_of_sources() -> str:
+    """SHA-256 of all files of this package."""
+    package = import_module(__name__.rpartition(".")[0])
+    digest = sha256()
+    for module in iter_modules(package.__path__):
+        loader: Any = getattr(find_spec(f"{package.__name__}.{module.name}"), "loader", None)
+        digest.update(loader.get_data(loader.path))
+    return digest.hexdigest()
+
+
+SOURCES = _hash_of_sources() if COMPILED else ""
 
 
 def kernel(function: Function) -> Function:
@@ -30,8 +46,17 @@ def kernel(function: Function) -> Function:
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     if hasattr(import_module("numba.core.options").DefaultOptions, "_nrt"):
         options["_nrt"] = False
-    try:
-        compiled: Function = numba.njit(cache=True, **options)(plain)
-    except RuntimeError:  # no folder for the cache can be written
-        compiled = numba.njit(**options)(plain)
+    compiled: Function = numba.njit(**options)(plain)
+    with suppress(RuntimeError):  # no folder for the cache can be written
+        compiled._cache = _new_cache(plain)  # type: ignore[attr-defined]
     return compiled
+
+
+def _new_cache(function: Function) -> Any:
+    """A cache of compiled code that knows the files of the kernels that ``function`` calls; numba's does not."""
+
+    class SolverCache(import_module("numba.core.caching").FunctionCache):  # type: ignore[misc]
+        def _index_key(self, signature: Any, codegen: Any) -> Any:
+            return (*super()._index_key(signature, codegen), SOURCES)
+
+    return SolverCache(function)

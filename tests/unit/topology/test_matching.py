@@ -239,8 +239,3 @@ def test_values_whose_squares_vanish_cost_nothing() -> None:
 def test_points_on_both_sides_of_the_diagonal_are_refused() -> None:
     with pytest.raises(ValueError, match="births must be all at least or all at most"):
         wasserstein_matching([[1.0, 0.0]], [[0.0, 1.0]])
-
-
-def test_other_orders_are_refused() -> None:
-    with pytest.raises(ValueError, match="only order 2"):
-        wasserstein_distance([[1.0, 0.0]], [[1.0, 0.5]], order=1)

@@ -1,0 +1,60 @@
+"""Random crops for studies/recipe.py, made once by nnU-Net's own loader and augmentation."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_topomae.files import read_json
+
+
+def make_crops(dataset: int, patch: list[int], steps: int, seed: int, fold: int, plans_name: str) -> dict[str, Any]:
+    """Batches of a fold's training cases from nnU-Net's own loader, and its validation cases whole."""
+    folder = next(Path(os.environ["nnUNet_preprocessed"]).glob(f"Dataset{dataset:03d}_*"))
+    plans, description = (read_json(folder / name) for name in (f"{plans_name}.json", "dataset.json"))
+    plans["configurations"]["3d_fullres"]["patch_size"] = patch
+    plans["configurations"]["3d_fullres"].pop("topomae", None)
+    plans["continue_training"] = False
+    trainer = nnUNetTrainer(plans, "3d_fullres", fold, description, torch.device("cpu"))
+    trainer.initialize()
+    trainer._do_i_compile = lambda: False
+    trainer.enable_deep_supervision = False
+    _mirror_nothing(trainer)
+    trainer._get_deep_supervision_scales = lambda: None
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    os.environ["nnUNet_n_proc_DA"] = "0"
+    loader, _ = trainer.get_dataloaders()
+    batches = []
+    for _ in range(steps):
+        batch = next(loader)
+        batches.append((batch["data"].half(), batch["target"].to(torch.int8)))
+    _, validation = trainer.do_split()
+    source = trainer.dataset_class(trainer.preprocessed_dataset_folder, validation)
+    cases = []
+    for case in validation:
+        image, label, _, _ = source.load_case(case)
+        cases.append((torch.from_numpy(image[:]).float(), torch.from_numpy(label[:]).to(torch.int8)))
+    return {
+        "plans": plans,
+        "dataset": description,
+        "patch": patch,
+        "batches": batches,
+        "cases": cases,
+        "name": folder.name,
+    }
+
+
+def _mirror_nothing(trainer: nnUNetTrainer) -> None:
+    """Predictions without mirroring take an eighth of the time; so no mirroring in training either."""
+    original = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size
+
+    def without() -> tuple[Any, ...]:
+        *rest, _ = original()
+        trainer.inference_allowed_mirroring_axes = None
+        return (*rest, None)
+
+    trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size = without
