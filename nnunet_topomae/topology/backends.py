@@ -19,7 +19,13 @@ BACKENDS = ("cripser", "gudhi")
 
 
 def resolve_backend(name: str) -> str:
-    """The backend to use: ``name`` itself, or for ``auto`` the first installed one.
+    """Choose the library that computes persistent homology.
+
+    Args:
+        name: `cripser`, `gudhi`, or `auto` for the first that is installed.
+
+    Returns:
+        `cripser` or `gudhi`.
 
     Raises:
         ValueError: unknown name.
@@ -35,14 +41,17 @@ def resolve_backend(name: str) -> str:
 
 
 def voxel_pairs(volume: Float[ndarray, "D H W"], dimensions: Sequence[int], backend: str) -> list[VoxelPairs]:
-    """Birth and death voxels of the super-level-set persistence of ``volume``, one entry for each dimension.
+    """Birth and death voxels of the super-level-set persistence of ``volume``.
 
     Classes of zero persistence are left out, except the essential component.
 
     Args:
         volume: float64, C-contiguous, finite values.
         dimensions: homology dimensions out of 0, 1, 2.
-        backend: a name that :func:`resolve_backend` returned.
+        backend: a name that `resolve_backend` returned.
+
+    Returns:
+        One entry per dimension: flat indices of birth and death voxels.
     """
     compute = {"cripser": _cripser_pairs, "gudhi": _gudhi_pairs}[backend]
     return compute(volume, dimensions)

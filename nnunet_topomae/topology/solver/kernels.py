@@ -1,6 +1,6 @@
 """The decorator of all compiled functions, and whether they can be compiled here.
 
-Compiled code is cached beside the source and renewed when that file changes. A kernel's cache does not know the files
+Compiled code is cached next to the source and renewed when that file changes. A kernel's cache does not know the files
 of the kernels it calls: while developing, delete ``__pycache__/*.nb?`` after a change.
 """
 
@@ -23,6 +23,12 @@ def kernel(function: Function) -> Function:
     Kernels get their arrays in named tuples and must not allocate any: without numba's memory management
     (`_nrt=False`) reading an array out of a tuple costs no reference count, which saves a third of the time.
     Without numba, or with NUMBA_DISABLE_JIT=1, the function stays as it is.
+
+    Args:
+        function: the function in plain Python.
+
+    Returns:
+        The compiled function, with the same arguments.
     """
     if not COMPILED:
         return function
