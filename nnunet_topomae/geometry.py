@@ -22,7 +22,14 @@ FlipFrame = Literal["volume", "crop"]
 
 
 def as_size3(values: Sequence[int], name: str) -> Size3:
-    """Return ``values`` as three ints.
+    """Check that a size has three entries, and return it as a tuple of ints.
+
+    Args:
+        values: sizes along (D, H, W).
+        name: what the values are, for the error message.
+
+    Returns:
+        The three sizes.
 
     Raises:
         ValueError: not exactly three values.
@@ -38,6 +45,13 @@ def as_size3(values: Sequence[int], name: str) -> Size3:
 @dataclass(frozen=True)
 class CropLocation:
     """The place of a crop inside a volume, in voxels.
+
+    Example:
+        >>> crop = CropLocation(lower=(-2, 0, 4), upper=(6, 8, 12), volume_shape=(16, 16, 16))
+        >>> crop.is_padded
+        True
+        >>> crop.key_points()[8].tolist()  # the centre
+        [-0.75, -0.5, 0.0]
 
     Attributes:
         lower: first voxel of the crop along (D, H, W); negative where the crop starts before the volume.
@@ -86,6 +100,9 @@ class CropLocation:
         Args:
             axes: distinct spatial axes out of 0, 1, 2.
 
+        Returns:
+            A new location in a volume of the same shape.
+
         Raises:
             ValueError: another axis.
         """
@@ -97,13 +114,21 @@ class CropLocation:
         return CropLocation(as_size3(lower, "lower"), as_size3(upper, "upper"), self.volume_shape)
 
     def inside(self) -> Bool[ndarray, "D H W"]:
-        """True at the crop's voxels that lie in the volume, False where the crop is padded."""
+        """The voxels of the crop that lie in the volume.
+
+        Returns:
+            bool array of the crop's shape, False where the crop is padded.
+        """
         mask = np.zeros([up - low for low, up in zip(self.lower, self.upper, strict=True)], dtype=bool)
         mask[self.inner_slices()] = True
         return mask
 
     def inner_slices(self) -> tuple[slice, slice, slice]:
-        """The part of the crop's array that lies in the volume, as slices; empty where it lies wholly outside."""
+        """The part of the crop's array that lies in the volume.
+
+        Returns:
+            Slices along (D, H, W); empty where the crop lies wholly outside the volume.
+        """
         bounds = zip(self.lower, self.upper, self.volume_shape, strict=True)
         first, second, third = (slice(max(0, -low), max(0, min(up, size) - low)) for low, up, size in bounds)
         return first, second, third
@@ -118,18 +143,32 @@ class CropLocation:
 def flip_key_points(
     points: Float[ndarray, "9 3"], axes: Sequence[int], frame: FlipFrame = "volume"
 ) -> Float[ndarray, "9 3"]:
-    """Key points of a crop after its array was flipped along ``axes``. Row 0 stays the corner at the array's start.
+    """Key points of a crop after its array was flipped along ``axes``.
+
+    Row 0 stays the corner at the array's start. The paper (Sec. II-B) does not mention flips.
 
     Args:
-        points: key points before the flip.
+        points: key points (9, 3) before the flip, in [-1, 1].
         axes: distinct spatial axes out of 0, 1, 2 that were flipped.
         frame: what is flipped. ``volume``: the volume is flipped together with the crop, and coordinates are those of
             the flipped volume, so what a crop looks like still fits where it is. The result is
             ``location.flipped(axes).key_points()``. ``crop``: the volume stays where it is, and coordinates are those
             of the volume as it was, so the corner at the array's start has the coordinates of what was at its end.
 
+    Returns:
+        Key points (9, 3) after the flip, in [-1, 1].
+
     Raises:
         ValueError: another axis.
+
+    Example:
+        >>> crop = CropLocation((0, 0, 0), (4, 8, 8), (16, 16, 16))
+        >>> crop.key_points()[8].tolist()
+        [-0.75, -0.5, -0.5]
+        >>> flip_key_points(crop.key_points(), axes=[0])[8].tolist()
+        [0.75, -0.5, -0.5]
+        >>> flip_key_points(crop.key_points(), axes=[0], frame="crop")[8].tolist()
+        [-0.75, -0.5, -0.5]
     """
     _check_axes(axes)
     swapped = sum(1 << (2 - axis) for axis in axes)

@@ -13,8 +13,19 @@ from nnunet_topomae.types import Size3, TokenMask, Volume, VoxelMask
 def token_grid(patch_size: Sequence[int], token_size: Sequence[int]) -> Size3:
     """Number of tokens along each axis.
 
+    Args:
+        patch_size: nnU-Net's patch (the crop) in voxels along (D, H, W).
+        token_size: size of a token in voxels along (D, H, W).
+
+    Returns:
+        Tokens along (D, H, W).
+
     Raises:
         ValueError: ``patch_size`` is not a multiple of ``token_size``.
+
+    Example:
+        >>> token_grid((96, 96, 96), (16, 16, 16))
+        (6, 6, 6)
     """
     patch, token = as_size3(patch_size, "patch_size"), as_size3(token_size, "token_size")
     if any(t <= 0 for t in token) or any(p % t for p, t in zip(patch, token, strict=True)):
@@ -26,7 +37,9 @@ def token_grid(patch_size: Sequence[int], token_size: Sequence[int]) -> Size3:
 
 
 def random_token_mask(batch: int, grid: Size3, mask_ratio: float, generator: Generator) -> TokenMask:
-    """Hide exactly ``round(mask_ratio * tokens)`` random tokens of every sample (paper: mask ratio 0.5).
+    """Hide exactly ``round(mask_ratio * tokens)`` random tokens of every sample.
+
+    The paper (Sec. II) hides one half; hiding an equal number in each sample follows He et al. 2022 (MAE), Sec. 3.
 
     Args:
         batch: number of samples, each with its own mask.
@@ -39,6 +52,11 @@ def random_token_mask(batch: int, grid: Size3, mask_ratio: float, generator: Gen
 
     Raises:
         ValueError: the ratio would hide no token or all of them.
+
+    Example:
+        >>> mask = random_token_mask(2, (2, 3, 4), 0.5, torch.Generator().manual_seed(0))
+        >>> mask.shape, mask.sum(dim=(1, 2, 3)).tolist()
+        (torch.Size([2, 2, 3, 4]), [12, 12])
     """
     tokens = grid[0] * grid[1] * grid[2]
     hidden = round(mask_ratio * tokens)
@@ -52,7 +70,19 @@ def random_token_mask(batch: int, grid: Size3, mask_ratio: float, generator: Gen
 
 
 def token_to_voxel_mask(mask: TokenMask, token_size: Size3) -> VoxelMask:
-    """Spread a token mask over the voxels: (B, d, h, w) -> (B, 1, d*t0, h*t1, w*t2), True = hidden."""
+    """Spread a token mask over the voxels.
+
+    Args:
+        mask: bool tensor (B, d, h, w), True = hidden.
+        token_size: size (t0, t1, t2) of a token in voxels.
+
+    Returns:
+        bool tensor (B, 1, d*t0, h*t1, w*t2), True = hidden.
+
+    Example:
+        >>> token_to_voxel_mask(torch.tensor([[[[True, False]]]]), (1, 1, 3)).tolist()
+        [[[[[True, True, True, False, False, False]]]]]
+    """
     for axis, size in enumerate(token_size, start=1):
         mask = mask.repeat_interleave(size, dim=axis)
     return mask.unsqueeze(1)
@@ -78,7 +108,26 @@ def inside_mask(locations: Sequence[CropLocation], device: torch.device) -> Voxe
 
 
 def patchify(volume: Volume, token_size: Size3) -> Float[Tensor, "B N P"]:
-    """Cut a volume into its tokens' voxels: (B, C, D, H, W) -> (B, d*h*w, C*t0*t1*t2), tokens in raster order."""
+    """Cut a volume into the voxels of its tokens.
+
+    Args:
+        volume: (B, C, D, H, W).
+        token_size: size (t0, t1, t2) of a token in voxels.
+
+    Returns:
+        Tokens (B, N, P) with N = d*h*w in raster order and P = C*t0*t1*t2.
+
+    Raises:
+        ValueError: the token size does not divide the volume.
+
+    Example:
+        >>> volume = torch.arange(2 * 4 * 4 * 6.0).view(1, 2, 4, 4, 6)
+        >>> tokens = patchify(volume, (2, 2, 3))
+        >>> tokens.shape
+        torch.Size([1, 8, 24])
+        >>> torch.equal(unpatchify(tokens, (2, 2, 2), (2, 2, 3)), volume)
+        True
+    """
     batch, channels = volume.shape[:2]
     grid = token_grid(volume.shape[2:], token_size)
     blocks = volume.view(batch, channels, grid[0], token_size[0], grid[1], token_size[1], grid[2], token_size[2])
@@ -86,7 +135,16 @@ def patchify(volume: Volume, token_size: Size3) -> Float[Tensor, "B N P"]:
 
 
 def unpatchify(tokens: Float[Tensor, "B N P"], grid: Size3, token_size: Size3) -> Volume:
-    """Inverse of :func:`patchify`: (B, d*h*w, C*t0*t1*t2) -> (B, C, D, H, W)."""
+    """Put a volume together from its tokens; the inverse of `patchify`.
+
+    Args:
+        tokens: (B, N, P) with N = d*h*w in raster order and P = C*t0*t1*t2.
+        grid: tokens along (d, h, w).
+        token_size: size (t0, t1, t2) of a token in voxels.
+
+    Returns:
+        Volume (B, C, D, H, W) with D = d*t0, H = h*t1 and W = w*t2.
+    """
     batch = tokens.shape[0]
     blocks = tokens.view(batch, *grid, -1, *token_size).permute(0, 4, 1, 5, 2, 6, 3, 7)
     size = (grid[0] * token_size[0], grid[1] * token_size[1], grid[2] * token_size[2])

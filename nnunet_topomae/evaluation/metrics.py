@@ -1,8 +1,8 @@
 """How well structures were segmented: overlap, surface distance, volume, and whether they were found at all.
 
-Dice is nnU-Net's. HD95 and NSD compare surfaces in mm (:mod:`nnunet_topomae.evaluation.surface`). A structure that a
-model misses costs the length of the image's diagonal in HD95 and is counted, so that missing a structure never improves
-a mean. The columns of the paper's own protocol stand apart: its HD95 is in voxels and 0 for a missed structure.
+Dice is nnU-Net's. HD95 and NSD compare surfaces in mm (`nnunet_topomae.evaluation.surface`). A missed structure
+gets the length of the image's diagonal as HD95 and is counted, so that missing a structure never improves a mean. The
+metrics of the paper's own protocol are kept separate: its HD95 is in voxels and 0 for a missed structure.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,7 +68,25 @@ METRICS = tuple(field.name for field in fields(StructureScore))
 
 
 def dice(truth: Mask, prediction: Mask) -> float:
-    """Dice coefficient as nnU-Net computes it, 2 TP / (2 TP + FP + FN); NaN if both masks are empty."""
+    """Dice coefficient as nnU-Net computes it: 2 TP / (2 TP + FP + FN).
+
+    Args:
+        truth: boolean reference mask (D, H, W).
+        prediction: boolean mask of the same shape.
+
+    Returns:
+        0 to 1; NaN if both masks are empty.
+
+    Raises:
+        ValueError: the masks are not 3D or differ in shape.
+        TypeError: a mask is not boolean.
+
+    Example:
+        >>> truth, prediction = np.zeros((2, 4, 4, 4), dtype=bool)
+        >>> truth[1:3], prediction[2:4] = True, True
+        >>> dice(truth, prediction)
+        0.5
+    """
     _check_masks(truth, prediction)
     total = int(np.count_nonzero(truth)) + int(np.count_nonzero(prediction))
     return 2 * int(np.count_nonzero(truth & prediction)) / total if total else float("nan")
@@ -77,9 +95,11 @@ def dice(truth: Mask, prediction: Mask) -> float:
 def hd95(truth: Mask, prediction: Mask, spacing: Spacing, percentile: float = 95.0) -> float:
     """Robust Hausdorff distance in mm between the surfaces of two masks.
 
+    The percentile is weighted by surface area, as in Nikolov et al. 2018.
+
     Args:
-        truth: reference mask.
-        prediction: mask of the same shape.
+        truth: boolean reference mask (D, H, W).
+        prediction: boolean mask of the same shape.
         spacing: voxel size in mm along (D, H, W).
         percentile: 95 by default; the larger one of the two directions counts.
 
@@ -88,6 +108,12 @@ def hd95(truth: Mask, prediction: Mask, spacing: Spacing, percentile: float = 95
 
     Raises:
         ValueError: shapes differ, spacing or percentile out of range.
+
+    Example:
+        >>> truth, prediction = np.zeros((2, 8, 8, 8), dtype=bool)
+        >>> truth[2:4, 2:6, 2:6], prediction[3:5, 2:6, 2:6] = True, True
+        >>> hd95(truth, prediction, spacing=(5.0, 1.0, 1.0))  # one slice of 5 mm too far
+        5.0
     """
     if not 0 < percentile <= 100:
         raise ValueError(f"need a percentile in (0, 100], got {percentile}")
@@ -100,9 +126,11 @@ def hd95(truth: Mask, prediction: Mask, spacing: Spacing, percentile: float = 95
 def nsd(truth: Mask, prediction: Mask, spacing: Spacing, tolerance: float) -> float:
     """Normalised surface Dice: the share of both surfaces' area within ``tolerance`` mm of the other surface.
 
+    Source: Nikolov et al. 2018.
+
     Args:
-        truth: reference mask.
-        prediction: mask of the same shape.
+        truth: boolean reference mask (D, H, W).
+        prediction: boolean mask of the same shape.
         spacing: voxel size in mm along (D, H, W).
         tolerance: in mm.
 
@@ -121,9 +149,20 @@ def nsd(truth: Mask, prediction: Mask, spacing: Spacing, tolerance: float) -> fl
 
 
 def voxel_hd95(truth: Mask, prediction: Mask) -> float:
-    """HD95 as UNETR++'s published evaluation takes it: in voxels, both directions pooled, 0 if either mask is empty.
+    """HD95 as in the published evaluation code of UNETR++ (Shaker et al. 2024).
 
-    Surfaces are the mask's voxels with a face neighbour outside of it, without weights.
+    Both directions are pooled. Surfaces are the voxels of a mask with a face neighbour outside it, without weights.
+
+    Args:
+        truth: boolean reference mask (D, H, W).
+        prediction: boolean mask of the same shape.
+
+    Returns:
+        The distance in voxels; 0 if either mask is empty.
+
+    Raises:
+        ValueError: the masks are not 3D or differ in shape.
+        TypeError: a mask is not boolean.
     """
     _check_masks(truth, prediction)
     if not (truth.any() and prediction.any()):
@@ -136,7 +175,20 @@ def voxel_hd95(truth: Mask, prediction: Mask) -> float:
 
 
 def betti_numbers(mask: Mask) -> tuple[int, int, int]:
-    """Numbers of components, tunnels and cavities of a mask whose voxels are joined through faces."""
+    """Numbers of components, tunnels and cavities of a mask.
+
+    Args:
+        mask: boolean (D, H, W); voxels are connected through their faces.
+
+    Returns:
+        Betti numbers 0, 1 and 2.
+
+    Example:
+        >>> ball = np.ones((5, 5, 5), dtype=bool)
+        >>> ball[2, 2, 2] = False  # a cavity
+        >>> betti_numbers(ball)
+        (1, 0, 1)
+    """
     import torch
 
     from nnunet_topomae.topology import persistence_diagrams
@@ -165,6 +217,16 @@ def score_case(
         labels: as in dataset.json: a value, or several for a region. Value 0 is background; voxels that the truth
             gives the label `ignore` count nowhere.
         options: what to measure.
+
+    Returns:
+        A score for every foreground structure, by its name.
+
+    Example:
+        >>> truth = np.zeros((8, 8, 8), dtype=np.uint8)
+        >>> truth[2:4, 2:6, 2:6] = 1
+        >>> scores = score_case(truth, np.roll(truth, 1, axis=0), (1.0, 1.0, 1.0), {"background": 0, "liver": 1})
+        >>> scores["liver"].dice, scores["liver"].hd95, scores["liver"].volume_error
+        (0.5, 1.0, 0.0)
     """
     if IGNORE in labels:
         keep = truth != labels[IGNORE]
@@ -206,7 +268,15 @@ def _score_structure(truth: Mask, prediction: Mask, spacing: Spacing, options: M
 
 
 def summarise(scores: Sequence[StructureScore]) -> dict[str, float | int]:
-    """Means over the cases in which a metric is defined; `missed` and `spurious` are counts."""
+    """Mean of every metric over cases.
+
+    Args:
+        scores: scores of one structure, one per case.
+
+    Returns:
+        Means by metric over the cases in which the metric is defined, NaN where it is defined in none; the number of
+        `cases`; `missed` and `spurious` as counts.
+    """
     summary: dict[str, float | int] = {"cases": len(scores)}
     for metric in METRICS:
         values = [float(getattr(score, metric)) for score in scores]

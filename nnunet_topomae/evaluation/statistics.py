@@ -1,8 +1,9 @@
-"""Is one recipe better than another? Answers that keep apart what varies: cases, and repetitions with other seeds.
+"""Is one recipe better than another? The tests separate two sources of variation: cases and seeds.
 
-Scores of one recipe form a table (cases, seeds). Cases are the same for all recipes, so they are compared in pairs;
-seeds are not: seed 0 of two recipes has nothing in common but its name. Treating case x seed values as independent, or
-testing the means of a few seeds, finds differences where there are none (docs/benchmark.md has the rates).
+The scores of one recipe form a table (cases, seeds). Cases are the same for all recipes and are compared in pairs.
+Seeds are not paired: seed 0 of two recipes has nothing in common but its name. Treating case x seed values as
+independent, or testing the means of a few seeds, finds differences where there are none (docs/benchmark.md has the
+rates).
 """
 
 from collections.abc import Mapping, Sequence
@@ -79,8 +80,18 @@ def compare(
         generator: of the bootstrap.
         higher_is_better: which way `win_rate` counts.
 
+    Returns:
+        A comparison for every recipe except the baseline.
+
     Raises:
         ValueError: the baseline is missing, the cases differ in number, or a score is not a number.
+
+    Example:
+        >>> generator = np.random.default_rng(0)
+        >>> first = generator.normal(0.80, 0.02, size=(20, 3))  # 20 cases, 3 seeds
+        >>> result = compare({"first": first, "second": first + 0.05}, "first", generator)["second"]
+        >>> round(result.difference, 3), result.verdict
+        (0.05, 'higher')
     """
     if baseline not in scores:
         raise ValueError(f"no scores of the baseline {baseline}; there are {', '.join(scores)}")
@@ -129,20 +140,26 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Interval of the difference of means, over cases and seeds at once (crossed bootstrap).
 
-    Each resample draws cases, the same for both recipes, and seeds, separately for each. Of n it draws n - 1 with
-    replacement, which makes the variance of a mean unbiased however few there are (Rao and Wu, 1988). So few seeds say
-    little about their own spread; the interval is widened as Student's t is against the normal distribution, with
-    Satterthwaite's degrees of freedom. A single seed cannot be drawn from: the interval then holds for these trainings
-    alone.
+    Each resample draws cases, the same for both recipes, and seeds, separately for each recipe. From n it draws n - 1
+    with replacement, which makes the variance of a mean unbiased for any n (Rao and Wu 1988). A few seeds tell little
+    about their own spread. The interval is therefore widened by the ratio of the quantiles of Student's t and the
+    normal distribution, with the degrees of freedom of Satterthwaite 1946. A single seed cannot be resampled: the
+    interval then holds for these trainings alone.
 
     Args:
-        recipe: scores.
-        baseline: scores of the same cases.
+        recipe: scores (cases, seeds).
+        baseline: scores of the same cases; the number of seeds may differ.
         generator: source of randomness.
-        level: share outside of the interval.
+        level: share outside the interval, 0.05 for a 95 % interval.
 
     Returns:
-        lower and upper end.
+        Lower and upper end of the interval.
+
+    Example:
+        >>> scores = np.random.default_rng(0).normal(0.8, 0.02, size=(20, 3))
+        >>> low, high = bootstrap_interval(scores + 0.1, scores, np.random.default_rng(1))
+        >>> low < 0.1 < high
+        True
     """
     of_cases = _weights(recipe.shape[0], generator)
     means = [
@@ -167,7 +184,7 @@ def _degrees_of_freedom(recipe: Scores, baseline: Scores) -> float:
 def rank_shares(
     scores: Mapping[str, Scores], generator: np.random.Generator, higher_is_better: bool = True
 ) -> dict[str, list[float]]:
-    """How often each recipe comes first, second, ... when cases and seeds are drawn anew.
+    """How often each recipe comes first, second, ... when cases and seeds are resampled.
 
     Args:
         scores: table (cases, seeds) of every recipe, the same cases in the same order.
@@ -175,7 +192,7 @@ def rank_shares(
         higher_is_better: whether the highest mean comes first.
 
     Returns:
-        for every recipe the share of resamples in which it has rank 1, 2, ...; ties share their ranks' mean, rounded
+        For every recipe the share of resamples in which it has rank 1, 2, ...; ties share their ranks' mean, rounded
         down.
     """
     of_cases = _weights(next(iter(scores.values())).shape[0], generator)
@@ -195,7 +212,18 @@ def rank_shares(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction; keeps the order of ``p_values``."""
+    """Step-down correction for several tests (Holm 1979).
+
+    Args:
+        p_values: one per test.
+
+    Returns:
+        Adjusted p values in the same order.
+
+    Example:
+        >>> holm([0.02, 0.5, 0.01])
+        [0.04, 0.5, 0.03]
+    """
     order = np.argsort(p_values)
     adjusted = np.empty(len(p_values))
     largest = 0.0
@@ -206,7 +234,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def rank_biserial(differences: Float[ndarray, " n"]) -> float:
-    """(rank sum of gains - rank sum of losses) / rank sum of both; 0 if nothing differs."""
+    """Effect size of Wilcoxon's signed-rank test (Kerby 2014).
+
+    Args:
+        differences: one per case (n,).
+
+    Returns:
+        (rank sum of gains - rank sum of losses) / rank sum of both, from -1 to 1; 0 if nothing differs.
+
+    Example:
+        >>> rank_biserial(np.array([3.0, 2.0, -1.0]))
+        0.6666666666666666
+    """
     changed = differences[differences != 0]
     if not changed.size:
         return 0.0

@@ -1,8 +1,7 @@
 """Distances between the surfaces of two masks.
 
-A surface element sits in each 2 x 2 x 2 block of voxels that the surface crosses, with the area of the marching-cubes
-triangles inside the block (Nikolov et al., "Deep learning to achieve clinically applicable segmentation of head and
-neck anatomy", arXiv 1809.04430).
+Each 2 x 2 x 2 block of voxels that the surface crosses holds a surface element. Its area is that of the marching-cubes
+triangles inside the block (Nikolov et al. 2018).
 """
 
 from dataclasses import dataclass
@@ -37,14 +36,28 @@ class SurfaceDistances:
     back_areas: Float[ndarray, " m"]
 
     def hausdorff(self, percentile: float) -> float:
-        """The area-weighted percentile of the distances in mm, of the worse direction."""
+        """The area-weighted percentile of the distances, for the worse of the two directions.
+
+        Args:
+            percentile: in (0, 100]; 100 is the Hausdorff distance.
+
+        Returns:
+            The distance in mm.
+        """
         return max(
             _weighted_percentile(self.forth, self.forth_areas, percentile),
             _weighted_percentile(self.back, self.back_areas, percentile),
         )
 
     def dice(self, tolerance: float) -> float:
-        """Share of both surfaces' area that lies within ``tolerance`` mm of the other surface."""
+        """Share of both surfaces' area that lies near the other surface.
+
+        Args:
+            tolerance: largest distance in mm that counts as near.
+
+        Returns:
+            The share, 0 to 1.
+        """
         near = self.forth_areas[self.forth <= tolerance].sum() + self.back_areas[self.back <= tolerance].sum()
         return float(near / (self.forth_areas.sum() + self.back_areas.sum()))
 
@@ -53,12 +66,21 @@ def surface_distances(first: Mask, second: Mask, spacing: Spacing) -> SurfaceDis
     """Distances between the surfaces of two masks, neither of them empty.
 
     Args:
-        first: a mask.
-        second: a mask of the same shape.
+        first: a boolean mask (D, H, W).
+        second: a boolean mask of the same shape.
         spacing: voxel size in mm along (D, H, W).
+
+    Returns:
+        Distances in mm and areas in mm^2 of all surface elements.
 
     Raises:
         ValueError: a mask is empty, or a spacing is not positive.
+
+    Example:
+        >>> first, second = np.zeros((2, 4, 4, 4), dtype=bool)
+        >>> first[1:3, 1:3, 1:3], second[1:3, 1:3, 1:3] = True, True
+        >>> surface_distances(first, second, (1.0, 1.0, 1.0)).hausdorff(100.0)
+        0.0
     """
     if len(spacing) != 3 or min(spacing) <= 0:
         raise ValueError(f"need three positive spacings, got {spacing}")
@@ -79,9 +101,15 @@ def surface_distances(first: Mask, second: Mask, spacing: Spacing) -> SurfaceDis
 
 @lru_cache(maxsize=32)
 def surface_areas(spacing: Spacing) -> Float[ndarray, "256"]:
-    """Area in mm^2 of the surface inside a block of 2 x 2 x 2 voxels, by the block's code.
+    """Area of the surface inside a block of 2 x 2 x 2 voxels, by the block's code.
 
     Bit 4 i + 2 j + k of the code is set if voxel (i, j, k) of the block lies inside the mask.
+
+    Args:
+        spacing: voxel size in mm along (D, H, W).
+
+    Returns:
+        Read-only array (256,) of areas in mm^2.
     """
     from skimage.measure import marching_cubes, mesh_surface_area
 

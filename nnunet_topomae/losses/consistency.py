@@ -11,10 +11,31 @@ from nnunet_topomae.types import KeyPoints, Scalar, Volume, VoxelMask
 def reconstruction_consistency(
     vit: Volume, unetrpp: Volume, hidden: VoxelMask, inside: VoxelMask | None = None
 ) -> Scalar:
-    """Mean squared difference of the two reconstructions over hidden voxels; padded ones (not ``inside``) left out."""
+    """L_rec-consis: mean squared difference of the two reconstructions over hidden voxels (paper Sec. II-C).
+
+    Args:
+        vit: reconstruction of the ViT (B, C, D, H, W), in normalised intensities.
+        unetrpp: reconstruction of UNETR++, of the same shape.
+        hidden: mask (B, 1, D, H, W), True = hidden.
+        inside: mask (B, 1, D, H, W), False at padded voxels, which are left out; None where nothing is padded.
+
+    Returns:
+        A scalar, at least 0.
+
+    Raises:
+        ValueError: no voxel is hidden.
+    """
     return hidden_mse(vit, unetrpp, hidden, inside)
 
 
 def spatial_consistency(vit: KeyPoints, unetrpp: KeyPoints) -> Scalar:
-    """Mean squared difference of the two networks' key points."""
+    """L_spa-consis: mean squared difference of the two networks' key points (paper Sec. II-C).
+
+    Args:
+        vit: key points (B, 9, 3) of the ViT, in [-1, 1].
+        unetrpp: key points (B, 9, 3) of UNETR++.
+
+    Returns:
+        A scalar, at least 0.
+    """
     return key_point_mse(vit, unetrpp)

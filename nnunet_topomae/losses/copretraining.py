@@ -60,7 +60,14 @@ def compose_reconstruction(
 
 
 def build_topological_loss(config: TopologyConfig) -> TopologicalLoss | None:
-    """L_topo with the plan's policy, or None where the plan leaves it out."""
+    """L_topo with the settings of the plan.
+
+    Args:
+        config: the plan's section `topology`.
+
+    Returns:
+        The loss, or None where the plan leaves it out.
+    """
     if not config.enabled:
         return None
     return TopologicalLoss(
@@ -69,7 +76,20 @@ def build_topological_loss(config: TopologyConfig) -> TopologicalLoss | None:
 
 
 def term_weights(pretraining: PretrainingConfig, topology: TopologyConfig) -> dict[str, float]:
-    """Weight of every term in the overall loss (paper Sec. II-C; lambdas 0.5, 0.1, 0.1; `topology.weight` 1)."""
+    """Weight of every term in the overall loss (paper Sec. II-C; lambdas 0.5, 0.1, 0.1).
+
+    Args:
+        pretraining: the lambdas, and whether there is a spatial task.
+        topology: whether there is a topological term, and its extra factor `topology.weight` (paper: 1).
+
+    Returns:
+        The weights by the names of the terms.
+
+    Example:
+        >>> weights = term_weights(PretrainingConfig(), TopologyConfig())
+        >>> round(weights["mse_vit"], 6), round(weights["topo_vit"], 6), weights["rec_consis"]
+        (0.4, 0.05, 0.1)
+    """
     l1, l2, l3 = pretraining.lambda1, pretraining.lambda2, pretraining.lambda3
     topo = l2 * topology.weight if topology.enabled else 0.0
     branches = {"vit": 1.0 - l1, "unetrpp": l1}
@@ -82,7 +102,14 @@ def term_weights(pretraining: PretrainingConfig, topology: TopologyConfig) -> di
 
 
 def trained_branches(pretraining: PretrainingConfig, topology: TopologyConfig) -> tuple[Branch, ...]:
-    """The networks that some term with a weight trains; the other one need not compute.
+    """The networks that are trained: those with a term whose weight is not 0. The other one need not compute.
+
+    Args:
+        pretraining: the lambdas, and whether there is a spatial task.
+        topology: whether there is a topological term, and its extra factor.
+
+    Returns:
+        `vit`, `unetrpp` or both.
 
     Raises:
         ValueError: every term has weight 0.

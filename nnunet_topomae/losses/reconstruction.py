@@ -4,19 +4,31 @@ from nnunet_topomae.types import Scalar, Volume, VoxelMask
 
 
 def hidden_mse(reconstruction: Volume, target: Volume, hidden: VoxelMask, inside: VoxelMask | None = None) -> Scalar:
-    """Mean squared difference over the batch's hidden voxels that lie in their volumes, all channels, in float32.
+    """L_MSE: mean squared difference over hidden voxels inside the volume, in float32 (paper Sec. II; He et al. 2022).
 
-    Padding is nothing to rebuild, so hidden voxels outside the volume do not count; where no others are hidden in the
-    whole batch, the result is 0.
+    There is nothing to reconstruct in padding, so hidden voxels outside the volume do not count. If no other voxel is
+    hidden in the whole batch, the result is 0.
 
     Args:
-        reconstruction: volume (B, C, D, H, W).
+        reconstruction: volume (B, C, D, H, W), in normalised intensities.
         target: volume of the same shape.
         hidden: mask (B, 1, D, H, W), True = hidden.
         inside: mask (B, 1, D, H, W), False at padded voxels; None where nothing is padded.
 
+    Returns:
+        A scalar: the mean over all counted voxels and channels of the batch.
+
     Raises:
         ValueError: no voxel is hidden.
+
+    Example:
+        >>> import torch
+        >>> target = torch.zeros(1, 1, 2, 2, 2)
+        >>> hidden = torch.zeros(1, 1, 2, 2, 2, dtype=torch.bool)
+        >>> hidden[..., 0] = True
+        >>> reconstruction = torch.full_like(target, 3.0)
+        >>> hidden_mse(reconstruction, target, hidden).item()  # visible voxels do not count
+        9.0
     """
     if not hidden.any():
         raise ValueError("the mask hides no voxel, so the reconstruction error is undefined")

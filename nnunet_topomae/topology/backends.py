@@ -26,7 +26,13 @@ _INFINITE = 1e300
 
 
 def resolve_backend(name: str) -> str:
-    """The backend to use: ``name`` itself; for ``auto`` `native`, or the first installed library where numba is absent.
+    """Choose what computes persistent homology.
+
+    Args:
+        name: a backend, or `auto` for `native`; where numba is absent `auto` takes the first installed library.
+
+    Returns:
+        `native`, `cripser` or `gudhi`.
 
     Raises:
         ValueError: unknown name.
@@ -45,14 +51,17 @@ def resolve_backend(name: str) -> str:
 
 
 def voxel_pairs(volume: Float[ndarray, "D H W"], dimensions: Sequence[int], backend: str) -> list[VoxelPairs]:
-    """Birth and death voxels of the super-level-set persistence of ``volume``, one entry for each dimension.
+    """Birth and death voxels of the super-level-set persistence of ``volume``.
 
     Classes of zero persistence are left out, except the essential component.
 
     Args:
         volume: float32 or float64, C-contiguous, finite values.
         dimensions: homology dimensions out of 0, 1, 2.
-        backend: a name that :func:`resolve_backend` returned.
+        backend: a name that `resolve_backend` returned.
+
+    Returns:
+        One entry per dimension: flat indices of birth and death voxels.
     """
     if backend == "native":
         return persistence_pairs(volume, dimensions)

@@ -56,10 +56,10 @@ def persistence_diagrams(
 ) -> PersistenceDiagrams:
     """Persistence diagrams of the super-level sets of a volume.
 
-    The voxels are the vertices of a cubical complex (V-construction); the level falls, so a class is born at a high
-    value and dies at a lower one. The one class that never dies, the first component, ends at the volume's minimum
-    (paper Sec. II-A is silent; the minimum is the level at which the complex is complete), so all points are finite.
-    Classes of zero persistence are left out, except that component.
+    The voxels are the vertices of a cubical complex (V-construction, Kaji et al. 2020). The level falls, so a class is
+    born at a high value and dies at a lower one. One class never dies: the first component, called the essential class.
+    Its death is set to the minimum of the volume, the level at which the complex is complete, so all points are finite
+    (paper Sec. II-A is silent). Classes of zero persistence are left out, except the essential class.
 
     Args:
         volume: array or tensor of shape (D, H, W), (H, W) or (W,), any real or integer type, on any device.
@@ -74,6 +74,13 @@ def persistence_diagrams(
         TypeError: the values are not real numbers.
         ValueError: NaN or infinite values, an empty volume, other than one to three axes, unknown dimensions.
         RuntimeError: the backend is not installed.
+
+    Example:
+        >>> diagrams = persistence_diagrams([1.0, 0.0, 3.0])  # two peaks and a valley
+        >>> diagrams[0].points.tolist()  # birth, death
+        [[1.0, 0.0], [3.0, 0.0]]
+        >>> diagrams[0].birth_voxels.tolist()
+        [0, 2]
     """
     values = _as_real_array(volume)
     wanted = check_dimensions(dimensions)
@@ -90,7 +97,13 @@ def persistence_diagrams(
 
 
 def check_dimensions(dimensions: Sequence[int]) -> tuple[int, ...]:
-    """``dimensions`` as a tuple.
+    """Check homology dimensions.
+
+    Args:
+        dimensions: out of 0, 1, 2.
+
+    Returns:
+        The same as a tuple.
 
     Raises:
         ValueError: none, repeated, or others than 0, 1 and 2.

@@ -16,7 +16,13 @@ from nnunet_topomae.types import Scalar
 
 
 class DimensionTerm(NamedTuple):
-    """Squared distance of one homology dimension and its gradient by the points of the reconstruction's diagram."""
+    """Squared distance in one homology dimension, and its gradient with respect to the reconstruction's points.
+
+    Attributes:
+        dimension: homology dimension.
+        cost: squared 2-Wasserstein distance.
+        gradient: derivative of ``cost`` with respect to birth and death of every point (n, 2).
+    """
 
     dimension: int
     cost: float
@@ -24,7 +30,12 @@ class DimensionTerm(NamedTuple):
 
 
 class ChannelTerm(NamedTuple):
-    """Loss of one channel of one sample and its gradient by the voxels of the region."""
+    """Loss of one channel of one sample, and its gradient with respect to the voxels of the region.
+
+    Attributes:
+        value: the loss.
+        gradient: array of the region's shape.
+    """
 
     value: float
     gradient: Float[ndarray, "..."]
@@ -54,19 +65,46 @@ class HostCopy:
 def diagrams_of(
     copy: HostCopy, index: tuple[int, ...], dimensions: tuple[int, ...], backend: str
 ) -> PersistenceDiagrams:
-    """Persistence diagrams of one channel of one sample."""
+    """Persistence diagrams of one channel of one sample.
+
+    Args:
+        copy: regions (B, C, d, h, w).
+        index: sample and channel.
+        dimensions: homology dimensions.
+        backend: library for persistent homology.
+
+    Returns:
+        The diagrams.
+    """
     return persistence_diagrams(copy.read(index), dimensions, backend)
 
 
 def match_dimension(dimension: int, target: PersistenceDiagrams, diagrams: PersistenceDiagrams) -> DimensionTerm:
-    """Squared distance of the diagrams of one dimension, and its gradient."""
+    """Squared distance of the diagrams of one dimension, and its gradient.
+
+    Args:
+        dimension: homology dimension.
+        target: diagrams of the input.
+        diagrams: diagrams of the reconstruction.
+
+    Returns:
+        The distance and its gradient with respect to the reconstruction's points.
+    """
     first, second = target[dimension].points, diagrams[dimension].points
     matching = wasserstein_matching(first, second)
     return DimensionTerm(dimension, matching.cost, matching_gradient(first, second, matching.pairs))
 
 
 def sum_dimensions(diagrams: PersistenceDiagrams, *terms: DimensionTerm) -> ChannelTerm:
-    """L = sqrt(sum_k cost_k) and dL/dI' = sum_k dcost_k/dI' / (2 L); at L = 0 the subgradient 0."""
+    """L = sqrt(sum_k cost_k) and dL/dI' = sum_k dcost_k/dI' / (2 L); at L = 0 the subgradient 0 (paper Sec. II-A).
+
+    Args:
+        diagrams: diagrams of the reconstruction, which say which voxel gives each birth and death.
+        terms: one per homology dimension.
+
+    Returns:
+        The loss of the channel and its gradient with respect to the voxels.
+    """
     value = float(np.sqrt(sum(term.cost for term in terms)))
     size = int(np.prod(diagrams.volume_shape))
     if value == 0.0:

@@ -13,13 +13,34 @@ from nnunet_topomae.types import Size3
 
 
 def region_shape(shape: Sequence[int], region_size: int) -> Size3:
-    """Shape of a sub-crop of edge ``region_size``; shorter axes are used whole."""
+    """Shape of a cubic sub-crop; axes that are shorter than its edge are used whole.
+
+    Args:
+        shape: shape (D, H, W) of the volume.
+        region_size: edge of the sub-crop in voxels.
+
+    Returns:
+        Shape (d, h, w) of the sub-crop.
+    """
     sizes = as_size3(shape, "shape")
     return min(sizes[0], region_size), min(sizes[1], region_size), min(sizes[2], region_size)
 
 
 def draw_region_origin(shape: Sequence[int], region_size: int, generator: Generator) -> Size3:
-    """Lowest voxel (D, H, W) of a uniformly random sub-crop of edge ``region_size`` inside ``shape``."""
+    """Draw the place of a sub-crop, uniformly over all places inside the volume.
+
+    Args:
+        shape: shape (D, H, W) of the volume.
+        region_size: edge of the sub-crop in voxels; shorter axes are used whole.
+        generator: source of randomness.
+
+    Returns:
+        Lowest voxel (D, H, W) of the sub-crop.
+
+    Example:
+        >>> draw_region_origin((16, 48, 48), 48, torch.Generator().manual_seed(0))
+        (0, 0, 0)
+    """
     sizes = as_size3(shape, "shape")
     room = [size - part for size, part in zip(sizes, region_shape(sizes, region_size), strict=True)]
     drawn = [int(torch.randint(free + 1, (), generator=generator, device=generator.device)) for free in room]
@@ -51,7 +72,18 @@ class TopologyRegion:
             raise ValueError(f"region size must be at least 2 voxels, got {self.size}")
 
     def shape(self, shape: Sequence[int]) -> Size3:
-        """Shape of the region of a volume of ``shape`` (D, H, W)."""
+        """Shape of the region of a volume.
+
+        Args:
+            shape: shape (D, H, W) of the volume.
+
+        Returns:
+            Shape (d, h, w) of the region.
+
+        Example:
+            >>> TopologyRegion("crop", 48).shape((32, 96, 96)), TopologyRegion("pool", 48).shape((32, 96, 96))
+            ((32, 48, 48), (32, 48, 48))
+        """
         sizes = as_size3(shape, "shape")
         if self.policy == "full":
             return sizes
@@ -60,7 +92,14 @@ class TopologyRegion:
         return as_size3([-(-size // factor) for size, factor in zip(sizes, self._factors(sizes), strict=True)], "shape")
 
     def centred_origin(self, shape: Sequence[int]) -> Size3:
-        """Lowest voxel of the centred sub-crop of policy `crop`."""
+        """Place of the centred sub-crop of policy `crop`.
+
+        Args:
+            shape: shape (D, H, W) of the volume.
+
+        Returns:
+            Lowest voxel (D, H, W) of the sub-crop.
+        """
         sizes = as_size3(shape, "shape")
         part = region_shape(sizes, self.size)
         return (sizes[0] - part[0]) // 2, (sizes[1] - part[1]) // 2, (sizes[2] - part[2]) // 2
@@ -74,6 +113,9 @@ class TopologyRegion:
             volume: (B, C, D, H, W), of floating point type for `pool`.
             origin: lowest voxel (D, H, W) of the sub-crop of policy `crop`, by default the centred one. The other
                 policies know no origin.
+
+        Returns:
+            The region (B, C, d, h, w).
 
         Raises:
             ValueError: an origin with another policy, or one that puts the sub-crop outside the volume.

@@ -3,9 +3,13 @@
 Two rules cover every weight that depends on the plan. Both leave equal sizes exactly as they are, and both treat
 constant and linear fields exactly:
 
-- What **writes** a field (position embeddings, transposed convolutions) writes the same field on the new grid.
-- What **reads** a field (token embedding, strided convolutions, EPA's projection) answers as it did to the same field
-  on the old grid: the new weight is the old one times the matrix that takes fields from the new grid to the old one.
+- Weights that **produce** a spatial field (position embeddings, transposed convolutions) produce the same field on
+  the new grid: they are interpolated.
+- Weights that take a spatial field as **input** (token embedding, strided convolutions, EPA's projection) respond to
+  the same underlying field as before: the new weight is the old one times the matrix that interpolates fields from
+  the new grid to the old one, the transposed interpolation.
+
+The rules are our own; no publication describes them.
 """
 
 import math
@@ -43,10 +47,23 @@ class NetworkSize:
 
 
 def resampling_matrix(old: int, new: int) -> Float[Tensor, "new old"]:
-    """Takes values at ``old`` cell centres to ``new`` ones of the same length, in float64.
+    """Matrix that interpolates values at ``old`` cell centres to ``new`` cell centres of the same interval.
 
-    The mean over every new cell of the piecewise linear function through the old values, continued linearly to the
-    edges. Constant and linear sequences stay what they are; equal sizes give the identity.
+    A new value is the mean, over its cell, of the piecewise linear function through the old values, which is continued
+    linearly to the edges. Constant and linear sequences are reproduced exactly; equal sizes give the identity.
+
+    Args:
+        old: number of old cells.
+        new: number of new cells.
+
+    Returns:
+        float64 matrix (new, old) whose rows sum to 1.
+
+    Example:
+        >>> resampling_matrix(4, 2).tolist()
+        [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]
+        >>> (resampling_matrix(2, 4) @ torch.tensor([0.5, 1.5], dtype=torch.float64)).tolist()  # cell centres
+        [0.25, 0.75, 1.25, 1.75]
     """
     if old == new:
         return torch.eye(old, dtype=torch.float64)
@@ -64,19 +81,52 @@ def resampling_matrix(old: int, new: int) -> Float[Tensor, "new old"]:
 
 
 def resample_written(weight: Float[Tensor, "*any d h w"], size: Size3) -> Float[Tensor, "*any d2 h2 w2"]:
-    """The same field on another grid, along the last three axes."""
+    """Interpolate weights that produce a field, such as a position embedding.
+
+    Args:
+        weight: (..., d, h, w).
+        size: new size of the last three axes.
+
+    Returns:
+        The same field on the new grid, (..., d2, h2, w2).
+    """
     matrices = [resampling_matrix(old, new) for old, new in zip(weight.shape[-3:], size, strict=True)]
     return _along_axes(weight, matrices)
 
 
 def resample_reading(weight: Float[Tensor, "*any d h w"], size: Size3) -> Float[Tensor, "*any d2 h2 w2"]:
-    """Weights that answer a field on the new grid as the old ones did on the old grid, along the last three axes."""
+    """Resample weights that take a field as input, such as a strided convolution.
+
+    Args:
+        weight: (..., d, h, w).
+        size: new size of the last three axes.
+
+    Returns:
+        Weights (..., d2, h2, w2) whose response to a field on the new grid is that of the old weights to the same
+        field on the old grid.
+
+    Example:
+        >>> weight = torch.tensor([[[1.0, 3.0]]])
+        >>> resample_reading(weight, (1, 1, 4)).tolist()  # the sum stays: a constant field gives the same response
+        [[[0.5, 0.5, 1.5, 1.5]]]
+    """
     matrices = [resampling_matrix(new, old).t() for old, new in zip(weight.shape[-3:], size, strict=True)]
     return _along_axes(weight, matrices)
 
 
 def spread_channels(weight: Float[Tensor, "out c *any"], channels: int) -> Float[Tensor, "out c2 *any"]:
-    """Weights for another number of input channels: the answer to equal channels stays what it was."""
+    """Weights for another number of input channels.
+
+    If the numbers are equal, the weights are returned as they are. Otherwise each new channel gets the mean over the
+    old ones, scaled such that the output stays the same if all input channels are equal.
+
+    Args:
+        weight: (out, c, ...).
+        channels: new number of input channels.
+
+    Returns:
+        Weights (out, c2, ...) of the same type.
+    """
     old = weight.shape[1]
     if old == channels:
         return weight
@@ -86,14 +136,30 @@ def spread_channels(weight: Float[Tensor, "out c *any"], channels: int) -> Float
 
 
 def repeat_rows(weight: Float[Tensor, "p *any"], count: int) -> Float[Tensor, "p2 *any"]:
-    """Another number of projected tokens: the first ones, repeated in turn where there are too few."""
+    """Weights for another number of projected tokens in EPA.
+
+    Args:
+        weight: (p, ...), one row per projected token.
+        count: new number of rows.
+
+    Returns:
+        The first ``count`` rows; if there are too few, they are repeated in order.
+    """
     return weight[torch.arange(count) % weight.shape[0]]
 
 
 def source_name(name: str, old: NetworkShape, new: NetworkShape) -> str:
-    """Name of a weight's counterpart in the old network, which may not exist.
+    """Name of a weight's counterpart in the old network; there may be no weight of this name.
 
-    Decoder steps are numbered from the coarsest stage on, but belong together from the finest one on.
+    Decoder steps are numbered from the coarsest stage to the finest, but matched from the finest one on.
+
+    Args:
+        name: name in the new network.
+        old: shape of the network that was pre-trained.
+        new: shape of the network that is fine-tuned.
+
+    Returns:
+        The name in the old network.
     """
     found = _DECODER_STEP.match(name)
     if found is None:
@@ -103,14 +169,17 @@ def source_name(name: str, old: NetworkShape, new: NetworkShape) -> str:
 
 
 def adapt(name: str, weight: Tensor, shape: torch.Size, old: NetworkSize, new: NetworkSize) -> Tensor | None:
-    """The weight ``name`` of the new network from its counterpart; None if the shapes differ for another reason.
+    """The weight ``name`` of the new network, computed from its counterpart.
 
     Args:
-        name: in the new network.
-        weight: the counterpart.
+        name: name in the new network.
+        weight: the counterpart in the old network.
         shape: shape in the new network.
         old: the network that was pre-trained.
         new: the network that is fine-tuned.
+
+    Returns:
+        The weight in its new shape; None if the shapes differ for a reason that resampling does not cover.
     """
     if name == _TOKEN_EMBEDDING:
         kernel = weight.view(len(weight), old.channels, *old.shape.token_size)  # (E, C * t) -> (E, C, t0, t1, t2)

@@ -1,4 +1,4 @@
-"""Auction with prices: bidders take their cheapest object and lower its potential (Bertsekas 1979, 1992).
+"""Auction with prices: bidders take their cheapest object and lower its potential (Bertsekas et al. 1993).
 
 The side that bids looks for the point of the other side with the least reduced cost, takes it, and lowers its
 potential until the second best is better by epsilon. Whoever held it before bids again. A bidder whose diagonal cost

@@ -1,12 +1,13 @@
 """The decorator of all compiled functions, and whether they can be compiled here.
 
-Compiled code is cached beside the source. Since it contains the functions that it calls, a change in any file of the
-solver renews all of it.
+Compiled code is cached next to the source. It contains the functions that it calls, so a change in any file of a package
+renews all kernels of that package; kernels call none of other packages.
 """
 
 import inspect
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,17 +21,14 @@ numba: Any = import_module("numba") if find_spec("numba") else None
 COMPILED: bool = numba is not None and not numba.config.DISABLE_JIT
 
 
-def _hash_of_sources() -> str:
-    """SHA-256 of all files of this package."""
-    package = import_module(__name__.rpartition(".")[0])
+@cache
+def _hash_of_sources(package: str) -> str:
+    """SHA-256 of all files of a package."""
     digest = sha256()
-    for module in iter_modules(package.__path__):
-        loader: Any = getattr(find_spec(f"{package.__name__}.{module.name}"), "loader", None)
+    for module in iter_modules(import_module(package).__path__):
+        loader: Any = getattr(find_spec(f"{package}.{module.name}"), "loader", None)
         digest.update(loader.get_data(loader.path))
     return digest.hexdigest()
-
-
-SOURCES = _hash_of_sources() if COMPILED else ""
 
 
 def kernel(function: Function) -> Function:
@@ -39,6 +37,12 @@ def kernel(function: Function) -> Function:
     Kernels get their arrays in named tuples and must not allocate any: without numba's memory management
     (`_nrt=False`) reading an array out of a tuple costs no reference count, which saves a third of the time.
     Without numba, or with NUMBA_DISABLE_JIT=1, the function stays as it is.
+
+    Args:
+        function: the function in plain Python.
+
+    Returns:
+        The compiled function, with the same arguments.
     """
     if not COMPILED:
         return function
@@ -57,6 +61,6 @@ def _new_cache(function: Function) -> Any:
 
     class SolverCache(import_module("numba.core.caching").FunctionCache):  # type: ignore[misc]
         def _index_key(self, signature: Any, codegen: Any) -> Any:
-            return (*super()._index_key(signature, codegen), SOURCES)
+            return (*super()._index_key(signature, codegen), _hash_of_sources(function.__module__.rpartition(".")[0]))
 
     return SolverCache(function)
