@@ -125,7 +125,7 @@ class _TrainingConfig(Checked):
 
 @dataclass(frozen=True)
 class PretrainingConfig(_TrainingConfig):
-    """Masked co-pre-training. Where our defaults differ from the paper's values, those are given."""
+    """Masked co-pre-training. The paper's values stand in brackets."""
 
     NAME: ClassVar[str] = "topomae.pretraining"
 

@@ -1,8 +1,11 @@
 import json
 import math
 import pickle
+import re
+import runpy
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,6 +197,17 @@ def test_sections_are_values() -> None:
     config = read(topology={"dimensions": [0, 1]}, finetuning={"mirror_axes": [0, 1]})
     assert pickle.loads(pickle.dumps(config)) == config
     assert hash(config) == hash(replace(config))
+
+
+def test_the_reference_page_shows_what_the_sections_hold(repository: Path) -> None:
+    """Made again, the page would be the same; every key has a meaning."""
+    script = runpy.run_path(str(repository / "docs" / "make_plan_keys.py"))
+    page = script["PAGE"].read_text(encoding="utf-8")
+    assert page == script["page"](), "run python docs/make_plan_keys.py"
+    for name, section in TopoMAEConfig().to_plan().items():
+        for key in section:
+            row = re.search(rf"^\| `{name}\.{key}` .*\| ([^|]+) \|$", page, flags=re.MULTILINE)
+            assert row is not None and row[1].endswith("."), key
 
 
 def test_sections_cannot_be_changed() -> None:
