@@ -1,11 +1,23 @@
 import json
+import math
+import pickle
 import re
-from dataclasses import FrozenInstanceError, fields
+import runpy
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nnunet_topomae.config import ArchitectureConfig, PretrainingConfig, TopologyConfig, TopoMAEConfig
+from nnunet_topomae.config import (
+    ArchitectureConfig,
+    FinetuningConfig,
+    PretrainingConfig,
+    TopologyConfig,
+    TopoMAEConfig,
+    check_settings,
+)
 
 
 def read(**sections: Any) -> TopoMAEConfig:
@@ -107,12 +119,95 @@ def test_wrong_values_are_named(sections: dict[str, Any], message: str) -> None:
         read(**sections)
 
 
-def test_every_documented_value_exists() -> None:
-    """The docstrings are the reference of the plan's keys: each names exactly the fields of its section."""
-    for section in (ArchitectureConfig, TopologyConfig, PretrainingConfig, type(TopoMAEConfig().finetuning)):
-        attributes = (section.__doc__ or "").partition("Attributes:")[2]
-        documented = set(re.findall(r"^ {8}(\w+):", attributes, flags=re.MULTILINE))
-        assert documented == {item.name for item in fields(section)}
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PretrainingConfig(mask_ratio=7.0), "topomae.pretraining.mask_ratio = 7.0 is out of range: above 0"),
+        (lambda: FinetuningConfig(learning_rate=math.inf), "topomae.finetuning.learning_rate = inf .* a finite number"),
+        (lambda: ArchitectureConfig(gamma=math.nan), "topomae.architecture.gamma = nan .* a finite number"),
+        (lambda: replace(TopologyConfig(), every=0), "topomae.topology.every = 0 is out of range: at least 1"),
+        (lambda: ArchitectureConfig(heads=5), r"dims = \(32, .* is out of range: even multiples of .*heads = 5"),
+        (lambda: ArchitectureConfig(dims=(7, 14, 28, 56), heads=7), "even multiples of topomae.architecture.heads = 7"),
+    ],
+)
+def test_values_are_checked_without_a_plan_too(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("stage", ["pretraining", "finetuning"])
+def test_no_number_may_be_infinite(stage: str) -> None:
+    """JSON has no infinity, but Python reads one."""
+    with pytest.raises(ValueError, match=f"topomae.{stage}.clip = inf is out of range: a finite number"):
+        read(**{stage: json.loads('{"clip": Infinity}')})
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"pretraining": {"maskratio": 0.5}}, r"Did you mean mask_ratio\?"),
+        ({"architecture": {"zzz": 1}}, r"vit$"),
+    ],
+)
+def test_a_misspelt_key_gets_the_closest_one(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(**section)
+
+
+def test_settings_with_right_keys_and_values() -> None:
+    check_settings({})
+    check_settings(
+        {
+            "finetuning.epochs": 3,
+            "topomae.topology.weight": 2,
+            "pretraining.flip_axes": [0, 2],
+            "finetuning.mirror_axes": None,
+            "patch_size": [96, 96, 96],
+            "batch_size": 2,
+            "topology": {"enabled": False},
+            # Fits other heads, which another setting or the plan may hold.
+            "architecture.dims": [6, 12, 24, 48],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"finetuning.epoch": 3}, r"unknown plan key finetuning.epoch. Did you mean finetuning.epochs\?"),
+        ({"finetunning.epochs": 3}, r"finetunning.epochs. Did you mean finetuning.epochs\?"),
+        ({"epochs": 3}, r"Did you mean pretraining.epochs or finetuning.epochs\?"),
+        ({"pretraining.warmup_epochs": 3}, r"Did you mean pretraining.warmup_steps\?"),
+        ({"patchsize": [8, 8, 8]}, r"Did you mean patch_size\?"),
+        ({"zzz": 1}, "unknown plan key zzz$"),
+        ({"finetuning.epochs.x": 3}, "unknown plan key finetuning.epochs.x"),
+        ({"finetuning.epochs": 3, "pretraining.mask_ratio": 1.5}, "topomae.pretraining.mask_ratio = 1.5 is out of"),
+        ({"finetuning.epochs": "3"}, "topomae.finetuning.epochs = '3' must be of type int"),
+        ({"topology.region": "half"}, "topomae.topology.region = 'half' is not one of 'full', 'crop', 'pool'"),
+        ({"topology": {"enabld": False}}, "unknown plan key topomae.topology.enabld; .* Did you mean enabled"),
+    ],
+)
+def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_settings(settings)
+
+
+def test_sections_are_values() -> None:
+    """They are keys of caches and cross to other processes."""
+    config = read(topology={"dimensions": [0, 1]}, finetuning={"mirror_axes": [0, 1]})
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert hash(config) == hash(replace(config))
+
+
+def test_the_reference_page_shows_what_the_sections_hold(repository: Path) -> None:
+    """Made again, the page would be the same; every key has a meaning."""
+    script = runpy.run_path(str(repository / "docs" / "make_plan_keys.py"))
+    page = script["PAGE"].read_text(encoding="utf-8")
+    assert page == script["page"](), "run python docs/make_plan_keys.py"
+    for name, section in TopoMAEConfig().to_plan().items():
+        for key in section:
+            row = re.search(rf"^\| `{name}\.{key}` .*\| ([^|]+) \|$", page, flags=re.MULTILINE)
+            assert row is not None and row[1].endswith("."), key
 
 
 def test_sections_cannot_be_changed() -> None:

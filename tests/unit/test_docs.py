@@ -176,4 +176,5 @@ def test_site_builds(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     for title, files in (("numeric", _numeric_files()), ("package", sorted(PACKAGE.rglob("*.py")))):
-        print(title, "%d of %d" % _share_with_args(files))
+        documented, all_of_them = _share_with_args(files)
+        sys.stdout.write(f"{title}: {documented} of {all_of_them}\n")

@@ -1,7 +1,7 @@
 """The decorator of all compiled functions, and whether they can be compiled here.
 
-Compiled code is cached next to the source. It contains the functions that it calls, so a change in any file of a package
-renews all kernels of that package; kernels call none of other packages.
+Compiled code is cached next to the source. It contains the functions that it calls, so a change in any file of a
+package renews all kernels of that package; kernels call none of other packages.
 """
 
 import inspect

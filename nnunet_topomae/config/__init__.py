@@ -1,0 +1,271 @@
+"""The `topomae` section of a plan's configuration, as frozen dataclasses that check their values.
+
+The plan is the only configuration. A plan without the section, for example stock ``nnUNetPlans``, takes the defaults
+below. Below every field stands what it means; `docs/reference/plan-keys.md` is made from these sentences.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from nnunet_topomae.config.checked import Checked, Rule, closest, convert, did_you_mean
+
+SECTION = "topomae"
+FROM_SCRATCH = "scratch"
+# What settings may name outside of the section; which values fit depends on the plan (plans/variants.py).
+CONFIGURATION_KEYS = ("patch_size", "batch_size")
+
+ABOVE_0 = Rule(lambda value: value > 0, "above 0")
+AT_LEAST_0 = Rule(lambda value: value >= 0, "at least 0")
+AT_LEAST_1 = Rule(lambda value: value >= 1, "at least 1")
+UNIT = Rule(lambda value: 0 <= value <= 1, "0 to 1")
+AXES = Rule(lambda values: set(values) <= {0, 1, 2} and len(set(values)) == len(values), "distinct axes out of 0, 1, 2")
+FOUR = Rule(lambda values: len(values) == 4 and min(values) > 0, "four positive numbers")
+
+
+@dataclass(frozen=True)
+class ArchitectureConfig(Checked):
+    """What the two networks are made of. Everything else follows from the plan's patch size and strides."""
+
+    NAME: ClassVar[str] = "topomae.architecture"
+
+    vit: Literal["tiny", "small", "default", "base"] = "default"
+    """Size of the ViT encoder; `nnunet-topomae parameters --vit all` compares them."""
+    drop_path: Annotated[float, Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")] = 0.1
+    """Stochastic depth of the ViT while fine-tuning (Zhou et al. 2023: 0.1)."""
+    dropout: Annotated[float, Rule(lambda value: 0 <= value <= 5, "0 to 5")] = 0.0
+    """Factor of UNETR++'s dropout rates in supervised training; 1 takes those of Shaker et al. 2024, which are 0.15 for
+    attention and 0.1 for channels. Pre-training has no dropout."""
+    dims: Annotated[tuple[int, ...], FOUR] = (32, 64, 128, 256)
+    """Channels of the four UNETR++ stages; even, and multiples of `heads`."""
+    depth: Annotated[int, AT_LEAST_1] = 3
+    """Transformer blocks in each UNETR++ stage."""
+    heads: Annotated[int, AT_LEAST_1] = 4
+    """Attention heads of the efficient paired attention (EPA) in UNETR++."""
+    projections: Annotated[tuple[int, ...], FOUR] = (64, 64, 64, 32)
+    """Upper limits of the number of projected tokens in EPA, stage by stage."""
+    feature_size: Annotated[int, AT_LEAST_1] = 16
+    """Channels of UNETR++'s skip connection at full resolution."""
+    gamma: float = 0.1
+    """Initial value of EPA's residual scale. The original's 1e-6 silences EPA at the start."""
+    share_embeddings: bool = False
+    """Use one position embedding and one EPA projection for all blocks of a stage."""
+    upsampling: Literal["transposed", "trilinear"] = "transposed"
+    """Last step of the decoder: `transposed` convolution as in the original, or `trilinear`, which leaves no
+    checkerboard pattern."""
+
+    def __post_init__(self) -> None:
+        """Check the values, and that EPA can divide the channels among its heads and its two branches."""
+        super().__post_init__()
+        if any(dim % self.heads or dim % 2 for dim in self.dims):
+            raise ValueError(
+                f"plan value {self.NAME}.dims = {self.dims!r} is out of range: even multiples of "
+                f"{self.NAME}.heads = {self.heads}"
+            )
+
+
+@dataclass(frozen=True)
+class TopologyConfig(Checked):
+    """Policy of the topological loss (paper Sec. II-A)."""
+
+    NAME: ClassVar[str] = "topomae.topology"
+
+    enabled: bool = True
+    """Compute the term at all."""
+    region: Literal["full", "crop", "pool"] = "crop"
+    """What the term looks at: `full` the whole crop, `crop` a part of it with edges of `region_size`, `pool` the crop
+    after average pooling to that size."""
+    region_size: Annotated[int, Rule(lambda value: value >= 2, "at least 2 voxels")] = 48
+    """Edge length in voxels of the region for `crop` and `pool`; shorter axes are used whole."""
+    composition: Literal["paste", "full"] = "paste"
+    """Values of the reconstructed volume at visible voxels: `paste` takes those of the input, `full` the network's
+    output. The paper does not say."""
+    dimensions: Annotated[
+        tuple[int, ...],
+        Rule(lambda values: len(values) > 0 and AXES.holds(values), "distinct dimensions out of 0, 1, 2"),
+    ] = (0, 1, 2)
+    """Homology dimensions that enter the sum: 0 components, 1 loops, 2 voids."""
+    normalisation: Literal["paper", "per_voxel"] = "per_voxel"
+    """`paper` takes the distance itself, `per_voxel` divides it by the square root of the number of voxels."""
+    weight: Annotated[float, Rule(lambda value: value > 0, "above 0; enabled = false leaves the term out")] = 1.0
+    """Factor of the term, in addition to `pretraining.lambda2`; 1 is the paper's overall loss."""
+    every: Annotated[int, AT_LEAST_1] = 1
+    """Compute the term in every n-th training step only, with n times the weight, so that its mean weight before
+    clipping is the same. Logged terms are unweighted, and monitoring computes the term in all steps."""
+    warmup_epochs: Annotated[int, AT_LEAST_0] = 5
+    """Epochs over which the term's weight grows linearly from 0 to its full value."""
+    backend: Literal["auto", "cripser", "gudhi"] = "auto"
+    """Library for persistent homology; `auto` takes cripser, or gudhi where cripser is not installed."""
+    threads: Annotated[int, Rule(lambda value: value >= 0, "0 for automatic, or the number of threads")] = 0
+    """Worker threads; 0 takes the number of cores, at most 8."""
+
+    def warmup_factor(self, epoch: int) -> float:
+        """Factor of the term's weight in ``epoch``: 0 in the first epoch, 1 after the warm-up."""
+        return 1.0 if epoch >= self.warmup_epochs else epoch / self.warmup_epochs
+
+    def training_factor(self, epoch: int) -> float:
+        """Factor of the term's weight in the training steps that compute it, so that its mean is the warm-up's."""
+        return self.every * self.warmup_factor(epoch)
+
+
+class _TrainingConfig(Checked):
+    """What the two trainings have in common."""
+
+    iterations_per_epoch: int
+
+    @classmethod
+    def in_todays_words(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Plans and checkpoints of earlier versions give the warm-up in epochs."""
+        if not isinstance(values.get("warmup_epochs"), int):
+            return values
+        steps_per_epoch = values.get("iterations_per_epoch", cls.iterations_per_epoch)
+        rest = {key: value for key, value in values.items() if key != "warmup_epochs"}
+        return {"warmup_steps": values["warmup_epochs"] * steps_per_epoch, **rest}
+
+
+@dataclass(frozen=True)
+class PretrainingConfig(_TrainingConfig):
+    """Masked co-pre-training. The paper's values stand in brackets."""
+
+    NAME: ClassVar[str] = "topomae.pretraining"
+
+    mask_ratio: Annotated[float, Rule(lambda value: 0 < value < 1, "above 0 and below 1")] = 0.5
+    """Fraction of hidden tokens (paper: 0.5)."""
+    lambda1: Annotated[float, UNIT] = 0.5
+    """Weight of the UNETR++ branch against the ViT branch (paper: 0.5)."""
+    lambda2: Annotated[float, Rule(lambda value: 0 <= value <= 0.5, "0 to 0.5")] = 0.1
+    """Weight of each of the topological and the spatial term in a branch (paper: 0.1)."""
+    spatial: bool = True
+    """Train on key points at all, with L_spa and L_spa-consis; false is for ablations."""
+    lambda3: Annotated[float, AT_LEAST_0] = 0.1
+    """Weight of the two consistency terms (paper: 0.1)."""
+    epochs: Annotated[int, ABOVE_0] = 200
+    """Epochs of `iterations_per_epoch` (paper: 10,000 passes over the cases, which are 120 to 160 of ours)."""
+    iterations_per_epoch: Annotated[int, ABOVE_0] = 250
+    """Training steps per epoch (nnU-Net: 250)."""
+    validation_iterations: Annotated[int, ABOVE_0] = 10
+    """Monitoring steps per epoch, on fixed crops of the fold's training cases."""
+    learning_rate: Annotated[float, ABOVE_0] = 1.5e-4
+    """Peak of the schedule (paper: base rate 6.4e-3)."""
+    weight_decay: Annotated[float, AT_LEAST_0] = 0.05
+    """AdamW's decay of weight matrices (paper: 0.005)."""
+    betas: Annotated[
+        tuple[float, float],
+        Rule(lambda values: len(values) == 2 and all(0 <= beta < 1 for beta in values), "two numbers in [0, 1)"),
+    ] = (0.9, 0.95)
+    """Decay rates of AdamW's two averages (Zhou et al. 2023)."""
+    warmup_steps: Annotated[int, AT_LEAST_0] = 2500
+    """Steps of linear warm-up before the cosine schedule; at most a tenth of all steps is used."""
+    clip: Annotated[float, ABOVE_0] = 1.0
+    """Largest gradient norm."""
+    flip_axes: Annotated[tuple[int, ...], AXES] = ()
+    """Spatial axes along which crops are flipped at random; none by default, as in the paper. Flips slow the spatial
+    task down, because anatomy that is nearly symmetric does not show them."""
+    flip_frame: Literal["volume", "crop"] = "volume"
+    """What a flip does to the key points. `volume` treats the whole volume as flipped, so that coordinates are
+    mirrored and position still fits appearance. `crop` keeps the coordinates of the volume as it was, so that the
+    spatial task mostly asks which axes were flipped."""
+    unlabeled: bool = True
+    """Also read the images that `nnunet-topomae preprocess-unlabeled` prepared, if there are any."""
+    patients: str | None = None
+    """How to derive the patient from a case's name, so that no scan of a validation patient is read: a regular
+    expression with one group, searched in the name, or the path of a JSON table from case to patient. With null, every
+    case is a patient of its own."""
+    seed: Annotated[int | None, AT_LEAST_0] = None
+    """Seed of masks and weights; null draws one."""
+
+
+@dataclass(frozen=True)
+class FinetuningConfig(_TrainingConfig):
+    """Supervised training: of the fusion network, and of networks from scratch."""
+
+    NAME: ClassVar[str] = "topomae.finetuning"
+
+    pretrained: str | None = None
+    """Where the pre-trained weights come from: null finds the pre-training of the same data set, plans, configuration
+    and fold; a path is a checkpoint file; `scratch` trains without one."""
+    transfer: Literal["same_plan", "resample"] = "same_plan"
+    """`same_plan` refuses a checkpoint of another plan, `resample` adapts its weights to this one."""
+    transfer_parts: Literal["both", "vit", "partner"] = "both"
+    """Which pre-trained networks the fusion network takes over: the ViT's encoder, its partner's (that is UNETR++'s)
+    encoder and decoder, or both. What it does not take over starts from fresh weights."""
+    allow_other_dataset: bool = False
+    """Accept a checkpoint of another data set, though nothing can say whether it has seen images of the validation
+    cases."""
+    epochs: Annotated[int, ABOVE_0] = 1000
+    """Epochs of `iterations_per_epoch` (paper: 5,000 passes over the cases)."""
+    iterations_per_epoch: Annotated[int, ABOVE_0] = 250
+    """Training steps per epoch (nnU-Net: 250)."""
+    validation_iterations: Annotated[int, ABOVE_0] = 50
+    """Validation steps per epoch (nnU-Net: 50)."""
+    learning_rate: Annotated[float, ABOVE_0] = 3e-4
+    """Peak of the schedule for freshly initialised weights (paper: base rate 1e-1)."""
+    pretrained_learning_rate: Annotated[float, ABOVE_0] = 3e-4
+    """Peak of the schedule for pre-trained weights; by default the same as for fresh ones, as in the paper."""
+    weight_decay: Annotated[float, AT_LEAST_0] = 0.05
+    """AdamW's decay of weight matrices (paper: 0.005)."""
+    warmup_steps: Annotated[int, AT_LEAST_0] = 2500
+    """Steps of linear warm-up before the polynomial decay; at most a tenth of all steps is used."""
+    clip: Annotated[float, ABOVE_0] = 1.0
+    """Largest gradient norm."""
+    mirror_axes: Annotated[tuple[int, ...] | None, AXES] = None
+    """Spatial axes that are mirrored in augmentation and, all combinations averaged, in prediction; null takes
+    nnU-Net's, which are all. Leave out the left-right axis where left and right organs have different labels."""
+    network: Literal["unetr", "swin_unetr", "attention_unet"] | None = None
+    """What `MONAITrainer` trains; the other trainers have their own network."""
+    label_fraction: Annotated[float, Rule(lambda value: 0 < value <= 1, "above 0 and at most 1")] = 1.0
+    """Share of the fold's training cases to train on, for label-efficiency curves. Pre-training reads the images of all
+    of them."""
+    label_seed: Annotated[int, AT_LEAST_0] = 0
+    """Decides which cases belong to the share; a smaller share is part of a larger one."""
+    seed: Annotated[int | None, AT_LEAST_0] = None
+    """Seed of the weights; null draws one."""
+
+
+@dataclass(frozen=True)
+class TopoMAEConfig(Checked):
+    """All of the `topomae` section."""
+
+    NAME: ClassVar[str] = SECTION
+
+    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+    topology: TopologyConfig = field(default_factory=TopologyConfig)
+    finetuning: FinetuningConfig = field(default_factory=FinetuningConfig)
+
+    @classmethod
+    def from_configuration(cls, configuration: Mapping[str, Any]) -> "TopoMAEConfig":
+        """Read the section of one configuration of a plan; absent keys take their defaults.
+
+        Raises:
+            ValueError: unknown key or value out of range, with its full name and what is allowed.
+        """
+        return cls.read(configuration.get(SECTION, {}))
+
+    def to_plan(self) -> dict[str, Any]:
+        """The section as JSON-serialisable nested dictionaries."""
+        return asdict(self)
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Check values that shall be set in plans, one by one.
+
+    Args:
+        settings: values by dotted key, such as `finetuning.epochs`; also `patch_size` and `batch_size`, whose values
+            only the plan can check.
+
+    Raises:
+        ValueError: a key that does not exist, with the closest one that does, or a value that is not allowed.
+    """
+    sections = TopoMAEConfig.hints()
+    hints = {f"{name}.{key}": hint for name, section in sections.items() for key, hint in section.hints().items()}
+    for key, value in settings.items():
+        plain = key.removeprefix(f"{SECTION}.")
+        if plain in sections:
+            sections[plain].read(value)
+        elif plain in hints:
+            convert(hints[plain], value, f"{SECTION}.{plain}")
+        elif key not in CONFIGURATION_KEYS:
+            of_that_name = [known for known in hints if known.endswith(f".{plain}")]
+            alike = of_that_name or closest(plain, [*hints, *CONFIGURATION_KEYS])
+            raise ValueError(f"unknown plan key {key}{did_you_mean(alike)}")
