@@ -94,8 +94,12 @@ class TopologyConfig(Checked):
     clipping is the same. Logged terms are unweighted, and monitoring computes the term in all steps."""
     warmup_epochs: Annotated[int, AT_LEAST_0] = 5
     """Epochs over which the term's weight grows linearly from 0 to its full value."""
-    backend: Literal["auto", "cripser", "gudhi"] = "auto"
-    """Library for persistent homology; `auto` takes cripser, or gudhi where cripser is not installed."""
+    tolerance: Annotated[float, Rule(lambda value: 0 <= value < 1, "0 for exact, below 1")] = 0.0
+    """Relative error of a squared distance at which the matching may stop; it is proven for every matching. 0 computes
+    the exact distance."""
+    backend: Literal["auto", "native", "cripser", "gudhi"] = "auto"
+    """What computes persistent homology. `auto` takes `native`, the package's own engine, which is the fastest; the two
+    libraries give the same diagrams."""
     threads: Annotated[int, Rule(lambda value: value >= 0, "0 for automatic, or the number of threads")] = 0
     """Worker threads; 0 takes the number of cores, at most 8."""
 

@@ -1,6 +1,6 @@
 """Persistence diagrams of volumes (paper Sec. II-A)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,12 @@ class PersistenceDiagrams:
     volume_shape: tuple[int, ...]
     dimensions: tuple[int, ...]
     entries: tuple[PersistenceDiagram, ...]
+
+    def __iter__(self) -> Iterator[PersistenceDiagram]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
 
     def __getitem__(self, dimension: int) -> PersistenceDiagram:
         if dimension not in self.dimensions:

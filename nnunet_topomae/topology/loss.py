@@ -21,7 +21,7 @@ from nnunet_topomae.topology.pending import (
     sum_dimensions,
 )
 from nnunet_topomae.topology.regions import TopologyRegion
-from nnunet_topomae.topology.workers import WorkerPool
+from nnunet_topomae.topology.workers import shared_pool
 from nnunet_topomae.types import Scalar
 
 Origins = Sequence[int] | Sequence[Sequence[int]] | Tensor | None
@@ -42,8 +42,10 @@ class TopologicalLoss(nn.Module):
         region_size: edge of the region in voxels, for `crop` and `pool`.
         dimensions: homology dimensions in the sum: 0 components, 1 loops, 2 voids.
         normalisation: `paper` the distance itself, `per_voxel` divided by the square root of the region's voxels.
-        backend: library for persistent homology: `auto`, `cripser` or `gudhi`.
-        threads: number of threads; 0 takes the number of cores, at most 8.
+        backend: what computes persistent homology: `auto`, `native`, `cripser` or `gudhi`.
+        threads: number of threads; 0 takes the number of cores, at most 8. All losses of a process with the same number
+            share their threads.
+        tolerance: relative gap at which a matching may stop, see `wasserstein_matching`; 0 is exact.
 
     Raises:
         ValueError: a value that is not allowed.
@@ -70,15 +72,26 @@ class TopologicalLoss(nn.Module):
         normalisation: str = "paper",
         backend: str = "auto",
         threads: int = 0,
+        tolerance: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0.0 <= tolerance < 1.0:
+            raise ValueError(f"tolerance = {tolerance!r} must be at least 0 and below 1")
         if normalisation not in ("paper", "per_voxel"):
             raise ValueError(f"unknown normalisation {normalisation!r}; allowed: paper, per_voxel")
         self.region = TopologyRegion(region, region_size)
         self.dimensions = check_dimensions(dimensions)
         self.normalisation = normalisation
         self.backend = resolve_backend(backend)
-        self.pool = WorkerPool(threads)
+        self.tolerance = tolerance
+        self.pool = shared_pool(threads)
+
+    def extra_repr(self) -> str:
+        """The settings, for ``repr``."""
+        return (
+            f"region={self.region.policy!r}, region_size={self.region.size}, dimensions={self.dimensions}, "
+            f"normalisation={self.normalisation!r}, backend={self.backend!r}, tolerance={self.tolerance:g}"
+        )
 
     def forward(
         self,
@@ -111,9 +124,12 @@ class TopologicalLoss(nn.Module):
                 sample; by default the region is centred.
 
         Raises:
-            TypeError: a reconstruction of another type: half precision destroys the gradient's direction.
+            TypeError: a reconstruction that is no tensor, or of another type: half precision destroys the gradient's
+                direction.
             ValueError: shapes that do not fit each other. Bad values are reported by :meth:`PendingLoss.result`.
         """
+        if not isinstance(reconstruction, Tensor):
+            raise TypeError(f"the reconstruction must be a tensor, got {type(reconstruction).__name__}")
         if reconstruction.dtype not in (torch.float32, torch.float64):
             raise TypeError(
                 f"the reconstruction must be float32 or float64, got {reconstruction.dtype}; "
@@ -174,7 +190,8 @@ class TopologicalLoss(nn.Module):
     def _term(self, target: "Future[Any]", diagrams: "Future[Any]") -> "Future[ChannelTerm]":
         """Chain the matchings of one channel behind its diagrams and the sum behind the matchings."""
         matchings = [
-            self.pool.when_all([target, diagrams], partial(match_dimension, dimension)) for dimension in self.dimensions
+            self.pool.when_all([target, diagrams], partial(match_dimension, dimension, self.tolerance))
+            for dimension in self.dimensions
         ]
         return self.pool.when_all([diagrams, *matchings], sum_dimensions)
 

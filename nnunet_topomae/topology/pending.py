@@ -22,11 +22,13 @@ class DimensionTerm(NamedTuple):
         dimension: homology dimension.
         cost: squared 2-Wasserstein distance.
         gradient: derivative of ``cost`` with respect to birth and death of every point (n, 2).
+        gap: largest possible relative excess of ``cost``; rounding only for an exact matching.
     """
 
     dimension: int
     cost: float
     gradient: Float[ndarray, "n 2"]
+    gap: float
 
 
 class ChannelTerm(NamedTuple):
@@ -35,10 +37,12 @@ class ChannelTerm(NamedTuple):
     Attributes:
         value: the loss.
         gradient: array of the region's shape.
+        gap: the largest of its dimensions.
     """
 
     value: float
     gradient: Float[ndarray, "..."]
+    gap: float
 
 
 class HostCopy:
@@ -79,11 +83,14 @@ def diagrams_of(
     return persistence_diagrams(copy.read(index), dimensions, backend)
 
 
-def match_dimension(dimension: int, target: PersistenceDiagrams, diagrams: PersistenceDiagrams) -> DimensionTerm:
+def match_dimension(
+    dimension: int, tolerance: float, target: PersistenceDiagrams, diagrams: PersistenceDiagrams
+) -> DimensionTerm:
     """Squared distance of the diagrams of one dimension, and its gradient.
 
     Args:
         dimension: homology dimension.
+        tolerance: relative gap at which the matching may stop.
         target: diagrams of the input.
         diagrams: diagrams of the reconstruction.
 
@@ -91,8 +98,8 @@ def match_dimension(dimension: int, target: PersistenceDiagrams, diagrams: Persi
         The distance and its gradient with respect to the reconstruction's points.
     """
     first, second = target[dimension].points, diagrams[dimension].points
-    matching = wasserstein_matching(first, second)
-    return DimensionTerm(dimension, matching.cost, matching_gradient(first, second, matching.pairs))
+    matching = wasserstein_matching(first, second, tolerance)
+    return DimensionTerm(dimension, matching.cost, matching_gradient(first, second, matching.pairs), matching.gap)
 
 
 def sum_dimensions(diagrams: PersistenceDiagrams, *terms: DimensionTerm) -> ChannelTerm:
@@ -108,12 +115,13 @@ def sum_dimensions(diagrams: PersistenceDiagrams, *terms: DimensionTerm) -> Chan
     value = float(np.sqrt(sum(term.cost for term in terms)))
     size = int(np.prod(diagrams.volume_shape))
     if value == 0.0:
-        return ChannelTerm(value, np.zeros(diagrams.volume_shape))
+        return ChannelTerm(value, np.zeros(diagrams.volume_shape), 0.0)
     entries = [diagrams[term.dimension] for term in terms]
     voxels = np.concatenate([index for entry in entries for index in (entry.birth_voxels, entry.death_voxels)])
     slopes = np.concatenate([term.gradient[:, end] for term in terms for end in (0, 1)])
     gradient = np.bincount(voxels, weights=slopes, minlength=size) / (2.0 * value)
-    return ChannelTerm(value, gradient.reshape(diagrams.volume_shape))  # (d*h*w,) -> (d, h, w)
+    gap = max(term.gap for term in terms)
+    return ChannelTerm(value, gradient.reshape(diagrams.volume_shape), gap)  # (d*h*w,) -> (d, h, w)
 
 
 class PendingLoss:
@@ -127,6 +135,15 @@ class PendingLoss:
     def done(self) -> bool:
         """Whether :meth:`result` would return without waiting."""
         return all(term.done() for term in self._terms)
+
+    @property
+    def gap(self) -> float:
+        """Proven bound of the relative excess of the squared distances; waits for the threads.
+
+        It is rounding only where all matchings are exact. Otherwise the tolerance or the bound of the work stopped one,
+        and the loss is at most a factor of 1 / sqrt(1 - gap) too large.
+        """
+        return max(term.result().gap for term in self._terms)
 
     def result(self) -> Scalar:
         """Wait for the threads and return the loss, differentiable by the reconstruction.

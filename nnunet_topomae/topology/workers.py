@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 MAX_AUTOMATIC_THREADS = 8
@@ -19,7 +20,7 @@ def available_cores() -> int:
 class WorkerPool:
     """A thread pool that starts on first use, survives a fork and can be copied and pickled.
 
-    A copy, an unpickled pool and the pool in a forked child each start their own threads.
+    The pool in a forked child starts its own threads; a copy or an unpickled pool is the shared one of its process.
 
     Args:
         threads: number of threads; 0 takes the number of cores, at most 8.
@@ -36,8 +37,8 @@ class WorkerPool:
         self._executor: ThreadPoolExecutor | None = None
         self._owner = os.getpid()
 
-    def __reduce__(self) -> tuple[type["WorkerPool"], tuple[int]]:
-        return WorkerPool, (self.threads,)
+    def __reduce__(self) -> tuple[Callable[[int], "WorkerPool"], tuple[int]]:
+        return shared_pool, (self.threads,)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Run ``function(*arguments)`` in a thread."""
@@ -80,3 +81,9 @@ class WorkerPool:
                 count = self.threads or min(available_cores(), MAX_AUTOMATIC_THREADS)
                 self._executor = ThreadPoolExecutor(count, thread_name_prefix="topology")
             return self._executor
+
+
+@cache
+def shared_pool(threads: int = 0) -> WorkerPool:
+    """The pool of this process with so many threads, so that many losses do not start many pools."""
+    return WorkerPool(threads)

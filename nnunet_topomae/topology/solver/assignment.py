@@ -40,7 +40,7 @@ class _State(NamedTuple):
     epsilon: float
 
 
-def match(first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"], budget: int) -> Solution:
+def match(first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"], budget: int, tolerance: float = 0.0) -> Solution:
     """Optimal matching of two non-empty sets of points with positive persistence.
 
     Args:
@@ -48,24 +48,29 @@ def match(first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"], budget: i
         second: likewise.
         budget: work in visits of tree leaves (about 0.1 microseconds each). When it is used up, the matching is
             valid but maybe not optimal; the potentials are feasible in any case.
+        tolerance: stop after the auctions if the matching's relative distance from the lower bound is at most this.
     """
     if len(first) <= len(second):
-        return _match_rows(first, second, budget)
-    partners, second_potentials, first_potentials = _match_rows(second, first, budget)
+        return _match_rows(first, second, budget, tolerance)
+    partners, second_potentials, first_potentials = _match_rows(second, first, budget, tolerance)
     matched = np.flatnonzero(partners >= 0)
     inverse = np.full(len(first), ON_DIAGONAL, dtype=np.int64)
     inverse[partners[matched]] = matched
     return Solution(inverse, first_potentials, second_potentials)
 
 
-def _match_rows(first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"], budget: int) -> Solution:
+def _match_rows(first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"], budget: int, tolerance: float) -> Solution:
     """Match with n <= m; the first points are the rows."""
     scratch = new_scratch(NEIGHBOURS)
     state = _run_auctions(first, second, scratch, int(AUCTION_SHARE * budget))
     rows, columns = state.rows, state.columns
     auctioned = rows.partner.copy()
-    _finish(rows, columns, state.epsilon, scratch, budget)
-    candidates = [rows.partner] if scratch.leaves[0] < budget else [rows.partner, auctioned]
+    lists = new_lists(len(first), NEIGHBOURS)
+    best_column = _make_feasible(rows, columns, lists, state.epsilon, scratch)
+    candidates = [auctioned]
+    if tolerance == 0.0 or _gap(rows, columns, auctioned) > tolerance:
+        _finish(rows, columns, lists, best_column, scratch, budget)
+        candidates = [rows.partner] if scratch.leaves[0] < budget else [rows.partner, auctioned]
     partners = [_in_input_order(state, partner) for partner in candidates]
     potentials = np.empty(len(first)), np.empty(len(second))
     potentials[0][state.row_order] = rows.potential[: len(first)]
@@ -140,13 +145,27 @@ def _auction_both(rows: Side, columns: Side, lists: Lists, epsilon: float, scrat
         auction(columns, rows, reverse_lists, queue, len(lost), epsilon, scratch, budget)
 
 
-def _finish(rows: Side, columns: Side, epsilon: float, scratch: Scratch, budget: int) -> None:
-    """From the auction's potentials to the optimum."""
-    n, m = len(rows.partner), len(columns.partner)
-    lists = new_lists(n, NEIGHBOURS)
+def _make_feasible(rows: Side, columns: Side, lists: Lists, epsilon: float, scratch: Scratch) -> Int[ndarray, " n"]:
+    """Give the rows the largest potentials that the columns' allow; returns each row's best column, -1 the diagonal."""
     refresh(columns)
-    best_column = np.empty(n, dtype=np.int64)
+    best_column = np.empty(len(rows.partner), dtype=np.int64)
     tighten(rows, columns, lists, best_column, epsilon, scratch)
+    return best_column
+
+
+def _gap(rows: Side, columns: Side, partner: Int[ndarray, " n"]) -> float:
+    """Relative distance of a matching's cost, in tree order, from the lower bound of feasible potentials."""
+    n, m = len(rows.partner), len(columns.partner)
+    first, second = (np.stack([side.midpoint[:k], side.half[:k]], axis=1) for side, k in ((rows, n), (columns, m)))
+    cost = matching_cost(first, second, partner)
+    return 1.0 - float(rows.potential[:n].sum() + columns.potential[:m].sum()) / cost if cost > 0.0 else 0.0
+
+
+def _finish(
+    rows: Side, columns: Side, lists: Lists, best_column: Int[ndarray, " n"], scratch: Scratch, budget: int
+) -> None:
+    """From feasible potentials to the optimum."""
+    n, m = len(rows.partner), len(columns.partner)
     keep = (best_column >= 0) & (best_column == rows.partner)
     rows.partner[:] = np.where(best_column < 0, ON_DIAGONAL, UNASSIGNED)
     rows.partner[keep] = best_column[keep]

@@ -148,3 +148,9 @@ def test_other_backends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nnunet_topomae.topology.backends.find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="pip install gudhi"):
         persistence_diagrams(np.zeros((2, 3, 4)), backend="gudhi")
+
+
+def test_diagrams_can_be_listed() -> None:
+    diagrams = persistence_diagrams(volume((3, 4, 5)), dimensions=(2, 0))
+    assert [len(diagram) for diagram in diagrams] == [len(diagrams[2]), len(diagrams[0])]
+    assert len(diagrams) == 2

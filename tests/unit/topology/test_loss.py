@@ -1,4 +1,5 @@
 import copy
+import inspect
 import pickle
 from typing import Any
 
@@ -260,3 +261,33 @@ def test_target_diagrams_that_do_not_fit_are_refused() -> None:
 def test_other_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TopologicalLoss(**options)
+
+
+def test_losses_share_their_threads() -> None:
+    assert TopologicalLoss(threads=2).pool is TopologicalLoss("crop", threads=2).pool
+
+
+def test_the_settings_are_in_the_representation() -> None:
+    text = repr(TopologicalLoss("crop", 24, (0, 2), backend="gudhi", tolerance=0.01))
+    for part in ("'crop'", "region_size=24", "(0, 2)", "'gudhi'", "tolerance=0.01"):
+        assert part in text
+
+
+def test_an_array_is_refused_as_reconstruction() -> None:
+    start = inspect.unwrap(TopologicalLoss.start)  # without the run-time checks of types in tests
+    with pytest.raises(TypeError, match="must be a tensor, got ndarray"):
+        start(TopologicalLoss(), torch.zeros(3, 4, 5), np.zeros((3, 4, 5), np.float32))  # type: ignore[arg-type]
+
+
+def test_the_loss_carries_its_gap_and_keeps_to_the_tolerance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    volume = torch.rand(1, 1, 17, 16, 18, generator=generator)
+    reconstruction = volume + 0.2 * torch.rand(volume.shape, generator=generator)
+    exact = TopologicalLoss().start(volume, reconstruction)
+    assert exact.gap < 1e-12
+    loose = TopologicalLoss(tolerance=0.05).start(volume, reconstruction)
+    assert 1e-12 < loose.gap <= 0.05
+    assert exact.result() < loose.result() <= exact.result() / (1 - loose.gap) ** 0.5
+    for wrong in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="tolerance"):
+            TopologicalLoss(tolerance=wrong)

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from nnunet_topomae.topology import Matching, matching_gradient, wasserstein_distance, wasserstein_matching
+from nnunet_topomae.topology import (
+    Matching,
+    matching_gradient,
+    persistence_diagrams,
+    wasserstein_distance,
+    wasserstein_matching,
+)
 from nnunet_topomae.topology import matching as module
 
 Solver = str
@@ -239,3 +245,28 @@ def test_values_whose_squares_vanish_cost_nothing() -> None:
 def test_points_on_both_sides_of_the_diagonal_are_refused() -> None:
     with pytest.raises(ValueError, match="births must be all at least or all at most"):
         wasserstein_matching([[1.0, 0.0]], [[0.0, 1.0]])
+
+
+def test_points_far_from_zero_are_matched_as_exactly_as_near_it() -> None:
+    rng = np.random.default_rng(4)
+    first, second = (np.sort(rng.integers(0, 2000, (n, 2)) / 8, axis=1)[:, ::-1] for n in (300, 250))
+    near = wasserstein_matching(first, second)
+    far = wasserstein_matching(first + 2.0**23, second + 2.0**23)  # the eighths stay exact
+    assert far.cost == near.cost
+    assert abs(far.lower_bound - far.cost) <= 1e-13 * far.cost
+
+
+def test_diagrams_are_taken_as_they_are() -> None:
+    volumes = np.random.default_rng(5).standard_normal((2, 6, 7, 5))
+    first, second = (persistence_diagrams(volume)[1] for volume in volumes)
+    assert wasserstein_distance(first, second) == wasserstein_distance(first.points, second.points)
+
+
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-3])
+def test_a_tolerance_bounds_the_gap(tolerance: float) -> None:
+    rng = np.random.default_rng(6)
+    first, second = (np.sort(rng.random((n, 2)), axis=1)[:, ::-1] for n in (3000, 2500))
+    exact, loose = wasserstein_matching(first, second), wasserstein_matching(first, second, tolerance)
+    assert exact.cost <= loose.cost <= exact.cost / (1 - tolerance)
+    assert loose.gap <= tolerance
+    assert loose.lower_bound <= exact.cost * (1 + 1e-12)

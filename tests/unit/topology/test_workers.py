@@ -6,7 +6,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from nnunet_topomae.topology.workers import WorkerPool
+from nnunet_topomae.topology.workers import WorkerPool, shared_pool
 
 
 def test_chains_longer_than_the_pool_do_not_lock_up() -> None:
@@ -42,12 +42,12 @@ def test_known_futures_are_accepted() -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pool: pickle.loads(pickle.dumps(pool))])
-def test_copies_have_their_own_threads(duplicate: object) -> None:
+def test_copies_are_the_pool_that_a_process_shares(duplicate: object) -> None:
     pool = WorkerPool(3)
-    names = pool.submit(lambda: threading.get_ident()).result(timeout=10)
     other = duplicate(pool)  # type: ignore[operator]
-    assert other.threads == 3
-    assert other.submit(lambda: threading.get_ident()).result(timeout=10) != names
+    assert other is not pool
+    assert other is shared_pool(3) is duplicate(other)  # type: ignore[operator]
+    assert other.submit(int, "6").result(timeout=10) == 6
 
 
 def test_a_forked_child_starts_anew() -> None:
