@@ -12,7 +12,9 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK
 import torch
 
 from nnunet_topomae.architectures.build import build_unetrpp
@@ -102,6 +104,18 @@ def test_statistics_coverage(study: Study, tmp_path: Path) -> None:
     result = read(tmp_path / "out.json")
     assert len(result["rates"]) == 2 * len(module.DESIGNS)
     assert result["repetitions"] == 10
+
+
+def test_homology(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = SimpleITK.GetImageFromArray(np.random.default_rng(0).integers(0, 99, (6, 9, 7)).astype(np.int16))
+    SimpleITK.WriteImage(image, tmp_path / "scan_0000.nii.gz")
+    arguments = ["--quick", "--images", str(tmp_path / "scan_0000.nii.gz"), "--out", str(tmp_path / "out.json")]
+    study("homology").main(arguments)
+    found = read(tmp_path / "out.json")
+    assert all(row["equal"] for row in found["volumes"])
+    assert found["volumes"][-1]["shape"] == [6, 9, 7]
+    assert "| scan_0000 | 6x9x7 | yes |" in capsys.readouterr().out
+    assert {row["kind"] for row in found["losses"]} >= {"late", "init"}
 
 
 def test_topology_training(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
