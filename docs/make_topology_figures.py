@@ -17,7 +17,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 
+from mpl_toolkits.mplot3d.art3d import Poly3DCollection
+
 from nnunet_topomae.topology import TopologicalLoss, persistence_diagrams, wasserstein_matching
+from nnunet_topomae.topology.homology.cells import CUBES, DIRECTIONS, SQUARES
+from nnunet_topomae.topology.homology.lower_stars import CRITICAL, VERTEX, lower_stars
 
 IMAGES = Path(__file__).parent / "images"
 BLUE, ORANGE, GREEN, GREY = "#3b7dd8", "#e08a1e", "#2a9d6f", "#888888"
@@ -85,6 +89,66 @@ def overview() -> Figure:
     return figure
 
 
+def lower_star_panel(axes: Any, edges: int, squares: int, cubes: int, title: str) -> None:
+    """A lower star as a part of an octahedron, with arrows for the discrete gradient and red for critical cells."""
+    corners = np.array(DIRECTIONS, float)[:, ::-1]
+    table = lower_stars()
+    star = int(table.first[edges | squares << 6]) + int(table.place[table.cubes_of_squares[squares], cubes])
+    partner = table.edges[6 * star : 6 * star + 6] >> 3
+    critical_squares = int(table.critical_squares[star])
+    listed = [int(entry) for entry in table.next_cube[star] if entry != 255]
+    for square, ends in enumerate(SQUARES):
+        axes.plot(*corners[list(ends)].T, color="#dddddd", lw=0.8, zorder=0)
+        if squares >> square & 1:
+            colour = "#c0392b" if critical_squares >> square & 1 else BLUE
+            axes.plot(*corners[list(ends)].T, color=colour, lw=2.5, zorder=1)
+    for entry in listed:
+        triangle = corners[list(CUBES[entry & 7])]
+        colour = "#c0392b" if entry >= 64 else BLUE
+        axes.add_collection3d(Poly3DCollection([triangle], facecolor=colour, alpha=0.18, edgecolor="none"))
+        if entry < 64:
+            (left,) = (d for d in CUBES[entry & 7] if d ^ 1 == entry >> 3)
+            side = corners[[d for d in CUBES[entry & 7] if d != left]].mean(axis=0)
+            arrow(axes, side, triangle.mean(axis=0))
+    for edge in range(6):
+        if edges >> edge & 1:
+            colour = {VERTEX: GREEN, CRITICAL: "#c0392b"}.get(int(partner[edge]), BLUE)
+            axes.scatter(*corners[edge], s=60, color=colour, depthshade=False, zorder=3)
+            if partner[edge] < 12:
+                arrow(axes, corners[edge], corners[list(SQUARES[partner[edge]])].mean(axis=0))
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()
+    axes.view_init(elev=22, azim=-52)
+    axes.set_box_aspect((1, 1, 1), zoom=1.35)
+
+
+def arrow(axes: Any, start: np.ndarray, end: np.ndarray) -> None:
+    """From a cell to the larger one that it is paired with."""
+    axes.quiver(*start, *(end - start), color="black", lw=1.4, arrow_length_ratio=0.35, zorder=4)
+
+
+def lower_stars_figure() -> Figure:
+    """Four lower stars."""
+    figure = Figure(figsize=(11, 3.1), dpi=90)
+    figure.subplots_adjust(left=0, right=1, top=0.86, bottom=0.02, wspace=0)
+    table = lower_stars()
+
+    def closed(edges: int) -> tuple[int, int, int]:
+        squares = int(table.squares_of_edges[edges])
+        return edges, squares, int(table.cubes_of_squares[squares])
+
+    two = 1 << 1 | 1 << 4
+    panels = (
+        ((two | 1 << 3, 1 << SQUARES.index((1, 3)), 0), "three edges, one square:\ntwo components meet"),
+        ((2 | 8 | 1 | 4, int(table.squares_of_edges[15]), 0), "four edges, four squares:\na loop is filled"),
+        (closed(2 | 4 | 32), "a corner of a cube:\nnothing happens"),
+        (closed(63), "all around:\na void is filled"),
+    )
+    for k, (cells, title) in enumerate(panels):
+        lower_star_panel(figure.add_subplot(1, 4, k + 1, projection="3d"), *cells, title)
+    return figure
+
+
 def scaling(results: dict[str, Any]) -> Figure:
     """Time and memory over the size of the volume, ours and the peers'."""
     late = [row for row in results["volumes"] if row["kind"] == "late"]
@@ -116,8 +180,9 @@ def scaling(results: dict[str, Any]) -> Figure:
 
 
 def main() -> None:
-    """Write both pictures."""
+    """Write the pictures."""
     for name, figure in (
+        ("topology_lower_stars.png", lower_stars_figure()),
         ("topology_overview.png", overview()),
         ("topology_scaling.png", scaling(json.loads(Path(sys.argv[1]).read_text()))),
     ):
