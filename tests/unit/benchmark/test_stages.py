@@ -7,7 +7,7 @@ from torch import nn
 
 from nnunet_topomae.architectures.build import build_fusion_network
 from nnunet_topomae.architectures.rule import derive_network_shape
-from nnunet_topomae.benchmark.work import count_parameters
+from nnunet_topomae.benchmark.stages import count_parameters
 from nnunet_topomae.config import ArchitectureConfig
 
 
