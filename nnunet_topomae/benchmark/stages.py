@@ -70,17 +70,17 @@ def make_plan(task: Task) -> list[Path]:
             task.command("nnUNetv2_plan_experiment", "-d", job.dataset_id, "-pl", planner, *memory)
         what = ["-d", job.dataset_id, "-plans_name", plans, "-c", job.parameters["configuration"]]
         task.command("nnUNetv2_preprocess", *what, "-np", workers)
-    _write_splits(folder.dataset)
+    write_splits(folder.dataset)
     made = [*(f"{name}.json" for name in job.parameters["planners"]), "splits_final.json", "dataset.json"]
     return [folder.dataset / name for name in made]
 
 
-def _write_splits(dataset: Path) -> None:
+def write_splits(dataset: Path) -> None:
     """nnU-Net's own folds, where the data set brings none: now, not by whichever training is first."""
-    from nnunet_topomae.datasets.splits import make_splits
-
     file = dataset / "splits_final.json"
     if not file.is_file():
+        from nnunet_topomae.datasets.splits import make_splits
+
         ending = read_json(dataset / "dataset.json")["file_ending"]
         cases = [path.name[: -len(ending)] for path in (dataset / "gt_segmentations").glob(f"*{ending}")]
         write_json(file, make_splits(cases))
