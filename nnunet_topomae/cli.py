@@ -19,7 +19,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Command("nnunet_topomae.commands.demo", "the whole chain on synthetic volumes, with a report"),
+    "demo": Command(
+        "nnunet_topomae.commands.demo", "a small benchmark on synthetic volumes, from nothing to the report"
+    ),
     "convert": Command(
         "nnunet_topomae.commands.convert", "make an nnU-Net data set from a download: BTCV, Synapse, ACDC, MSD"
     ),
@@ -31,7 +33,6 @@ COMMANDS = {
     "benchmark": Command(
         "nnunet_topomae.commands.benchmark", "compare recipes over data sets, folds and seeds: run, watch, report"
     ),
-    "report": Command("nnunet_topomae.commands.report", "make the demo's HTML report again"),
     "parameters": Command("nnunet_topomae.commands.parameters", "parameters and operations of the networks of a plan"),
 }
 

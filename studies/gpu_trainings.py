@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from nnunet_topomae.benchmark.steps import find_program
 from nnunet_topomae.datasets.phantom import write_phantom_dataset
 from nnunet_topomae.nnunet.plans_file import read_plans, write_plans
+from nnunet_topomae.nnunet.process import find_program
 from nnunet_topomae.plans.variants import make_variant
 
 Record = dict[str, Any]

@@ -4,6 +4,7 @@ Imports neither torch nor the package, so that a single file of tests starts fas
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from importlib.util import cache_from_source
@@ -14,6 +15,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEST_DATA_VARIABLE = "TOPOMAE_TEST_DATA"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 # Read when nnunetv2 is imported, here and in child processes.
 os.environ.setdefault("nnUNet_def_n_proc", "1")
@@ -94,6 +96,19 @@ def test_data() -> Callable[[str], Path]:
         if not (root / name).exists():
             pytest.skip(f"no real data {name} in {root}; set {TEST_DATA_VARIABLE} to the folder that holds it")
         return root / name
+
+    return find
+
+
+@pytest.fixture
+def find_browser() -> Callable[[], str]:
+    """Finds the program of a browser, or skips the rest of a test with the reason."""
+
+    def find() -> str:
+        browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+        if browser is None:
+            pytest.skip(f"the page was not opened: none of {', '.join(BROWSERS)} is installed")
+        return browser
 
     return find
 

@@ -1,55 +1,159 @@
-"""Scores and provenance of a finished demo, as plain JSON values."""
+"""The numbers of a report, typed."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from nnunet_topomae.benchmark.layout import MODELS, SCORES_FILE, DemoFolders, DemoSettings
-from nnunet_topomae.benchmark.steps import StepRecord
-from nnunet_topomae.datasets.phantom import LABELS
-from nnunet_topomae.evaluation.metrics import StructureScore, summarise
-from nnunet_topomae.files import strict_json, write_json
-from nnunet_topomae.nnunet.names import PRETRAINER
-from nnunet_topomae.nnunet.provenance import describe_machine, describe_versions
-from nnunet_topomae.nnunet.scoring import score_folder
+from nnunet_topomae.benchmark.recipes import Recipe
+from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.evaluation.statistics import Comparison
+from nnunet_topomae.files import strict_json
 
 
-def write_scores(folders: DemoFolders) -> None:
-    """Score both models on the held-out cases."""
-    truth = folders.raw / folders.dataset / "labelsTs"
-    scores = {model: score_folder(truth, folders.prediction(model), LABELS) for model in MODELS}
-    plain = {
-        model: {case: {name: asdict(score) for name, score in structures.items()} for case, structures in cases.items()}
-        for model, cases in scores.items()
+@dataclass(frozen=True)
+class Cost:
+    """Mean cost of a training, its pre-training included, which counts in full for every label fraction.
+
+    Attributes:
+        hours: by the clock.
+        cpu_hours: of all processes.
+        gpu_bytes: largest GPU memory; None without a GPU.
+        peak_process_bytes: memory of the largest process.
+    """
+
+    hours: float
+    cpu_hours: float
+    gpu_bytes: float | None
+    peak_process_bytes: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe on one data set with one share of the labels; a metric that is never defined is NaN.
+
+    Attributes:
+        structures: metrics by structure, means over cases, then seeds.
+        mean: metrics, means over structures; counts are sums.
+        seed_sd: standard deviation of `mean` over seeds; None with one seed.
+        cases: number of cases.
+        by_case: Dice and HD95 by case and structure, means over seeds.
+        parameters: of the network.
+        macs: multiply-accumulate operations of the network on one crop, None where not known.
+        cost: of a training.
+    """
+
+    structures: Mapping[str, Mapping[str, float]]
+    mean: Mapping[str, float]
+    seed_sd: Mapping[str, float | None]
+    cases: int
+    by_case: Mapping[str, Mapping[str, Mapping[str, float]]]
+    parameters: int
+    macs: float | None
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Table:
+    """One data set with one share of the labels.
+
+    Attributes:
+        dataset: name.
+        fraction: share of the labels.
+        rows: complete recipes by name.
+        incomplete: names of the others.
+        comparisons: by metric and recipe, with the baseline.
+        ranks: by metric and recipe, how often it comes first, second, ... in the bootstrap.
+        cases: names.
+        values: by metric and recipe, the mean over structures of every case (cases, seeds).
+        published: the paper's numbers, as in published.json.
+    """
+
+    dataset: str
+    fraction: float
+    rows: Mapping[str, Row]
+    incomplete: Sequence[str]
+    comparisons: Mapping[str, Mapping[str, Comparison]]
+    ranks: Mapping[str, Mapping[str, Sequence[float]]]
+    cases: Sequence[str]
+    values: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
+    published: Sequence[Mapping[str, Any]]
+
+    @property
+    def key(self) -> str:
+        """Short name, also of the figures' files."""
+        share = "" if self.fraction == 1 else f"_labels{round(100 * self.fraction)}"
+        return f"{self.dataset}{share}"
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """How a job was done.
+
+    Attributes:
+        name: of the job.
+        fingerprint: of all that decides its result.
+        seconds: by the clock, over all attempts; None if it is not done.
+        commands: nnU-Net's commands of the last attempt; the benchmark's folder is `$OUT`.
+    """
+
+    name: str
+    fingerprint: str
+    seconds: float | None
+    commands: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that a report shows.
+
+    Attributes:
+        spec: the benchmark.
+        tables: by data set and share of the labels.
+        jobs: all jobs.
+        published_source: where the published numbers are from.
+        machine: where the report was made.
+        versions: of packages.
+    """
+
+    spec: BenchmarkSpec
+    tables: Sequence[Table]
+    jobs: Sequence[JobRecord]
+    published_source: str
+    machine: Mapping[str, str]
+    versions: Mapping[str, str]
+
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """Recipes by name."""
+        return {recipe.name: recipe for recipe in self.spec.recipes}
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Titles of the recipes by name."""
+        return {recipe.name: recipe.title for recipe in self.spec.recipes}
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of the jobs that are not done."""
+        return [job.name for job in self.jobs if job.seconds is None]
+
+    @property
+    def seconds(self) -> float:
+        """Work of all jobs."""
+        return sum(job.seconds for job in self.jobs if job.seconds is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as strict JSON: NaN is null, folders of this machine are left out."""
+        spec = {key: value for key, value in asdict(self.spec).items() if key not in ("out", "raw")}
+        tables = [{**asdict(table), "comparisons": _with_verdicts(table)} for table in self.tables]
+        plain = {**spec, **asdict(self), "tables": tables, "missing": self.missing}
+        del plain["spec"]
+        plain["recipes"] = {name: asdict(recipe) for name, recipe in self.recipes.items()}
+        return dict(strict_json(plain))
+
+
+def _with_verdicts(table: Table) -> dict[str, Any]:
+    return {
+        metric: {name: {**asdict(c), "shown": c.shown, "verdict": c.verdict} for name, c in compared.items()}
+        for metric, compared in table.comparisons.items()
     }
-    write_json(folders.out / SCORES_FILE, plain)
-
-
-def summarise_model(cases: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Means over the cases of one model, and as nnU-Net takes it the mean of these over the structures."""
-    names = list(next(iter(cases.values())))
-    mean = {name: summarise([StructureScore(**case[name]) for case in cases.values()]) for name in names}
-    foreground = {key: sum(mean[name][key] for name in names) / len(names) for key in ("dice", "hd95")}
-    foreground["missed"] = sum(mean[name]["missed"] for name in names)
-    return {"mean": mean, "foreground_mean": foreground, "cases": cases}
-
-
-def collect_results(
-    folders: DemoFolders, settings: DemoSettings, device: str, records: Sequence[StepRecord]
-) -> dict[str, Any]:
-    """Everything worth keeping, as strict JSON: undefined numbers are null."""
-    scores = json.loads((folders.out / SCORES_FILE).read_text())
-    models = {model: {"trainer": MODELS[model], **summarise_model(cases)} for model, cases in scores.items()}
-    summary = json.loads((folders.fold(PRETRAINER) / "validation" / "summary.json").read_text())
-    results = {
-        "settings": asdict(settings),
-        "device": device,
-        "models": models,
-        "reconstruction": summary["reconstruction"],
-        "steps": [asdict(record) for record in records],
-        "environment": {name: value.replace(str(folders.out), "$OUT") for name, value in folders.environment().items()},
-        "machine": describe_machine(),
-        "versions": describe_versions(),
-    }
-    return strict_json(results)  # type: ignore[no-any-return]

@@ -9,17 +9,23 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.benchmark.status import duration, job_status
 from nnunet_topomae.benchmark.store import JobFolder, end_orphans
 from nnunet_topomae.benchmark.work import BUSY, DONE, INTERRUPTED, WAITING
 
 POLL_SECONDS = 0.5
 OTHERS_SECONDS = 5.0
 STOP_SECONDS = 20.0
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM, where Ctrl-C raises a plain KeyboardInterrupt."""
 
 
 @dataclass
@@ -46,20 +52,22 @@ class LocalScheduler:
         self.free = list(gpus)
         self.threads = max(1, (os.cpu_count() or 1) // len(self.free))
         self.running: dict[subprocess.Popen[bytes], tuple[Job, str | None]] = {}
+        self.bars: dict[str, tqdm[NoReturn]] = {}
 
     def run(self, jobs: Sequence[Job]) -> Outcome:
         """Run all jobs that are not done; a failed one takes those that need it with it, and no others.
 
-        SIGTERM ends what runs, as Ctrl-C does; it can be taken up again.
+        SIGTERM ends what runs, as Ctrl-C does; run again to continue. Where stderr is a terminal, bars show the jobs
+        and the epochs of the running trainings.
 
         Args:
             jobs: each after those that it needs.
 
         Raises:
-            KeyboardInterrupt: it was asked to stop.
+            KeyboardInterrupt: Ctrl-C; after SIGTERM its subclass Stopped.
         """
         outcome = Outcome()
-        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        previous = signal.signal(signal.SIGTERM, _stop)
         waiting = []
         for job in jobs:
             (outcome.done.append(job.name) if JobFolder.of(job, self.spec).done() else waiting.append(job))
@@ -72,10 +80,11 @@ class LocalScheduler:
                     elif waiting:
                         time.sleep(OTHERS_SECONDS)
                     waiting += self._collect(outcome)
+                    self._show_epochs(bar)
                     bar.set_description(", ".join(job.name for job, _ in self.running.values())[:60])
                     bar.update(len(jobs) - len(waiting) - len(self.running) - bar.n)
         finally:
-            self._stop()
+            self._end()
             signal.signal(signal.SIGTERM, previous)
         return outcome
 
@@ -110,6 +119,18 @@ class LocalScheduler:
         child = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
         self.running[child] = (job, gpu)
 
+    def _show_epochs(self, jobs: "tqdm[NoReturn]") -> None:
+        """A bar for each training that runs, below the bar of the jobs."""
+        running = {job.name: job for job, _ in self.running.values() if job.epochs and not jobs.disable}
+        for name in [name for name in self.bars if name not in running]:
+            self.bars.pop(name).close()
+        for name, job in running.items():
+            if name not in self.bars:
+                place = min(set(range(1, len(self.bars) + 2)) - {-bar.pos for bar in self.bars.values()})
+                self.bars[name] = tqdm(total=job.epochs, desc=name, unit="epoch", leave=False, position=place)
+            self.bars[name].n = job_status(job, self.spec).epochs
+            self.bars[name].refresh()
+
     def _collect(self, outcome: Outcome) -> list[Job]:
         """Take the results of children that have ended; returns jobs to try again."""
         again = []
@@ -124,6 +145,7 @@ class LocalScheduler:
                 end_orphans(folder.path)
             if code == DONE:
                 outcome.done.append(job.name)
+                tqdm.write(f"done: {job.name}, {duration((folder.done() or {}).get('seconds', 0.0))}")
             elif code in (BUSY, WAITING):
                 again.append(job)
             elif code == INTERRUPTED:
@@ -133,8 +155,10 @@ class LocalScheduler:
                 tqdm.write(f"failed: {job.name}, see {folder.log}")
         return again
 
-    def _stop(self) -> None:
-        """End what still runs: it can be taken up again."""
+    def _end(self) -> None:
+        """End what still runs; another run continues it."""
+        for bar in self.bars.values():
+            bar.close()
         for child in self.running:
             with suppress(ProcessLookupError):
                 child.send_signal(signal.SIGTERM)
@@ -147,3 +171,7 @@ class LocalScheduler:
                 child.wait()
             end_orphans(JobFolder.of(job, self.spec).path)
         self.running.clear()
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise Stopped

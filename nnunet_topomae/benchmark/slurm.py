@@ -19,8 +19,7 @@ from nnunet_topomae.nnunet.process import find_program
 
 # Seconds before the wall time at which SLURM warns a job, which then stops and goes back into the queue.
 WARNING_SECONDS = 120
-NEEDS_GPU: tuple[Kind, ...] = ("pretrain", "train")
-NODE_VARIABLES = ("nnUNet_raw",)
+NEEDS_GPU: tuple[Kind, ...] = ("pretrain", "train", "predict")
 
 
 def job_command(file: Path, job: Job) -> list[str]:
@@ -28,7 +27,7 @@ def job_command(file: Path, job: Job) -> list[str]:
     return [sys.executable, "-m", "nnunet_topomae.cli", "benchmark", "job", "-b", str(file.absolute()), job.name]
 
 
-def batch_script(spec: BenchmarkSpec, file: Path, job: Job) -> str:
+def batch_script(file: Path, job: Job) -> str:
     """The script of one SLURM job: passes SLURM's warning on, and asks for another turn after it."""
     command = shlex.join(job_command(file, job))
     return "\n".join(
@@ -98,7 +97,7 @@ def submit(spec: BenchmarkSpec, file: Path, jobs: Sequence[Job], environment: Ma
         needs = [numbers[need.name] for need in job.needs if need.name in numbers]
         done = subprocess.run(
             [sbatch, "--parsable", *sbatch_arguments(spec, job, needs)],
-            input=batch_script(spec, file, job),
+            input=batch_script(file, job),
             capture_output=True,
             text=True,
             env=dict(environment),

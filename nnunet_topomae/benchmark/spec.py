@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_topomae.benchmark.recipes import PLANNERS, Recipe, find_recipe
+from nnunet_topomae.config import SECTION, TopoMAEConfig
+from nnunet_topomae.nnunet.folders import nnunet_folder
 from nnunet_topomae.nnunet.names import PLANS
 
 
@@ -34,6 +36,12 @@ class BenchmarkSpec:
         preset: plan with the published settings of this preset, which also enter `settings`.
         paper: preset name of data sets by id, for the published numbers beside ours.
         slurm: options for sbatch by name, such as `partition`.
+        raw: nnU-Net's folder of raw data; None where the variable nnUNet_raw names it.
+        held_out: score the data sets' held-out cases (imagesTs, labelsTs) instead of each fold's validation cases.
+        embed_images: show images of cases in the report; for data that everybody may see.
+        title: of the report; empty for the name.
+        description: a sentence or two below the report's title.
+        environment: variables of nnU-Net's commands, such as `nnUNet_n_proc_DA`.
     """
 
     name: str
@@ -53,6 +61,20 @@ class BenchmarkSpec:
     preset: str | None = None
     paper: Mapping[str, str] = field(default_factory=dict)
     slurm: Mapping[str, Any] = field(default_factory=dict)
+    raw: Path | None = None
+    held_out: bool = False
+    embed_images: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    title: str = ""
+    description: str = ""
+
+    def raw_folder(self) -> Path:
+        """nnU-Net's folder of raw data.
+
+        Raises:
+            ValueError: neither the file nor the variable nnUNet_raw names it.
+        """
+        return nnunet_folder("nnUNet_raw") if self.raw is None else self.raw
 
     def recipe(self, name: str) -> Recipe:
         """A recipe of this benchmark."""
@@ -61,7 +83,9 @@ class BenchmarkSpec:
 
 SECTIONS = ("architecture.", "pretraining.", "topology.", "finetuning.")
 _LISTS = {"datasets": int, "folds": int, "seeds": int, "label_fractions": float}
-_TABLES = ("settings", "paper", "slurm")
+_TABLES = ("settings", "paper", "slurm", "environment")
+# Settings besides the plan's section.
+_CROP = ("patch_size", "batch_size")
 _PLAIN = {
     "configuration": str,
     "device": str,
@@ -69,6 +93,10 @@ _PLAIN = {
     "tolerance": float,
     "betti": bool,
     "preset": str,
+    "held_out": bool,
+    "embed_images": bool,
+    "title": str,
+    "description": str,
 }
 
 
@@ -98,7 +126,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         read = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
-    allowed = {*_LISTS, *_TABLES, *_PLAIN, "recipes", "recipe", "baseline", "out"}
+    allowed = {*_LISTS, *_TABLES, *_PLAIN, "recipes", "recipe", "baseline", "out", "raw"}
     if unknown := sorted(set(read) - allowed):
         raise ValueError(f"{path}: unknown key {unknown[0]}; allowed are {', '.join(sorted(allowed))}")
     for key in ("datasets", "recipes"):
@@ -114,6 +142,10 @@ def _read_values(path: Path, read: Mapping[str, Any]) -> dict[str, Any]:
         **{key: _convert(path, key, read[key], dict) for key in _TABLES if key in read},
     }
     values["settings"] = _flatten(values.get("settings", {}))
+    for name, value in values.get("environment", {}).items():
+        _convert(path, f"environment.{name}", value, str)
+    if "raw" in read:
+        values["raw"] = (path.parent / _convert(path, "raw", read["raw"], str)).absolute()
     if "preset" in values:
         values["settings"] = {**_preset_settings(path, values["preset"]), **values["settings"]}
         values.setdefault("paper", {str(dataset): values["preset"] for dataset in values["datasets"]})
@@ -208,3 +240,25 @@ def _check(path: Path, spec: BenchmarkSpec) -> None:
     for source in (spec.settings, *(recipe.settings for recipe in spec.recipes)):
         if taken := [key for key in reserved if key in source]:
             raise ValueError(f"{path}: {taken[0]} is set by seeds and label_fractions")
+    for recipe in spec.recipes:
+        _check_settings(path, {**spec.settings, **recipe.settings})
+
+
+def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Keys and values of the plan's section; whether patch and batch fit is known when there is a plan.
+
+    Raises:
+        ValueError: an unknown key or a value out of range; names the file.
+    """
+    sections: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key not in _CROP:
+            *parents, last = key.split(".")
+            section = sections
+            for parent in parents:
+                section = section.setdefault(parent, {})
+            section[last] = value
+    try:
+        TopoMAEConfig.from_configuration({SECTION: sections})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

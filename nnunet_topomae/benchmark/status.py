@@ -1,12 +1,10 @@
 """How far a benchmark is: from the jobs' folders alone, in less than a second, without torch."""
 
-import json
 import re
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
@@ -51,23 +49,21 @@ def job_status(job: Job, spec: BenchmarkSpec) -> JobStatus:
         return JobStatus(job, state, job.epochs, seconds=done.get("seconds"))
     if state == "waiting" or not job.epochs:
         return JobStatus(job, state)
-    times = _epoch_seconds(folder.path)
+    times = _epoch_seconds(folder)
     recent = times[-5:]
     return JobStatus(job, state, len(times), sum(recent) / len(recent) if recent else None)
 
 
-def _epoch_seconds(folder: Path) -> list[float]:
+def _epoch_seconds(folder: JobFolder) -> list[float]:
     """Seconds of every finished epoch, from the records of our trainers or nnU-Net's log."""
-    for fold in folder.glob("nnUNet_results/*/*/fold_*"):
-        if (fold / METRICS_FILE).is_file() and not fold.parent.is_symlink():
-            return [record["seconds"] for record in read_epochs(fold)]
-    log = folder / "log.txt"
-    text = log.read_text(errors="replace") if log.is_file() else ""
+    if (folder.fold / METRICS_FILE).is_file():
+        return [record["seconds"] for record in read_epochs(folder.fold)]
+    text = folder.log.read_text(errors="replace") if folder.log.is_file() else ""
     return [float(value) for value in re.findall(r"Epoch time: ([\d.]+) s", text)]
 
 
 def describe(jobs: Sequence[Job], spec: BenchmarkSpec, slots: int = 1) -> str:
-    """The whole benchmark in a page: a line for every job that runs or failed, and sums."""
+    """The whole benchmark on a page: one line per job that runs or failed, and sums."""
     found = [job_status(job, spec) for job in jobs]
     counts = Counter(status.state for status in found)
     lines = [f"{spec.name}: {len(found)} jobs, " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))]
@@ -89,11 +85,7 @@ def _progress(status: JobStatus) -> str:
 
 
 def _hint(status: JobStatus, spec: BenchmarkSpec) -> str:
-    folder = JobFolder.of(status.job, spec)
-    if status.state != "failed":
-        return ""
-    error = json.loads((folder.path / "failed.json").read_text()).get("error", "")
-    return f"\n           {error}"
+    return f"\n           {JobFolder.of(status.job, spec).error()}" if status.state == "failed" else ""
 
 
 def _estimate(found: Sequence[JobStatus], slots: int) -> str:

@@ -6,7 +6,6 @@ process, however it ends.
 """
 
 import fcntl
-import json
 import os
 import signal
 import time
@@ -18,7 +17,7 @@ from typing import Any, Literal
 
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.files import hash_file, write_json
+from nnunet_topomae.files import hash_file, read_json, write_json
 
 State = Literal["done", "running", "failed", "stopped", "waiting"]
 # In the environment of all processes of a job, so that those which outlive it are found.
@@ -26,7 +25,7 @@ TOKEN = "NNUNET_TOPOMAE_JOB"
 
 
 class BusyError(RuntimeError):
-    """Somebody else works on the job."""
+    """Another process works on it."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,17 @@ class JobFolder:
     """The folder of one job.
 
     Attributes:
+        job: the job.
         path: `runs/<job>/<fingerprint>`.
     """
 
+    job: Job
     path: Path
 
     @classmethod
     def of(cls, job: Job, spec: BenchmarkSpec) -> "JobFolder":
         """The folder of a job with its present fingerprint."""
-        return cls(spec.out / "runs" / job.name / job.fingerprint)
+        return cls(job, spec.out / "runs" / job.name / job.fingerprint)
 
     @property
     def log(self) -> Path:
@@ -59,6 +60,28 @@ class JobFolder:
         """The job's own nnUNet_preprocessed."""
         return self.path / "nnUNet_preprocessed"
 
+    @property
+    def dataset(self) -> Path:
+        """The data set in the job's own nnUNet_preprocessed."""
+        return self.preprocessed / self.job.dataset
+
+    @property
+    def model(self) -> Path:
+        """nnU-Net's folder of the model that the job trains."""
+        parameters, configuration = self.job.parameters, self.job.need("plan").parameters["configuration"]
+        name = f"{parameters['trainer']}__{variant_name(parameters['plans'])}__{configuration}"
+        return self.results / self.job.dataset / name
+
+    @property
+    def fold(self) -> Path:
+        """The trained fold inside :attr:`model`."""
+        return self.model / f"fold_{self.job.fold}"
+
+    @property
+    def predictions(self) -> Path:
+        """Where the job puts, or reads, the label maps that are scored."""
+        return self.fold / "validation" if self.job.kind == "train" else self.path / "predictions"
+
     def state(self) -> State:
         """What is known from outside, without touching anything."""
         if (self.path / "done.json").is_file():
@@ -73,7 +96,7 @@ class JobFolder:
     def done(self) -> dict[str, Any] | None:
         """Content of done.json, None if the job is not done."""
         file = self.path / "done.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return dict(read_json(file)) if file.is_file() else None
 
     def check_outputs(self) -> None:
         """Compare the outputs with the hashes in done.json.
@@ -95,8 +118,13 @@ class JobFolder:
         write_json(self.path / "done.json", {"outputs": hashes, **facts})
         (self.path / "failed.json").unlink(missing_ok=True)
 
+    def error(self) -> str:
+        """Why the job failed; empty if it did not."""
+        file = self.path / "failed.json"
+        return str(read_json(file).get("error", "")) if file.is_file() else ""
+
     def fail(self, facts: Mapping[str, Any]) -> None:
-        """Leave word of a failure."""
+        """Record a failure."""
         write_json(self.path / "failed.json", dict(facts))
 
     @contextmanager
@@ -107,18 +135,34 @@ class JobFolder:
             BusyError: somebody else holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lease").open("a") as file:
-            # More than once: `status` holds a shared lock for a moment.
-            for attempt in reversed(range(5)):
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if not attempt:
-                        raise BusyError(f"somebody else works in {self.path}") from error
-                    time.sleep(0.1)
+        with lock(self.path / "lease"):
             end_orphans(self.path)
             yield
+
+
+def variant_name(plans: str) -> str:
+    """Name of a recipe's plans, made from base plans."""
+    return f"{plans}_benchmark"
+
+
+@contextmanager
+def lock(file: Path) -> Iterator[None]:
+    """Hold a file locked.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    with file.open("a") as opened:
+        # More than once: `status` holds a shared lock for a moment.
+        for attempt in reversed(range(5)):
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if not attempt:
+                    raise BusyError(f"another process works in {file.parent}") from error
+                time.sleep(0.1)
+        yield
 
 
 def is_locked(lease: Path) -> bool:

@@ -3,77 +3,67 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from nnunet_topomae.benchmark.jobs import Job, make_jobs
 from nnunet_topomae.benchmark.spec import BenchmarkSpec, read_spec
 
-ACTIONS = {
-    "plan": "list the jobs, and make plans and preprocessed data",
-    "run": "run what is not done on this machine",
-    "submit": "hand what is not done to SLURM",
-    "export": "print the commands of what is not done",
-    "status": "how far it is",
-    "report": "tables, statistics and pictures of what is done",
-    "job": "do one job (what the others start)",
-}
+Action = Callable[[argparse.Namespace, BenchmarkSpec, list[Job]], int]
 
-# The shell's code for a program that was ended by Ctrl-C.
-STOPPED = 130
+# The shell's codes for programs that were ended by Ctrl-C and by SIGTERM.
+INTERRUPTED, TERMINATED = 130, 143
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, help_text in ACTIONS.items():
+
+    def add(name: str, do: Action, help_text: str) -> argparse.ArgumentParser:
         action = actions.add_parser(name, help=help_text, description=help_text)
+        action.set_defaults(do=do)
         action.add_argument("-b", type=Path, required=True, metavar="FILE", help="the benchmark's file")
         action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        if name in ("run", "status"):
-            action.add_argument("--slots", type=int, default=1, metavar="N", help="jobs at a time (default: 1)")
-        if name == "run":
-            action.add_argument("--gpus", metavar="0,1", help="GPUs to use, one job at a time on each")
-        if name == "plan":
-            action.add_argument("--dry", action="store_true", help="only list the jobs")
-        if name == "report":
-            action.add_argument("--partial", action="store_true", help="report although jobs are missing")
-            action.add_argument("--embed-images", action="store_true", help="show slices of worst and median cases")
-            action.add_argument(
-                "--niivue", type=Path, metavar="FILE", help="niivue.umd.js: also pages to leaf through these cases"
-            )
-            action.add_argument("-o", type=Path, metavar="FOLDER", help="where to; default: report in the out folder")
-        if name == "job":
-            action.add_argument("name", metavar="JOB", help="name of the job")
+        return action
+
+    plan = add("plan", _plan, "list the jobs, and make plans and preprocessed data")
+    plan.add_argument("--dry", action="store_true", help="only list the jobs")
+    run = add("run", _run, "run what is not done on this machine")
+    run.add_argument("--gpus", metavar="0,1", help="GPUs to use, one job at a time on each")
+    add("submit", _submit, "hand what is not done to SLURM")
+    add("export", _export, "print the commands of what is not done")
+    for action in (run, add("status", _status, "how far it is")):
+        action.add_argument("--slots", type=int, default=1, metavar="N", help="jobs at a time (default: 1)")
+    report = add("report", _report, "tables, statistics and pictures of what is done")
+    report.add_argument("--partial", action="store_true", help="report although jobs are missing")
+    report.add_argument("--embed-images", action="store_true", help="show images of worst and median cases")
+    report.add_argument("--niivue", type=Path, metavar="FILE", help="niivue.umd.js: also pages with all their slices")
+    report.add_argument("-o", type=Path, metavar="FOLDER", help="where to; default: report in the out folder")
+    add("job", _job, "do one job (what the others start)").add_argument("name", metavar="JOB", help="name of the job")
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what is asked for."""
-    from nnunet_topomae.nnunet.folders import nnunet_folder
-
     spec = read_spec(args.b)
-    raw = nnunet_folder("nnUNet_raw")
-    jobs = make_jobs(spec, raw)
-    return {"job": _job, "run": _run, "plan": _plan, "submit": _submit, "export": _export, "report": _report}.get(
-        args.action, _status
-    )(args, spec, jobs, raw)
+    return int(args.do(args, spec, make_jobs(spec)))
 
 
-def _job(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw: Path) -> int:
+def _job(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
     from nnunet_topomae.benchmark.work import Worker
 
     found = [job for job in jobs if job.name == args.name]
     if not found:
         raise ValueError(f"{args.b} has no job {args.name}; `benchmark plan --dry` lists them")
     try:
-        return Worker(found[0], spec, raw).run()
+        return Worker(found[0], spec).run()
     except (ValueError, OSError, RuntimeError) as error:
         # Not 2, which is the shell's code for wrong arguments: schedulers tell failures apart by the code.
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def _run(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw: Path) -> int:
-    from nnunet_topomae.benchmark.scheduler import LocalScheduler
+def _run(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
+    from nnunet_topomae.benchmark.scheduler import LocalScheduler, Stopped
     from nnunet_topomae.benchmark.status import describe
 
     if args.slots < 1:
@@ -81,13 +71,13 @@ def _run(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw: Pa
     slots: list[str | None] = list(args.gpus.split(",")) if args.gpus else [None] * args.slots
     try:
         outcome = LocalScheduler(spec, args.b, slots).run(jobs)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("Stopped. What is done stays done, and trainings keep their last checkpoint: run again to continue.")
-        return STOPPED
+        return TERMINATED if isinstance(stop, Stopped) else INTERRUPTED
     print(describe(jobs, spec, len(slots)))
     if outcome.failed:
         skipped = f"; {len(outcome.skipped)} that need them were left out" if outcome.skipped else ""
-        print(f"{len(outcome.failed)} jobs failed{skipped}. Mend the cause and run again: what is done stays done.")
+        print(f"{len(outcome.failed)} jobs failed{skipped}. Remove the cause and run again: what is done stays done.")
         return 1
     if outcome.interrupted:
         print(f"{len(outcome.interrupted)} jobs were interrupted. Run again: they continue.")
@@ -95,7 +85,7 @@ def _run(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw: Pa
     return 0
 
 
-def _plan(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw: Path) -> int:
+def _plan(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
     from nnunet_topomae.benchmark.scheduler import LocalScheduler
     from nnunet_topomae.benchmark.store import JobFolder
 
@@ -107,7 +97,7 @@ def _plan(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw: P
     return 1 if outcome.failed else 0
 
 
-def _submit(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw: Path) -> int:
+def _submit(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
     from nnunet_topomae.benchmark.slurm import submit
 
     numbers = submit(spec, args.b, jobs, os.environ)
@@ -115,26 +105,26 @@ def _submit(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw:
     return 0
 
 
-def _export(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw: Path) -> int:
+def _export(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
     from nnunet_topomae.benchmark.slurm import command_list
 
     print(command_list(spec, args.b, jobs), end="")
     return 0
 
 
-def _report(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw: Path) -> int:
+def _report(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
     from nnunet_topomae.reports.benchmark import write_benchmark_report
 
-    if args.niivue and not args.embed_images:
+    images = args.embed_images or spec.embed_images
+    if args.niivue and not images:
         raise ValueError("--niivue puts images of patients into its pages: say so with --embed-images")
-    images = raw if args.embed_images else None
-    folder = args.o or spec.out / "report"
-    for path in write_benchmark_report(spec, jobs, folder, args.partial, images, args.niivue):
+    _, written = write_benchmark_report(spec, jobs, args.o or spec.out / "report", args.partial, images, args.niivue)
+    for path in written:
         print(path)
     return 0
 
 
-def _status(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job], raw: Path) -> int:
+def _status(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
     from nnunet_topomae.benchmark.status import describe
 
     print(describe(jobs, spec, args.slots))

@@ -1,14 +1,84 @@
-"""`nnunet-topomae demo`: the whole pipeline on phantoms, through nnU-Net's own commands."""
+"""`nnunet-topomae demo`: a benchmark of two recipes on phantoms, small enough for a CPU."""
 
 import argparse
-import signal
-import sys
-from collections.abc import Mapping
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from nnunet_topomae.benchmark.layout import MODELS, REPORT_FILE, RESULTS_FILE, DemoFolders, DemoSettings
-from nnunet_topomae.benchmark.steps import Chain, StepError, last_lines
+if TYPE_CHECKING:
+    from nnunet_topomae.benchmark.jobs import Job
+    from nnunet_topomae.benchmark.results import Results
+    from nnunet_topomae.benchmark.spec import BenchmarkSpec
+
+DATASET_ID = 777
+FILE = "demo.toml"
+CASES, HELD_OUT_CASES, SEED = 10, 4, 0
+# The shell's codes for programs that were ended by Ctrl-C and by SIGTERM.
+INTERRUPTED, TERMINATED = 130, 143
+
+# Learning rates are above the defaults, as suits a schedule of a few hundred steps.
+BENCHMARK = """# The benchmark behind `nnunet-topomae demo`. To run, watch and report it without that command:
+#   nnunet-topomae benchmark run -b {file}      (also status, report)
+title = "Self pre-training on phantoms"
+description = '''A ViT and UNETR++ learned to rebuild masked CT-like phantoms, were joined and fine-tuned, and are
+compared with UNETR++ trained from scratch for the same number of supervised steps. A short schedule on synthetic data
+shows that the pipeline works. It is no evidence for or against pre-training.'''
+raw = "nnUNet_raw"
+out = "."
+datasets = [{dataset}]
+recipes = ["full", "unetrpp"]
+baseline = "unetrpp"
+folds = [0]
+seeds = [{seed}]
+held_out = true              # score the phantoms in imagesTs, which no training reads
+embed_images = true          # phantoms are nobody's images
+device = "{device}"
+
+[recipe.full]
+base = "full"
+title = "fusion"
+
+[recipe.unetrpp]
+base = "unetrpp"
+title = "from scratch"
+
+[settings]
+patch_size = [24, 32, 32]
+batch_size = 2
+
+[settings.architecture]      # narrower than the defaults, to suit a CPU
+vit = "tiny"
+dims = [16, 32, 64, 128]
+depth = 1
+drop_path = 0.0
+
+[settings.pretraining]
+epochs = 10
+iterations_per_epoch = 20
+validation_iterations = 3
+learning_rate = 1e-3
+warmup_steps = 20
+
+[settings.topology]
+region = "crop"
+region_size = 24
+warmup_epochs = 2
+threads = 1
+
+[settings.finetuning]
+epochs = 15
+iterations_per_epoch = 20
+validation_iterations = 3
+learning_rate = 3e-3
+pretrained_learning_rate = 3e-3
+warmup_steps = 20
+mirror_axes = []             # prediction without mirroring takes an eighth of the time
+
+[environment]                # of nnU-Net's commands
+nnUNet_def_n_proc = "{workers}"      # few workers: each costs 400 MB and seconds to start
+nnUNet_n_proc_DA = "{workers}"
+nnUNet_compile = "f"         # compiling takes longer than this training
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,64 +88,91 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cases",
         type=int,
-        default=DemoSettings.cases_train,
+        default=CASES,
         metavar="N",
-        help=f"training phantoms, at least 5, besides {DemoSettings.cases_test} held-out ones (default: %(default)s)",
+        help=f"training phantoms, at least 5, besides {HELD_OUT_CASES} held-out ones (default: %(default)s)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo; returns the exit code: 1 if one of nnU-Net's commands failed, 130 if the user stopped it."""
-    settings = DemoSettings(cases_train=args.cases)
-    # So that the running command is ended too. Given back at the end: forked children inherit the handler.
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """Run the demo.
+
+    Returns:
+        0, 1 if a job failed, 130 after Ctrl-C, 143 after SIGTERM.
+
+    Raises:
+        ValueError: the folder holds something else, or a demo of another number of cases; or too few cases.
+        RuntimeError: another demo works in the folder.
+    """
+    from nnunet_topomae.benchmark.scheduler import Stopped
+    from nnunet_topomae.benchmark.store import lock
+
+    out: Path = args.out.absolute()
+    if out.exists() and any(out.iterdir()) and not (out / FILE).is_file():
+        raise ValueError(f"{out} is not empty and holds no demo. Choose another folder with --out.")
+    if args.cases < 5:
+        raise ValueError(f"nnU-Net's five folds need at least 5 training cases, got {args.cases}")
+    device = pick_device(args.device)
+    out.mkdir(parents=True, exist_ok=True)
     try:
-        results = run_demo(args.out, settings, pick_device(args.device))
-    except StepError as error:
-        print("\n".join(last_lines(error.log)))
-        print(f"\nError: {error}. Run the same command again to continue from there.")
-        return 1
-    except KeyboardInterrupt:
+        with lock(out / ".lock"):
+            return run_demo(out, args.cases, device)
+    except KeyboardInterrupt as stop:
         print("\nStopped. Run the same command again to continue.")
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    print_summary(results, args.out)
+        return TERMINATED if isinstance(stop, Stopped) else INTERRUPTED
+
+
+def run_demo(out: Path, cases: int, device: str) -> int:
+    """Make what is missing, run what is not done, and report; returns the exit code.
+
+    A `demo.toml` that exists is run as it is.
+    """
+    from nnunet_topomae.benchmark.jobs import make_jobs
+    from nnunet_topomae.benchmark.scheduler import LocalScheduler
+    from nnunet_topomae.benchmark.spec import read_spec
+    from nnunet_topomae.datasets.phantom import write_phantom_dataset
+
+    file = write_benchmark(out, device)
+    write_phantom_dataset(out / "nnUNet_raw", DATASET_ID, cases, HELD_OUT_CASES, SEED)
+    spec = read_spec(file)
+    jobs = make_jobs(spec)
+    outcome = LocalScheduler(spec, file, [None]).run(jobs)
+    if outcome.failed or outcome.interrupted:
+        unfinished = [*outcome.failed, *outcome.interrupted]
+        print_failure(next(job for job in jobs if job.name in unfinished), spec)
+        return 1
+    from nnunet_topomae.reports.benchmark import write_benchmark_report
+
+    results, written = write_benchmark_report(spec, jobs, spec.out / "report", images=spec.embed_images)
+    print_summary(results)
+    print(f"\n{results.seconds / 60:.1f} minutes of work in total. Report: {written[0]}")
     return 0
 
 
-def run_demo(out: Path, settings: DemoSettings, device: str) -> dict[str, Any]:
-    """Run all steps that are not done yet, write `results.json` and `report.html`, and return the results.
+def write_benchmark(out: Path, device: str) -> Path:
+    """Write `demo.toml` where there is none.
 
     Args:
-        out: output folder; new, empty, or of an earlier demo.
-        settings: what decides the result. Other settings than the earlier demo's redo what depends on them.
+        out: the demo's folder.
         device: `cpu` or `cuda`.
 
     Raises:
-        StepError: one of nnU-Net's commands failed.
-        ValueError: ``out`` holds something else, or the settings do not fit together.
-        RuntimeError: another demo works in ``out``.
+        ValueError: there is one, for another device.
     """
-    from importlib.metadata import version
+    from nnunet_topomae.benchmark.spec import read_spec
+    from nnunet_topomae.files import write_text
 
-    from nnunet_topomae.benchmark.pipeline import build_steps
-    from nnunet_topomae.benchmark.results import collect_results
-    from nnunet_topomae.files import write_json
-    from nnunet_topomae.reports.demo import write_report
-
-    out = out.absolute()
-    if out.exists() and any(out.iterdir()) and not (out / "steps").is_dir():
-        raise ValueError(f"{out} is not empty and holds no demo. Choose another folder with --out.")
-    if settings.cases_train < 5:
-        raise ValueError(f"nnU-Net's five folds need at least 5 training cases, got {settings.cases_train}")
-    folders = DemoFolders(out)
-    chain = Chain(out, folders.environment(), {name: version(name) for name in ("nnunet-topomae", "nnunetv2")})
-    records = chain.run(build_steps(folders, settings, device))
-    results = collect_results(folders, settings, device, records)
-    write_json(out / RESULTS_FILE, results)
-    write_report(out)
-    return results
+    file = out / FILE
+    if not file.is_file():
+        workers = max(1, min(4, (os.cpu_count() or 1) // 4))
+        text = BENCHMARK.format(file=FILE, dataset=DATASET_ID, seed=SEED, device=device, workers=workers)
+        write_text(file, text)
+    elif (found := read_spec(file).device) != device:
+        raise ValueError(
+            f"{file} was made for the device {found}, this run would take {device}. Choose another folder with --out, "
+            f"or --device {found}."
+        )
+    return file
 
 
 def pick_device(choice: str) -> str:
@@ -95,21 +192,26 @@ def pick_device(choice: str) -> str:
     return "cpu"
 
 
-def print_summary(results: Mapping[str, Any], out: Path) -> None:
-    """Print the table of Dice and HD95 and where the report is."""
-    names = list(results["models"]["fusion"]["mean"])
-    print(f"\n{'held-out phantoms':<20}{'fusion':>22}{'from scratch':>22}")
-    print(f"{'':<20}" + f"{'Dice':>11}{'HD95 mm':>11}" * 2)
-    rows = [(name, [results["models"][model]["mean"][name] for model in MODELS]) for name in names]
-    rows.append(("mean", [results["models"][model]["foreground_mean"] for model in MODELS]))
-    for name, values in rows:
-        cells = "".join(f"{_number(v['dice'], 3):>11}{_number(v['hd95'], 1):>11}" for v in values)
-        print(f"{name:<20}{cells}")
-    missed = [results["models"][model]["foreground_mean"]["missed"] for model in MODELS]
-    print(f"{'missed structures':<20}{missed[0]:>22}{missed[1]:>22}")
-    seconds = sum(step["seconds"] for step in results["steps"])
-    print(f"\n{seconds / 60:.1f} minutes of work in total. Report: {out / REPORT_FILE}   Numbers: {out / RESULTS_FILE}")
+def print_failure(job: "Job", spec: "BenchmarkSpec") -> None:
+    """Print the end of a job's log, why it failed and how to go on."""
+    from nnunet_topomae.benchmark.store import JobFolder
+    from nnunet_topomae.nnunet.process import last_lines
+
+    folder = JobFolder.of(job, spec)
+    print("\n".join(last_lines(folder.log)))
+    error = folder.error() or f"job {job.name} was interrupted; see {folder.log}"
+    print(f"\nError: {error}. Run the same command again to continue from there.")
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def print_summary(results: "Results") -> None:
+    """Print Dice and HD95 of every structure and recipe."""
+    from nnunet_topomae.reports.page import format_number
+
+    (table,) = results.tables
+    print(f"\n{'held-out phantoms':<20}" + "".join(f"{results.titles[name]:>22}" for name in table.rows))
+    print(f"{'':<20}" + f"{'Dice':>11}{'HD95 mm':>11}" * len(table.rows))
+    of_rows = [{**row.structures, "mean": row.mean} for row in table.rows.values()]
+    for name in of_rows[0]:
+        cells = [f"{format_number(row[name][m], n):>11}" for row in of_rows for m, n in (("dice", 3), ("hd95", 1))]
+        print(f"{name:<20}{''.join(cells)}")
+    print(f"{'missed structures':<20}" + "".join(f"{row.mean['missed']:>22.0f}" for row in table.rows.values()))

@@ -38,3 +38,10 @@ def end_session(child: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+
+
+def last_lines(log: Path, count: int = 20) -> list[str]:
+    """The end of a log, without empty lines; of a line that was overwritten like a progress bar, its last state."""
+    text = log.read_bytes().decode(errors="replace") if log.is_file() else ""
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
+    return [line for line in lines if line.strip()][-count:]

@@ -5,10 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_topomae.benchmark.collect import build_results, collect
+from nnunet_topomae.benchmark.collect import Entry, collect
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.recipes import NOT_AVAILABLE
+from nnunet_topomae.benchmark.results import Results, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.benchmark.tables import build_results
 from nnunet_topomae.files import write_text
 from nnunet_topomae.reports.benchmark_plots import (
     case_figure,
@@ -16,7 +18,7 @@ from nnunet_topomae.reports.benchmark_plots import (
     fraction_figure,
     structure_figure,
 )
-from nnunet_topomae.reports.case_files import CaseFiles, find_case_files
+from nnunet_topomae.reports.case_files import CaseFiles, RankedCase, find_case_files
 from nnunet_topomae.reports.formats import (
     DIGITS,
     LABELS,
@@ -25,13 +27,15 @@ from nnunet_topomae.reports.formats import (
     markdown,
     published_notes,
     scores_csv,
-    table_key,
-    titles_of,
 )
 from nnunet_topomae.reports.overlays import case_picture
 from nnunet_topomae.reports.page import Picture, render
 from nnunet_topomae.reports.plots import data_uri
+from nnunet_topomae.reports.training_panels import make_training_panels
 from nnunet_topomae.reports.viewer import read_niivue, write_viewer
+
+# More lines than this are left to scores.csv.
+LISTED_LINES = 200
 
 
 def write_benchmark_report(
@@ -39,9 +43,9 @@ def write_benchmark_report(
     jobs: Sequence[Job],
     folder: Path,
     partial: bool = False,
-    images: Path | None = None,
+    images: bool = False,
     niivue: Path | None = None,
-) -> list[Path]:
+) -> tuple[Results, list[Path]]:
     """Write `report.html`, `report.md`, `tables.tex`, `scores.csv`, `results.json` and the figures as SVG.
 
     Args:
@@ -49,11 +53,11 @@ def write_benchmark_report(
         jobs: its jobs.
         folder: where to; files of these names are replaced.
         partial: report what is there although jobs are missing.
-        images: nnU-Net's folder of raw data, to show slices of cases in the page; None shows none.
-        niivue: NiiVue's program, to write a page to leaf through each of these cases; needs ``images``.
+        images: show images of cases in the page.
+        niivue: NiiVue's program, to write a page with all slices of each of these cases; needs ``images``.
 
     Returns:
-        the files.
+        what was reported, and the files.
 
     Raises:
         ValueError: jobs are not done and ``partial`` was not asked for, or nothing is done; or ``niivue`` is something
@@ -61,47 +65,60 @@ def write_benchmark_report(
         FileNotFoundError: ``niivue`` does not exist.
     """
     program = None if niivue is None else read_niivue(niivue)
-    results = build_results(spec, jobs, partial)
+    entries = collect(spec, jobs, partial)
+    results = build_results(spec, jobs, entries)
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    pictures: dict[str, list[tuple[str, Picture]]] = {}
-    for table in results["tables"]:
-        for name, figure, alt, caption in _figures(results, table):
-            path = folder / f"{name}.svg"
-            figure.savefig(path, format="svg", metadata={"Date": None})
-            written.append(path)
-            picture = Picture(data_uri(figure), alt, caption)
-            pictures.setdefault(table_key(table), []).append((path.name, picture))
-    worst = {table_key(table): worst_cases(table, results["baseline"]) for table in results["tables"]}
-    shown = {} if images is None else _case_files(spec, jobs, images, results, worst, partial)
-    titles = titles_of(results)
-    viewers = {} if program is None else _viewers(shown, titles, program, folder)
-    written += [path for pages in viewers.values() for _, path in pages]
+    pictures = {table.key: list(_write_figures(results, table, folder)) for table in results.tables}
+    worst = {table.key: worst_cases(table, spec.baseline) for table in results.tables}
+    of_table = {table.key: _entries_of(table, entries) for table in results.tables}
+    shown = {key: list(find_case_files(spec, of_table[key], worst[key])) for key in worst} if images else {}
+    viewers = {} if program is None else _viewers(shown, results.titles, program, folder)
     page = render(
         "benchmark.html.j2",
-        overlays={key: [case_picture(files, titles[files.recipe]) for files in cases] for key, cases in shown.items()},
+        overlays={key: _overlays(cases, results.titles) for key, cases in shown.items()},
         viewers={key: [(text, path.name) for text, path in pages] for key, pages in viewers.items()},
         results=results,
-        titles=titles,
         labels=LABELS,
         digits=DIGITS,
-        key=table_key,
         pictures=pictures,
-        beside={table_key(table): beside_published(results, table) for table in results["tables"]},
+        beside={table.key: beside_published(results, table) for table in results.tables},
         notes=published_notes,
         not_available=NOT_AVAILABLE,
         worst=worst,
+        trainings={key: make_training_panels(spec, found, images) for key, found in of_table.items()},
+        listed_lines=LISTED_LINES,
     )
     contents = {
         "report.html": page,
         "report.md": markdown(results, pictures),
         "tables.tex": latex(results),
-        "scores.csv": scores_csv(spec, jobs, partial),
-        "results.json": json.dumps(results, indent=1, allow_nan=False) + "\n",
+        "scores.csv": scores_csv(entries),
+        "results.json": json.dumps(results.to_json(), indent=1, allow_nan=False) + "\n",
     }
     for name, text in contents.items():
         write_text(folder / name, text)
-    return [*(folder / name for name in contents), *written]
+    written = [*(folder / name for name in contents), *(folder / name for of in pictures.values() for name, _ in of)]
+    return results, [*written, *(path for pages in viewers.values() for _, path in pages)]
+
+
+def _entries_of(table: Table, entries: Sequence[Entry]) -> list[Entry]:
+    """Trainings of a table's complete recipes."""
+    return [
+        entry
+        for entry in entries
+        if (entry.job.dataset, entry.job.fraction) == (table.dataset, table.fraction) and entry.job.recipe in table.rows
+    ]
+
+
+def _write_figures(results: Results, table: Table, folder: Path) -> Iterator[tuple[str, Picture]]:
+    """Write a table's figures as SVG; yields their files' names and the pictures for the page."""
+    for name, figure, alt, caption in _figures(results, table):
+        figure.savefig(folder / f"{name}.svg", format="svg", metadata={"Date": None})
+        yield f"{name}.svg", Picture(data_uri(figure), alt, caption)
+
+
+def _overlays(cases: Sequence[CaseFiles], titles: Mapping[str, str]) -> list[Picture]:
+    return [case_picture(files, titles[files.recipe]) for files in cases]
 
 
 def _viewers(
@@ -120,32 +137,14 @@ def _viewers(
     }
 
 
-def _case_files(
-    spec: BenchmarkSpec,
-    jobs: Sequence[Job],
-    raw: Path,
-    results: Mapping[str, Any],
-    worst: Mapping[str, Sequence[Mapping[str, Any]]],
-    partial: bool,
-) -> dict[str, list[CaseFiles]]:
-    """Worst and median cases by table."""
-    entries = collect(spec, jobs, partial)
-    found = {}
-    for table in results["tables"]:
-        where = (table["dataset"], table["fraction"])
-        chosen = [entry for entry in entries if (entry.dataset, entry.fraction) == where]
-        found[table_key(table)] = list(find_case_files(spec, jobs, raw, chosen, worst[table_key(table)]))
-    return found
-
-
-def _figures(results: Mapping[str, Any], table: Mapping[str, Any]) -> Iterator[tuple[str, Any, str, str]]:
+def _figures(results: Results, table: Table) -> Iterator[tuple[str, Any, str, str]]:
     """Name, figure, description and caption of every figure of a table."""
-    titles, key = titles_of(results), table_key(table)
-    if not table["rows"]:
+    titles, key = results.titles, table.key
+    if not table.rows:
         return
-    if "dice" in table["comparisons"]:
-        compared = {titles[name]: found for name, found in table["comparisons"]["dice"].items()}
-        baseline = titles[results["baseline"]]
+    if "dice" in table.comparisons:
+        compared = {titles[name]: found for name, found in table.comparisons["dice"].items()}
+        baseline = titles[results.spec.baseline]
         yield (
             f"{key}_differences",
             difference_figure(compared, "mean Dice", baseline),
@@ -154,18 +153,18 @@ def _figures(results: Mapping[str, Any], table: Mapping[str, Any]) -> Iterator[t
         )
     yield (
         f"{key}_cases",
-        case_figure(table["values"]["dice"], titles, "mean Dice of a case"),
+        case_figure(table.values["dice"], titles, "mean Dice of a case"),
         "Dots of every case's mean Dice for every recipe, joined by lines, with a bar at the mean",
         "A dot is a case, averaged over structures and seeds; lines join the same case.",
     )
     yield (
         f"{key}_structures",
-        structure_figure(table["rows"], titles, "dice", "mean Dice"),
-        "Bars of mean Dice for every structure and recipe",
-        "Means over cases and seeds.",
+        structure_figure(table.rows, titles),
+        "Dots of Dice and HD95 for every case, structure and recipe, with a bar at the mean",
+        "A dot is a case, averaged over seeds; a bar is the mean over the cases.",
     )
-    curves = _fraction_curves(results, table["dataset"])
-    if table["fraction"] == 1 and any(len(curve) > 1 for curve in curves.values()):
+    curves = _fraction_curves(results, table.dataset)
+    if table.fraction == 1 and any(len(curve) > 1 for curve in curves.values()):
         yield (
             f"{key}_labels",
             fraction_figure(curves, titles),
@@ -174,25 +173,23 @@ def _figures(results: Mapping[str, Any], table: Mapping[str, Any]) -> Iterator[t
         )
 
 
-def _fraction_curves(results: Mapping[str, Any], dataset: str) -> dict[str, dict[float, tuple[float, float]]]:
+def _fraction_curves(results: Results, dataset: str) -> dict[str, dict[float, tuple[float, float]]]:
     curves: dict[str, dict[float, tuple[float, float]]] = {}
-    for table in results["tables"]:
-        if table["dataset"] == dataset:
-            for name, row in table["rows"].items():
-                curves.setdefault(name, {})[table["fraction"]] = (row["mean"]["dice"], row["seed_sd"]["dice"] or 0.0)
+    for table in results.tables:
+        if table.dataset == dataset:
+            for name, row in table.rows.items():
+                curves.setdefault(name, {})[table.fraction] = (row.mean["dice"], row.seed_sd["dice"] or 0.0)
     return curves
 
 
-def worst_cases(table: Mapping[str, Any], baseline: str) -> list[dict[str, Any]]:
+def worst_cases(table: Table, baseline: str) -> list[RankedCase]:
     """The worst and the median case of every recipe by mean Dice, with the baseline's value of the same case."""
     rows = []
-    of_baseline = table["values"].get("dice", {}).get(baseline)
-    for name, values in table["values"].get("dice", {}).items():
+    of_baseline = table.values.get("dice", {}).get(baseline)
+    for name, values in table.values.get("dice", {}).items():
         means = [sum(of_seeds) / len(of_seeds) for of_seeds in values]
-        order = sorted(range(len(means)), key=lambda index: (means[index], table["cases"][index]))
+        order = sorted(range(len(means)), key=lambda index: (means[index], table.cases[index]))
         for rank, index in (("worst", order[0]), ("median", order[(len(order) - 1) // 2])):
             reference = None if of_baseline is None else sum(of_baseline[index]) / len(of_baseline[index])
-            rows.append(
-                {"recipe": name, "rank": rank, "case": table["cases"][index], "dice": means[index], "base": reference}
-            )
+            rows.append(RankedCase(name, rank, table.cases[index], means[index], reference))
     return rows

@@ -1,23 +1,18 @@
 """Pictures of a benchmark's report. None of them touches matplotlib's global state."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from nnunet_topomae.reports.plots import new_figure, style_axis
+from nnunet_topomae.benchmark.results import Row
+from nnunet_topomae.evaluation.statistics import Comparison
+from nnunet_topomae.reports.plots import colours, new_figure, style_axis
 
-PALETTE = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626", "#0891b2", "#65a30d", "#be185d")
 INK, GREY = "#334155", "#94a3b8"
 
 
-def colours(recipes: Sequence[str]) -> dict[str, str]:
-    """A colour for every recipe."""
-    return {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(recipes)}
-
-
-def difference_figure(comparisons: Mapping[str, Mapping[str, Any]], metric: str, baseline: str) -> Figure:
+def difference_figure(comparisons: Mapping[str, Comparison], metric: str, baseline: str) -> Figure:
     """Differences to the baseline with their 95 % intervals.
 
     Args:
@@ -30,9 +25,9 @@ def difference_figure(comparisons: Mapping[str, Mapping[str, Any]], metric: str,
     axis.axvline(0.0, color=GREY, lw=1)
     titles = list(comparisons)[::-1]
     for place, found in enumerate(comparisons[title] for title in titles):
-        colour = INK if found["shown"] else GREY
-        axis.plot([found["low"], found["high"]], [place, place], color=colour, lw=2.5, solid_capstyle="round")
-        axis.plot([found["difference"]], [place], "o", color=colour, ms=6)
+        colour = INK if found.shown else GREY
+        axis.plot([found.low, found.high], [place, place], color=colour, lw=2.5, solid_capstyle="round")
+        axis.plot([found.difference], [place], "o", color=colour, ms=6)
     axis.set_yticks(range(len(comparisons)), titles, fontsize=9)
     axis.set_ylim(-0.6, len(comparisons) - 0.4)
     axis.set_xlabel(f"difference of {metric} to {baseline}, 95 % interval", fontsize=9)
@@ -41,32 +36,34 @@ def difference_figure(comparisons: Mapping[str, Mapping[str, Any]], metric: str,
     return figure
 
 
-def structure_figure(
-    rows: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str], metric: str, label: str
-) -> Figure:
-    """Mean of a metric for every structure and recipe.
+def structure_figure(rows: Mapping[str, Row], titles: Mapping[str, str]) -> Figure:
+    """Dice and HD95 of every case and structure as dots, the mean as a bar.
 
     Args:
-        rows: summaries by recipe.
+        rows: of the recipes.
         titles: titles of recipes.
-        metric: name in the summaries.
-        label: of the axis.
     """
-    structures = list(next(iter(rows.values()))["structures"])
-    figure = new_figure(4.5 + 0.9 * len(structures), max(3.0, 0.4 + 0.25 * len(rows)))
-    axis = figure.subplots()
+    structures = list(next(iter(rows.values())).structures)
+    figure = new_figure(max(10.0, 1.0 + 0.5 * len(structures) * len(rows)), 3.2)
+    panels = figure.subplots(1, 2)
     width = 0.8 / len(rows)
-    palette = colours(list(rows))
-    for index, (name, row) in enumerate(rows.items()):
-        values = [row["structures"][structure][metric] for structure in structures]
-        heights = [np.nan if value is None else value for value in values]
-        places = np.arange(len(structures)) - 0.4 + (index + 0.5) * width
-        axis.bar(places, heights, width * 0.92, color=palette[name], label=titles[name])
-    axis.set_xticks(range(len(structures)), structures, rotation=0 if len(structures) < 7 else 30)
-    axis.set_ylabel(label, fontsize=9)
-    style_axis(axis)
-    axis.grid(axis="x", visible=False)
-    # Beside the bars: titles may be longer than the structures are many.
+    for axis, (metric, label) in zip(panels, (("dice", "Dice"), ("hd95", "HD95 in mm")), strict=True):
+        for index, (name, colour) in enumerate(colours(rows).items()):
+            for place, structure in enumerate(structures):
+                found = [case[structure][metric] for case in rows[name].by_case.values()]
+                values = [value for value in found if not np.isnan(value)]
+                middle = place - 0.4 + (index + 0.5) * width
+                spread = np.linspace(-0.25, 0.25, len(values)) * width if len(values) > 1 else np.zeros(len(values))
+                axis.scatter(middle + spread, values, s=14, alpha=0.6, lw=0, color=colour)
+                mean = rows[name].structures[structure][metric]
+                label_once = titles[name] if place == 0 and metric == "dice" else None
+                axis.hlines(mean, middle - 0.4 * width, middle + 0.4 * width, color=colour, lw=2, label=label_once)
+        axis.set_xticks(range(len(structures)), structures, rotation=0 if len(structures) < 7 else 30)
+        axis.set_title(label, fontsize=9, loc="left")
+        style_axis(axis)
+        axis.set_ylim(bottom=0.0)
+        axis.grid(axis="x", visible=False)
+    # Next to the panels: the titles may need more room than there are structures.
     figure.legend(fontsize=8, frameon=False, loc="outside right upper")
     return figure
 

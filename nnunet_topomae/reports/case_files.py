@@ -1,15 +1,33 @@
 """The files of cases that a benchmark's report shows: image, truth, and the predictions of baseline and recipe."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nnunet_topomae.benchmark.collect import Entry
-from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.benchmark.work import Worker
+from nnunet_topomae.benchmark.stages import truth_folder
+from nnunet_topomae.benchmark.store import JobFolder
+from nnunet_topomae.files import read_json
+
+
+@dataclass(frozen=True)
+class RankedCase:
+    """The worst or the median case of a recipe.
+
+    Attributes:
+        recipe: name.
+        rank: `worst` or `median`.
+        case: identifier.
+        dice: mean Dice.
+        base: the baseline's on the same case; None where it is not complete.
+    """
+
+    recipe: str
+    rank: str
+    case: str
+    dice: float
+    base: float | None
 
 
 @dataclass(frozen=True)
@@ -39,59 +57,39 @@ class CaseFiles:
     labels: Mapping[str, int]
 
 
-def find_case_files(
-    spec: BenchmarkSpec, jobs: Sequence[Job], raw: Path, entries: Sequence[Entry], rows: Sequence[Mapping[str, Any]]
-) -> Iterator[CaseFiles]:
-    """The files of every row.
+def find_case_files(spec: BenchmarkSpec, entries: Sequence[Entry], ranked: Sequence[RankedCase]) -> Iterator[CaseFiles]:
+    """The files of every case.
 
     Args:
         spec: the benchmark.
-        jobs: its jobs.
-        raw: nnU-Net's folder of raw data.
         entries: trainings of one data set and label fraction.
-        rows: `recipe`, `rank`, `case` and `dice`, as `worst_cases` gives them.
+        ranked: the cases.
     """
-    for row in rows:
-        shown = [spec.recipe(name) for name in dict.fromkeys((spec.baseline, row["recipe"]))]
-        workers = {
-            recipe.title: Worker(_job_of(jobs, entry), spec, raw)
-            for recipe in shown
-            for entry in entries
-            if entry.recipe == recipe.name and entry.seed == spec.seeds[0] and row["case"] in entry.scores
+    for shown in ranked:
+        recipes = [spec.recipe(name) for name in dict.fromkeys((spec.baseline, shown.recipe))]
+        # With several models of a held-out case, that of the first fold.
+        predicted = {
+            recipe.title: entry.predicted
+            for recipe in recipes
+            for entry in reversed(entries)
+            if entry.job.recipe == recipe.name and entry.job.seed == spec.seeds[0] and shown.case in entry.scores
         }
-        first = next(iter(workers.values()))
-        folder = first.plan.preprocessed / first.dataset
-        description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        file = f"{row['case']}{description['file_ending']}"
+        first = next(iter(predicted.values()))
+        description = read_json(JobFolder.of(first.need("plan"), spec).dataset / "dataset.json")
+        ending = description["file_ending"]
+        images = spec.raw_folder() / first.dataset / ("imagesTs" if first.kind == "predict" else "imagesTr")
         yield CaseFiles(
-            row["case"],
+            shown.case,
             first.dataset,
-            row["recipe"],
-            row["rank"],
-            row["dice"],
-            raw / first.dataset / "imagesTr" / f"{row['case']}_0000{description['file_ending']}",
-            folder / "gt_segmentations" / file,
-            {title: _validation(worker) / file for title, worker in workers.items()},
+            shown.recipe,
+            shown.rank,
+            shown.dice,
+            images / f"{shown.case}_0000{ending}",
+            truth_folder(first, spec) / f"{shown.case}{ending}",
+            {title: JobFolder.of(job, spec).predictions / f"{shown.case}{ending}" for title, job in predicted.items()},
             {
                 name: value
                 for name, value in description["labels"].items()
                 if isinstance(value, int) and value and name != "ignore"
             },
         )
-
-
-def _validation(worker: Worker) -> Path:
-    return worker.model(worker.job) / f"fold_{worker.job.parameters['fold']}" / "validation"
-
-
-def _job_of(jobs: Sequence[Job], entry: Entry) -> Job:
-    """The training of an entry."""
-    for job in jobs:
-        plan = job.need("plan")
-        if job.kind != "train" or plan is None or plan.parameters["dataset"] != entry.dataset:
-            continue
-        settings = job.parameters["settings"]
-        same = (settings["finetuning.seed"], settings.get("finetuning.label_fraction", 1.0), job.parameters["fold"])
-        if f"__{entry.recipe}__fold" in job.name and same == (entry.seed, entry.fraction, entry.fold):
-            return job
-    raise ValueError(f"no training of {entry.recipe}, fold {entry.fold}, seed {entry.seed}")

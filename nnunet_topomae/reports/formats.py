@@ -2,12 +2,12 @@
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunet_topomae.benchmark.collect import collect
-from nnunet_topomae.benchmark.jobs import Job
-from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.benchmark.collect import Entry
+from nnunet_topomae.benchmark.results import Results, Table
 from nnunet_topomae.evaluation.metrics import METRICS
 from nnunet_topomae.reports.page import Picture, format_number
 
@@ -15,35 +15,24 @@ DIGITS = {"dice": 4, "hd95": 2, "nsd": 4}
 LABELS = {"dice": "Dice", "hd95": "HD95 mm", "nsd": "NSD"}
 
 
-def titles_of(results: Mapping[str, Any]) -> dict[str, str]:
-    """Titles of the recipes."""
-    return {name: recipe["title"] for name, recipe in results["recipes"].items()}
-
-
-def table_key(table: Mapping[str, Any]) -> str:
-    """Short name of a table, also of its figures' files."""
-    share = "" if table["fraction"] == 1 else f"_labels{round(100 * table['fraction'])}"
-    return f"{table['dataset']}{share}"
-
-
-def markdown(results: Mapping[str, Any], pictures: Mapping[str, Sequence[tuple[str, Picture]]]) -> str:
+def markdown(results: Results, pictures: Mapping[str, Sequence[tuple[str, Picture]]]) -> str:
     """The report as Markdown, with figures as files beside it."""
-    titles = titles_of(results)
-    lines = [f"# Benchmark {results['name']}", ""]
+    titles = results.titles
+    lines = [f"# Benchmark {results.spec.name}", ""]
     lines += [
-        f"{_count(results['folds'], 'fold')}, {_count(results['seeds'], 'seed')}, {results['configuration']}, "
-        f"{results['device']}; {results['machine']['processor']}, {results['machine']['cores']} cores.",
+        f"{_count(results.spec.folds, 'fold')}, {_count(results.spec.seeds, 'seed')}, {results.spec.configuration}, "
+        f"{results.spec.device}; {results.machine['processor']}, {results.machine['cores']} cores.",
         "",
     ]
-    if results["missing"]:
-        lines += [f"**Not complete: {len(results['missing'])} jobs are missing.**", ""]
-    for table in results["tables"]:
+    if results.missing:
+        lines += [f"**Not complete: {len(results.missing)} jobs are missing.**", ""]
+    for table in results.tables:
         lines += [f"## {_heading(table)}", "", *_score_rows(table, titles), ""]
         lines += [*_beside_rows(results, table, titles), *_structure_rows(table, titles)]
-        lines += _comparison_rows(table, titles, results["baseline"])
-        for name, picture in pictures.get(table_key(table), ()):
+        lines += _comparison_rows(table, titles, results.spec.baseline)
+        for name, picture in pictures.get(table.key, ()):
             lines += [f"![{picture.alt}]({name})", "", picture.caption, ""]
-    lines += ["## Versions", "", ", ".join(f"{name} {value}" for name, value in results["versions"].items()), ""]
+    lines += ["## Versions", "", ", ".join(f"{name} {value}" for name, value in results.versions.items()), ""]
     return "\n".join(lines)
 
 
@@ -51,18 +40,18 @@ def _count(items: Sequence[Any], name: str) -> str:
     return f"{len(items)} {name}{'s' if len(items) > 1 else ''}"
 
 
-def _heading(table: Mapping[str, Any]) -> str:
-    share = "" if table["fraction"] == 1 else f", {100 * table['fraction']:g} % of the labels"
-    return f"{table['dataset']}{share}"
+def _heading(table: Table) -> str:
+    share = "" if table.fraction == 1 else f", {100 * table.fraction:g} % of the labels"
+    return f"{table.dataset}{share}"
 
 
-def _score_rows(table: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
+def _score_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
     rows = [
         "| recipe | Dice | SD over seeds | HD95 mm | NSD | missed | parameters | hours |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, row in table["rows"].items():
-        mean, spread = row["mean"], row["seed_sd"]
+    for name, row in table.rows.items():
+        mean, spread = row.mean, row.seed_sd
         cells = [
             titles[name],
             format_number(mean["dice"], 4),
@@ -70,14 +59,14 @@ def _score_rows(table: Mapping[str, Any], titles: Mapping[str, str]) -> list[str
             format_number(mean["hd95"], 2),
             format_number(mean["nsd"], 4),
             format_number(mean["missed"], 1),
-            f"{row['parameters'] / 1e6:.1f} M",
-            f"{row['cost']['hours']:.2f}",
+            f"{row.parameters / 1e6:.1f} M",
+            f"{row.cost.hours:.2f}",
         ]
         rows.append("| " + " | ".join(cells) + " |")
     return rows
 
 
-def beside_published(results: Mapping[str, Any], table: Mapping[str, Any]) -> list[dict[str, Any]]:
+def beside_published(results: Results, table: Table) -> list[dict[str, Any]]:
     """The paper's systems in its order, each with the recipe that stands for it; then the recipes without one.
 
     Args:
@@ -88,31 +77,31 @@ def beside_published(results: Mapping[str, Any], table: Mapping[str, Any]) -> li
         rows with `system`, `recipe`, `published` and `ours`; the last two hold Dice in percent and HD95, or are None.
         `published` may also hold a `note` on its Dice.
     """
-    if not table["published"]:
+    if not table.published:
         return []
-    by_system = {recipe["paper_row"]: name for name, recipe in results["recipes"].items() if name in table["rows"]}
-    systems = {item["system"]: item for item in table["published"]}
+    by_system = {recipe.paper_row: name for name, recipe in results.recipes.items() if name in table.rows}
+    systems = {item["system"]: item for item in table.published}
     order = [(system, by_system.get(system)) for system in systems]
-    order += [(None, name) for name in table["rows"] if results["recipes"][name]["paper_row"] not in systems]
+    order += [(None, name) for name in table.rows if results.recipes[name].paper_row not in systems]
     return [
         {"system": system, "recipe": name, "published": systems.get(system or ""), "ours": _percent(table, name)}
         for system, name in order
     ]
 
 
-def published_notes(table: Mapping[str, Any]) -> list[str]:
+def published_notes(table: Table) -> list[str]:
     """Footnotes of the published Dice that are marked with an asterisk."""
-    return [f"* {item['system']}: {item['note']}." for item in table["published"] if item.get("note")]
+    return [f"* {item['system']}: {item['note']}." for item in table.published if item.get("note")]
 
 
-def _percent(table: Mapping[str, Any], recipe: str | None) -> dict[str, Any] | None:
+def _percent(table: Table, recipe: str | None) -> dict[str, Any] | None:
     if recipe is None:
         return None
-    mean = table["rows"][recipe]["mean"]
-    return {"dice": None if mean["dice"] is None else 100 * mean["dice"], "hd95": mean["hd95"]}
+    mean = table.rows[recipe].mean
+    return {"dice": 100 * mean["dice"], "hd95": mean["hd95"]}
 
 
-def _beside_rows(results: Mapping[str, Any], table: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
+def _beside_rows(results: Results, table: Table, titles: Mapping[str, str]) -> list[str]:
     found = beside_published(results, table)
     if not found:
         return []
@@ -135,22 +124,22 @@ def _beside_rows(results: Mapping[str, Any], table: Mapping[str, Any], titles: M
     return [*lines, "", *(["  \n".join(f"\\{note}" for note in notes), ""] if notes else [])]
 
 
-def _structure_rows(table: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
+def _structure_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
     """Dice in percent by structure, as the paper prints it."""
-    if not table["rows"]:
+    if not table.rows:
         return []
-    structures = list(next(iter(table["rows"].values()))["structures"])
+    structures = list(next(iter(table.rows.values())).structures)
     lines = [f"| Dice % | {' | '.join(structures)} |", "|---" * (len(structures) + 1) + "|"]
-    for name, row in table["rows"].items():
-        values = [row["structures"][structure]["dice"] for structure in structures]
-        cells = [format_number(None if value is None else 100 * value, 2) for value in values]
+    for name, row in table.rows.items():
+        values = [row.structures[structure]["dice"] for structure in structures]
+        cells = [format_number(100 * value, 2) for value in values]
         lines.append(f"| {titles[name]} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 
-def _comparison_rows(table: Mapping[str, Any], titles: Mapping[str, str], baseline: str) -> list[str]:
+def _comparison_rows(table: Table, titles: Mapping[str, str], baseline: str) -> list[str]:
     lines: list[str] = []
-    for metric, found in table["comparisons"].items():
+    for metric, found in table.comparisons.items():
         lines += [
             f"{LABELS[metric]}, difference to {titles[baseline]}:",
             "",
@@ -160,27 +149,27 @@ def _comparison_rows(table: Mapping[str, Any], titles: Mapping[str, str], baseli
         for name, c in found.items():
             cells = [
                 titles[name],
-                f"{c['difference']:+.{DIGITS[metric]}f}",
-                f"{c['low']:+.{DIGITS[metric]}f} to {c['high']:+.{DIGITS[metric]}f}",
-                f"{c['adjusted_p']:.3g}",
-                f"{c['rank_biserial']:+.2f}",
-                f"{100 * c['win_rate']:.0f} %",
-                "–" if c["paper_p"] is None else f"{c['paper_p']:.3g}",
-                c["verdict"],
+                f"{c.difference:+.{DIGITS[metric]}f}",
+                f"{c.low:+.{DIGITS[metric]}f} to {c.high:+.{DIGITS[metric]}f}",
+                f"{c.adjusted_p:.3g}",
+                f"{c.rank_biserial:+.2f}",
+                f"{100 * c.win_rate:.0f} %",
+                "–" if math.isnan(c.paper_p) else f"{c.paper_p:.3g}",
+                c.verdict,
             ]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return lines
 
 
-def latex(results: Mapping[str, Any]) -> str:
+def latex(results: Results) -> str:
     """Tables of Dice by structure, in the paper's layout."""
-    titles = titles_of(results)
+    titles = results.titles
     parts = []
-    for table in results["tables"]:
-        if not table["rows"]:
+    for table in results.tables:
+        if not table.rows:
             continue
-        structures = list(next(iter(table["rows"].values()))["structures"])
+        structures = list(next(iter(table.rows.values())).structures)
         lines = [
             f"% {_escape(_heading(table))}",
             "\\begin{tabular}{l" + "r" * (len(structures) + 2) + "}",
@@ -188,16 +177,16 @@ def latex(results: Mapping[str, Any]) -> str:
             " & ".join(["Method", "Dice (\\%)", "HD95 (mm)", *map(_escape, structures)]) + " \\\\",
             "\\hline",
         ]
-        best = max(row["mean"]["dice"] for row in table["rows"].values())
-        for name, row in table["rows"].items():
-            dice = f"{100 * row['mean']['dice']:.2f}"
-            cells = [_escape(titles[name]), f"\\textbf{{{dice}}}" if row["mean"]["dice"] == best else dice]
-            cells.append(format_number(row["mean"]["hd95"], 2))
-            values = [row["structures"][structure]["dice"] for structure in structures]
-            cells += ["–" if value is None else f"{100 * value:.2f}" for value in values]
+        best = max(row.mean["dice"] for row in table.rows.values())
+        for name, row in table.rows.items():
+            dice = format_number(100 * row.mean["dice"], 2)
+            cells = [_escape(titles[name]), f"\\textbf{{{dice}}}" if row.mean["dice"] == best else dice]
+            cells.append(format_number(row.mean["hd95"], 2))
+            values = [row.structures[structure]["dice"] for structure in structures]
+            cells += [format_number(100 * value, 2) for value in values]
             lines.append(" & ".join(cells) + " \\\\")
-        lines += ["\\hline"] if table["published"] else []
-        for item in table["published"]:
+        lines += ["\\hline"] if table.published else []
+        for item in table.published:
             mark = "$^*$" if item.get("note") else ""
             cells = [f"{_escape(item['system'])} (published)", f"{item['dice']:.2f}{mark}"]
             cells.append(format_number(item["hd95"], 2))
@@ -212,13 +201,13 @@ def _escape(text: str) -> str:
     return "".join(f"\\{character}" if character in "&%$#_{}" else character for character in text)
 
 
-def scores_csv(spec: BenchmarkSpec, jobs: Sequence[Job], partial: bool) -> str:
-    """Every metric of every structure, case and training, a line each."""
+def scores_csv(entries: Sequence[Entry]) -> str:
+    """Every metric of every structure, case and training, one line each."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["dataset", "recipe", "fraction", "fold", "seed", "case", "structure", *METRICS])
-    for entry in collect(spec, jobs, partial):
-        where = [entry.dataset, entry.recipe, entry.fraction, entry.fold, entry.seed]
+    for entry in entries:
+        where = [entry.job.dataset, entry.job.recipe, entry.job.fraction, entry.job.fold, entry.job.seed]
         for case, structures in entry.scores.items():
             for structure, score in structures.items():
                 writer.writerow([*where, case, structure, *(score[metric] for metric in METRICS)])

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,4 +46,4 @@ def format_p(value: float | None) -> str:
 
 def format_number(value: float | None, digits: int) -> str:
     """A number with fixed digits; a dash where it is undefined."""
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

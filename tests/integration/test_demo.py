@@ -2,101 +2,77 @@
 
 import argparse
 import json
-import signal
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pytest
 
-from nnunet_topomae.benchmark.layout import FUSION, SCRATCH, DemoFolders, DemoSettings
+from nnunet_topomae.benchmark.jobs import make_jobs
+from nnunet_topomae.benchmark.spec import read_spec
+from nnunet_topomae.benchmark.store import JobFolder
+from nnunet_topomae.cli import main
 from nnunet_topomae.commands import demo
-from nnunet_topomae.nnunet.names import PRETRAINER
 
-SMALLEST = DemoSettings(
-    cases_train=5,
-    cases_test=2,
-    patch_size=(16, 32, 48),
-    pretraining_epochs=2,
-    finetuning_epochs=2,
-    iterations_per_epoch=2,
-    validation_iterations=1,
-    dims=(8, 8, 16, 16),
-)
-STEPS = (
-    "phantoms",
-    "preprocess",
-    "plans",
-    "pretrain",
-    "finetune",
-    "scratch",
-    "predict_fusion",
-    "predict_scratch",
-    "score",
+SMALLEST = (
+    ("patch_size = [24, 32, 32]", "patch_size = [16, 32, 48]"),
+    ("epochs = 10\n", "epochs = 2\n"),
+    ("epochs = 15\n", "epochs = 2\n"),
+    ("iterations_per_epoch = 20", "iterations_per_epoch = 2"),
+    ("validation_iterations = 3", "validation_iterations = 1"),
+    ("dims = [16, 32, 64, 128]", "dims = [8, 8, 16, 16]"),
 )
 
 
-def installed():
+def installed() -> bool:
     try:
         return bool(version("nnunet-topomae"))
     except PackageNotFoundError:
         return False
 
 
+def options(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not installed(), reason="nnU-Net's commands find the trainers of an installed package only")
-def test_demo_runs_resumes_and_reports(tmp_path, capsys):
+def test_demo_runs_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
-    results = demo.run_demo(out, SMALLEST, "cpu")
-    folders = DemoFolders(out)
+    out.mkdir()
+    file = demo.write_benchmark(out, "cpu")
+    text = file.read_text()
+    for old, new in SMALLEST:
+        assert old in text
+        text = text.replace(old, new)
+    file.write_text(text)
+    arguments = options("--out", str(out), "--device", "cpu", "--cases", "5")
+    assert demo.run(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "from scratch" in printed and "minutes of work in total" in printed
 
-    assert [step["name"] for step in results["steps"]] == list(STEPS)
-    assert json.loads((out / "results.json").read_text()) == results
-    for model, trainer in (("fusion", FUSION), ("scratch", SCRATCH)):
-        found = results["models"][model]
-        assert found["trainer"] == trainer
-        assert list(found["mean"]) == ["organ", "shell", "ring", "vessel"]
-        assert len(found["cases"]) == SMALLEST.cases_test
-        assert all(0 <= score["dice"] <= 1 for case in found["cases"].values() for score in case.values())
-    for branch in ("vit", "unetrpp"):
-        assert results["reconstruction"]["mean"][branch]["key_point_error_mm"] > 0
-    for trainer, epochs in ((PRETRAINER, 2), (FUSION, 2), (SCRATCH, 2)):
-        assert len((folders.fold(trainer) / "metrics.jsonl").read_text().splitlines()) == epochs
-
-    page = (out / "report.html").read_text()
-    assert page.count("<img ") >= 8 and len(page) < 4_000_000
+    spec = read_spec(file)
+    jobs = make_jobs(spec)
+    assert [job.kind for job in jobs] == ["plan", "pretrain", "train", "predict", "score", "train", "predict", "score"]
+    results = json.loads((out / "report" / "results.json").read_text())
+    (table,) = results["tables"]
+    for row in (table["rows"]["full"], table["rows"]["unetrpp"]):
+        assert list(row["structures"]) == ["organ", "shell", "ring", "vessel"]
+        assert sorted(row["by_case"]) == [f"phantom_test_{number:03d}" for number in range(4)]
+        assert 0 <= row["mean"]["dice"] <= 1
+    for job in jobs:
+        if job.epochs:
+            assert len((JobFolder.of(job, spec).fold / "metrics.jsonl").read_text().splitlines()) == 2
+    page = (out / "report" / "report.html").read_text()
+    assert page.count("<img ") == 3 + 4 + 1 + 4 and len(page) < 4_000_000
     assert "key-point error" in page and "nnUNetv2_train 777 3d_fullres 0 -tr TopoMAEPretrainer" in page
 
-    checkpoint = folders.fold(FUSION) / "checkpoint_final.pth"
+    checkpoint = JobFolder.of(jobs[2], spec).fold / "checkpoint_final.pth"
     written = checkpoint.stat().st_mtime_ns
-    again = demo.run_demo(out, SMALLEST, "cpu")
-    assert all(step["skipped"] for step in again["steps"])
+    assert demo.run(arguments) == 0
     assert checkpoint.stat().st_mtime_ns == written
-    assert again["models"] == results["models"]
-
-    demo.print_summary(results, out)
-    assert "from scratch" in capsys.readouterr().out
-
-
-def test_a_foreign_folder_is_refused(tmp_path):
-    (tmp_path / "precious.txt").touch()
-    with pytest.raises(ValueError, match="holds no demo"):
-        demo.run_demo(tmp_path, SMALLEST, "cpu")
-    assert [file.name for file in tmp_path.iterdir()] == ["precious.txt"]
-
-
-def test_too_few_cases_are_refused(tmp_path):
-    parser = argparse.ArgumentParser()
-    demo.add_arguments(parser)
-    with pytest.raises(ValueError, match="at least 5 training cases, got 3"):
-        demo.run(parser.parse_args(["--out", str(tmp_path / "demo"), "--cases", "3", "--device", "cpu"]))
-    assert not (tmp_path / "demo").exists()
-
-
-def test_the_demo_gives_back_the_handler_of_sigterm(tmp_path):
-    """A handler left behind is inherited by nnU-Net's forked pools, which can then wait for ever."""
-    before = signal.getsignal(signal.SIGTERM)
-    (tmp_path / "precious.txt").touch()
-    parser = argparse.ArgumentParser()
-    demo.add_arguments(parser)
-    with pytest.raises(ValueError, match="holds no demo"):
-        demo.run(parser.parse_args(["--out", str(tmp_path), "--device", "cpu"]))
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert json.loads((out / "report" / "results.json").read_text())["tables"] == results["tables"]
+    # The file is a benchmark like any other.
+    assert main(["benchmark", "report", "-b", str(file), "-o", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "scores.csv").read_text() == (out / "report" / "scores.csv").read_text()

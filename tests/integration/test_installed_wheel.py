@@ -139,7 +139,7 @@ def test_wheel_has_every_file_and_touches_nothing_else(installed: Environment, r
     assert {path.name for path in site.iterdir() if not path.name.startswith("nnunet_topomae")} == {"libraries.pth"}
     wanted = files_below(repository / "nnunet_topomae")
     wanted |= {Path(name) / path for name in ("trainers", "plans") for path in files_below(repository / name)}
-    assert {Path("py.typed"), Path("trainers/pretrainer.py"), Path("reports/templates/report.html.j2")} <= wanted
+    assert {Path("py.typed"), Path("trainers/pretrainer.py"), Path("reports/templates/benchmark.html.j2")} <= wanted
     assert files_below(site / "nnunet_topomae") == wanted
 
 

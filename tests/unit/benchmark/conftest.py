@@ -1,49 +1,27 @@
-"""A finished demo made up from random numbers, and benchmarks on stand-ins for nnU-Net's commands."""
+"""A finished demo made up from random numbers."""
 
 import json
-import os
-import shutil
-import stat
-import subprocess
-import sys
-import sysconfig
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK
-import torch
 
 from nnunet_topomae.benchmark.jobs import make_jobs
-from nnunet_topomae.benchmark.layout import FUSION, MODELS, SCRATCH, DemoFolders, DemoSettings
-from nnunet_topomae.benchmark.results import collect_results, write_scores
 from nnunet_topomae.benchmark.spec import read_spec
-from nnunet_topomae.benchmark.steps import StepRecord
+from nnunet_topomae.benchmark.stages import Task, score
 from nnunet_topomae.benchmark.store import JobFolder
+from nnunet_topomae.commands.demo import DATASET_ID, SEED, write_benchmark
 from nnunet_topomae.datasets.phantom import write_phantom_dataset
 from nnunet_topomae.geometry import CropLocation
-from nnunet_topomae.nnunet.names import PRETRAINER
 from nnunet_topomae.training.previews import Preview
+from nnunet_topomae.training.record import add_facts
 
 TERMS = ("total", "mse_vit", "topo_vit", "spa_vit", "mse_unetrpp", "topo_unetrpp", "spa_unetrpp")
 TERMS += ("spa_consis", "rec_consis")
-
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-
-
-@pytest.fixture
-def find_browser():
-    """The program of a browser; skips the rest of a test where there is none."""
-
-    def find():
-        browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-        if browser is None:
-            pytest.skip(f"the page was not opened: none of {', '.join(BROWSERS)} is installed")
-        return browser
-
-    return find
+FACTS = {
+    "pretrain": {"parameters": 7, "macs": 9e9, "peak_gpu_bytes": 3e9},
+    "train": {"parameters": 1_500_000, "macs": 2.5e9, "peak_gpu_bytes": 2e9},
+}
 
 
 def make_preview(case, rng):
@@ -72,182 +50,55 @@ def write_epochs(folder, names):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(v) + "\n" for v in values))
 
 
-@pytest.fixture(scope="session")
-def finished_demo(tmp_path_factory):
-    """Folder of a demo whose fusion model is perfect and whose other model misses the vessel; tests only read it."""
-    out = tmp_path_factory.mktemp("finished") / "demo"
-    folders, settings = DemoFolders(out), DemoSettings(cases_train=5, cases_test=2)
-    raw = write_phantom_dataset(folders.raw, 777, 5, 2, seed=0)
-    for model in MODELS:
-        folders.prediction(model).mkdir(parents=True)
-    for file in (raw / "labelsTs").iterdir():
-        truth = SimpleITK.ReadImage(file)
-        SimpleITK.WriteImage(truth, folders.prediction("fusion") / file.name)
-        SimpleITK.WriteImage(truth * (truth != 4), folders.prediction("scratch") / file.name)
-    write_epochs(folders.fold(PRETRAINER), TERMS)
-    for trainer in (FUSION, SCRATCH):
-        write_epochs(folders.fold(trainer), ("loss", "pseudo_dice"))
+def write_pretraining(folder):
+    write_epochs(folder, TERMS)
     rng = np.random.default_rng(0)
-    validation = folders.fold(PRETRAINER) / "validation"
     for case in ("phantom_000", "phantom_003"):
-        make_preview(case, rng).save(validation / "previews")
+        make_preview(case, rng).save(folder / "validation" / "previews")
     branch = {"mse": 0.4, "psnr": float("inf"), "ssim": float("nan"), "key_point_error_mm": 12.5}
-    (validation / "summary.json").write_text(
+    (folder / "validation" / "summary.json").write_text(
         json.dumps({"reconstruction": {"mean": {"vit": branch, "unetrpp": branch}, "cases": {}}})
     )
-    write_scores(folders)
-    records = [StepRecord("pretrain", "Pre-train", 90.0, "nnUNetv2_train 777 <&>", skipped=False)]
-    results = collect_results(folders, settings, "cpu", records)
-    (out / "results.json").write_text(json.dumps(results, allow_nan=False))
-    return out
 
 
-BENCHMARK = """
-datasets = [5]
-recipes = ["unetrpp", "nnunet", "full"]
-folds = [0, 1, 2, 3, 4]
-seeds = [0, 1]
-device = "cpu"
-[settings.pretraining]
-epochs = 2
-[settings.finetuning]
-epochs = 3
-"""
+def write_predictions(folder, truth, perfect):
+    """The truth, or the truth without its vessel."""
+    folder.mkdir(parents=True)
+    for file in truth.iterdir():
+        label_map = SimpleITK.ReadImage(file)
+        SimpleITK.WriteImage(label_map if perfect else label_map * (label_map != 4), folder / file.name)
 
 
-class Bench:
-    """A benchmark's folder, and the command line in an environment with the stand-ins."""
-
-    def __init__(self, root):
-        self.root, self.file = root, root / "bench.toml"
-        self.raw = root / "raw" / "Dataset005_Test"
-        make_raw(self.raw)
-        self.file.write_text(BENCHMARK)
-        self.bin = root / "bin"
-        self.bin.mkdir()
-        # nnU-Net's commands are looked for beside the running Python.
-        (self.bin / "python").symlink_to(os.path.realpath(sys.executable))
-        (root / "pyvenv.cfg").write_text(f"home = {Path(sys.executable).resolve().parent}\n")
-        packages = root / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-        packages.mkdir(parents=True)
-        (packages / "site-packages").symlink_to(sysconfig.get_path("purelib"))
-        source = (Path(__file__).parent / "fake_nnunet.py").read_text()
-        shutil.copyfile(Path(__file__).parent / "fake_nnunet.py", self.bin / "fake_nnunet.py")
-        for name in ("extract_fingerprint", "plan_experiment", "preprocess", "train"):
-            script = self.bin / f"nnUNetv2_{name}"
-            script.write_text(f"#!{sys.executable}\n{source}")
-            script.chmod(script.stat().st_mode | stat.S_IEXEC)
-        torch.save({"network_weights": {"w": torch.zeros(3, 4)}}, self.bin / "checkpoint.pth")
-        self.behave()
-
-    def behave(self, **behaviour):
-        (self.bin / "behaviour.json").write_text(json.dumps(behaviour))
-
-    @property
-    def environment(self):
-        return {**os.environ, "nnUNet_raw": str(self.raw.parent)}
-
-    def argv(self, action, *arguments):
-        return [
-            str(self.bin / "python"), "-m", "nnunet_topomae.cli", "benchmark", action, "-b", str(self.file), *arguments
-        ]  # fmt: skip
-
-    def call(self, action, *arguments, code=0):
-        done = subprocess.run(
-            self.argv(action, *arguments), env=self.environment, capture_output=True, text=True, timeout=240
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    def start(self, action, *arguments):
-        return subprocess.Popen(
-            self.argv(action, *arguments),
-            env=self.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    @property
-    def spec(self):
-        return read_spec(self.file)
-
-    @property
-    def jobs(self):
-        return make_jobs(self.spec, self.raw.parent)
-
-    def folder(self, name):
-        return JobFolder.of(next(job for job in self.jobs if job.name == name), self.spec)
-
-    def done(self):
-        """Time at which each done job was finished."""
-        folders = {job.name: JobFolder.of(job, self.spec) for job in self.jobs}
-        return {name: folder.done()["finished"] for name, folder in folders.items() if folder.done()}
-
-    def starts(self, name):
-        (file,) = (path for path in self.folder(name).path.rglob("starts.txt") if not path.parents[1].is_symlink())
-        return file.read_text().split()
-
-    def limit(self, **replacements):
-        text = self.file.read_text()
-        for key, value in replacements.items():
-            text = "\n".join(f"{key} = {value}" if line.startswith(f"{key} =") else line for line in text.splitlines())
-        self.file.write_text(text + "\n")
-
-    @staticmethod
-    def wait_for(condition, seconds=60):
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, "waited in vain"
-            time.sleep(0.05)
-
-    @staticmethod
-    def processes(folder):
-        """Numbers of all processes of the job in a folder."""
-        token = f"NNUNET_TOPOMAE_JOB={folder}".encode()
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if token in (process / "environ").read_bytes().split(b"\0"):
-                    found.append(process.name)
-            except OSError:
-                continue
-        return found
-
-
-def make_raw(folder):
-    for name in ("imagesTr", "labelsTr"):
-        (folder / name).mkdir(parents=True)
-    for number in range(10):
-        label = np.zeros((6, 10, 12), np.uint8)
-        label[1:4, 2:6, 2:7] = 1
-        label[2:5, 6:9, 3:8] = 2
-        image = SimpleITK.GetImageFromArray(label)
-        image.SetSpacing((1.0, 1.0, 2.0))
-        SimpleITK.WriteImage(image, folder / f"labelsTr/case_{number}.nii.gz")
-        SimpleITK.WriteImage(image, folder / f"imagesTr/case_{number}_0000.nii.gz")
-    description = {
-        "channel_names": {"0": "MR"},
-        "labels": {"background": 0, "a": 1, "b": 2},
-        "numTraining": 10,
-        "file_ending": ".nii.gz",
-    }
-    (folder / "dataset.json").write_text(json.dumps(description))
+def finish(job, spec):
+    """Do a job without nnU-Net."""
+    folder, outputs = JobFolder.of(job, spec), []
+    raw = spec.raw_folder() / job.dataset
+    folder.path.mkdir(parents=True)
+    if job.kind == "plan":
+        folder.dataset.mkdir(parents=True)
+        (folder.dataset / "dataset.json").write_bytes((raw / "dataset.json").read_bytes())
+    elif job.kind == "pretrain":
+        write_pretraining(folder.fold)
+    elif job.kind == "train":
+        write_epochs(folder.fold, ("loss", "pseudo_dice"))
+    elif job.kind == "predict":
+        write_predictions(folder.predictions, raw / "labelsTs", perfect=job.recipe == "full")
+    else:
+        outputs = score(Task(job, spec, lambda *_: None))
+    if job.kind in FACTS:
+        add_facts(folder.fold, FACTS[job.kind])
+    commands = [f"nnUNetv2_{job.kind} {spec.out}/nnUNet_raw '<&>'"]
+    folder.finish(outputs, {"seconds": 18.0, "cpu_seconds": 30.0, "peak_process_bytes": 1e9, "commands": commands})
 
 
 @pytest.fixture(scope="session")
-def make_bench():
-    """The class, for fixtures of another scope."""
-    return Bench
-
-
-@pytest.fixture
-def bench(tmp_path):
-    return Bench(tmp_path)
-
-
-@pytest.fixture
-def small(bench):
-    """One recipe with pre-training, one fold, one seed."""
-    bench.limit(recipes='["full"]', folds="[0]", seeds="[0]")
-    return bench
+def finished_demo(tmp_path_factory):
+    """File of a demo whose fusion model is perfect and whose other model misses the vessel; tests only read it."""
+    out = tmp_path_factory.mktemp("finished") / "demo"
+    out.mkdir()
+    file = write_benchmark(out, "cpu")
+    write_phantom_dataset(out / "nnUNet_raw", DATASET_ID, 5, 2, SEED)
+    spec = read_spec(file)
+    for job in make_jobs(spec):
+        finish(job, spec)
+    return file

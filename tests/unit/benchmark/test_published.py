@@ -1,10 +1,13 @@
 import json
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nnunet_topomae.benchmark.recipes import RECIPES
+from nnunet_topomae.benchmark.results import Cost, Results, Row, Table
+from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.plans.preset import preset_names
 from nnunet_topomae.reports.formats import latex, markdown, published_notes
 
@@ -12,33 +15,13 @@ PUBLISHED = json.loads((files("nnunet_topomae.reports") / "published.json").read
 DATASETS = sorted(set(PUBLISHED) - {"source"})
 
 
-def _results(preset: str) -> dict[str, Any]:
+def _results(preset: str) -> Results:
     """A report in which UNETR++ was trained."""
     mean = {"dice": 0.8, "hd95": 5.0, "nsd": 0.9, "missed": 0.0, "volume_error": 1.0, "spurious": 0.0}
-    row = {
-        "mean": mean,
-        "seed_sd": {"dice": 0.01},
-        "parameters": 1e6,
-        "macs": 1e9,
-        "cost": {"hours": 1.0, "cpu_hours": 2.0, "gpu_bytes": None, "peak_process_bytes": 1e9},
-        "structures": {"organ": mean},
-    }
-    table = {"dataset": f"Dataset001_{preset}", "fraction": 1.0, "rows": {"unetrpp": row}, "comparisons": {}}
-    table |= {"published": PUBLISHED[preset], "incomplete": [], "ranks": {}, "cases": [], "values": {}}
-    return {
-        "name": "test",
-        "baseline": "unetrpp",
-        "recipes": {"unetrpp": {"title": "UNETR++ from scratch", "paper_row": "UNETR++"}},
-        "folds": [0],
-        "seeds": [0],
-        "configuration": "3d_fullres",
-        "device": "cpu",
-        "machine": {"processor": "any", "cores": 1},
-        "missing": [],
-        "tables": [table],
-        "versions": {},
-        "published_source": PUBLISHED["source"],
-    }
+    row = Row({"organ": mean}, mean, {"dice": 0.01}, 1, {}, 1_000_000, 1e9, Cost(1.0, 2.0, None, 1e9))
+    table = Table(f"Dataset001_{preset}", 1.0, {"unetrpp": row}, [], {}, {}, [], {}, PUBLISHED[preset])
+    spec = BenchmarkSpec("test", Path(), (1,), (RECIPES["unetrpp"],), "unetrpp", folds=(0,), device="cpu")
+    return Results(spec, [table], [], PUBLISHED["source"], {"processor": "any", "cores": "1"}, {})
 
 
 def test_every_preset_has_published_numbers() -> None:
@@ -79,7 +62,7 @@ def test_notes_tell_another_average(dataset: str) -> None:
 
 def test_an_average_that_does_not_fit_is_marked_in_every_format() -> None:
     results = _results("btcv")
-    (table,) = results["tables"]
+    (table,) = results.tables
     assert len(published_notes(table)) == 3
     text = markdown(results, {})
     assert "| UNETR++ | UNETR++ from scratch | 83.28\\* | 80.00 | – | 5.00 |" in text
@@ -92,6 +75,6 @@ def test_an_average_that_does_not_fit_is_marked_in_every_format() -> None:
 
 def test_no_note_no_mark() -> None:
     results = _results("acdc")
-    assert published_notes(results["tables"][0]) == []
+    assert published_notes(results.tables[0]) == []
     assert "\\*" not in markdown(results, {})
     assert "$^*$" not in latex(results)

@@ -2,17 +2,20 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from nnunet_topomae.benchmark.layout import DemoFolders
-from nnunet_topomae.benchmark.pipeline import write_demo_plans
+from nnunet_topomae.benchmark.jobs import make_jobs
+from nnunet_topomae.benchmark.spec import read_spec
+from nnunet_topomae.commands.demo import print_summary
 from nnunet_topomae.files import strict_json
-from nnunet_topomae.reports.demo import write_report
+from nnunet_topomae.reports.benchmark import write_benchmark_report
 from nnunet_topomae.reports.page import format_number, format_p
-from nnunet_topomae.reports.plots import overlay_figure, persistence_figure
+from nnunet_topomae.reports.plots import overlay_figure
+from nnunet_topomae.reports.training_plots import persistence_figure
 
 
 class Page(HTMLParser):
@@ -37,10 +40,18 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(finished_demo):
-    file = write_report(finished_demo)
-    assert file.stat().st_size < 4_000_000
-    return Page(file.read_text(encoding="utf-8"))
+def report(finished_demo, tmp_path_factory):
+    """Results, folder and page of the demo's report with all its images."""
+    folder = tmp_path_factory.mktemp("report")
+    spec = read_spec(finished_demo)
+    results, _ = write_benchmark_report(spec, make_jobs(spec), folder, images=True)
+    assert (folder / "report.html").stat().st_size < 4_000_000
+    return results, folder, Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(report):
+    return report[2]
 
 
 def test_the_page_loads_nothing(page):
@@ -54,42 +65,76 @@ def test_the_page_loads_nothing(page):
 
 def test_pictures_are_all_there_and_described(page):
     images = page.all("img")
-    # scores, 2 overlays, 2 previews, persistence, losses, training curves
-    assert len(images) == 8
+    # differences, cases, structures; worst and median case of two recipes; curves; 2 previews, persistence, losses
+    assert len(images) == 3 + 4 + 1 + 4
     assert all(len(image["alt"]) > 20 for image in images)
-    assert len({image["src"] for image in images}) == 8
+    # With two cases of equal scores, the worst one is the median one too.
+    assert len({image["src"] for image in images}) == 12 - 2
+
+
+def test_without_images_no_case_is_shown(finished_demo, tmp_path):
+    spec = read_spec(finished_demo)
+    write_benchmark_report(spec, make_jobs(spec), tmp_path)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "image/png" not in text
+    assert len(Page(text).all("img")) == 3 + 1 + 2
 
 
 def test_tables_hold_the_numbers(page):
     text = re.sub(r"\s+", " ", " ".join(page.words))
-    assert "vessel 1.000 0.00 0 / 2 0.000" in text
-    assert "2 / 2" in text
+    # Fusion is perfect; the other model misses the vessel in both cases.
+    assert "fusion 1.0000 0.00 0.0 1.0000 0.00 0.0 1.0000 0.00 0.0 1.0000 0.00 0.0" in text
+    assert re.search(r"from scratch (1\.0000 0\.00 0\.0 ){3}0\.0000 \d+\.\d\d 2\.0", text)
+    assert re.search(r"phantom_test_001 vessel 1\.000 0\.00 0\.000 \d+\.\d\d", text)
     assert "ViT 0.4000 – – 12.5" in text
-    assert "1.5 min" in text
+    # Eight jobs of 18 seconds.
+    assert "2.4 min of work, 2 held-out cases" in text
+    assert "It is no evidence for or against pre-training." in text
+    assert "fusion 1.5 M 2.5 G 0.01 0.02 1.0 GB 3.0 GB" in text
+    assert "from scratch 1.5 M 2.5 G 0.01 0.01 1.0 GB 2.0 GB" in text
 
 
-def test_text_from_data_is_escaped(page):
-    assert any("nnUNetv2_train 777 <&>" in words for words in page.words)
+def test_commands_are_escaped_and_name_no_folder(page, finished_demo):
+    assert any("nnUNetv2_train $OUT/nnUNet_raw '<&>'" in words for words in page.words)
+    assert not any(str(finished_demo.parent) in words for words in page.words)
 
 
-def test_results_are_strict_json(finished_demo):
-    text = (finished_demo / "results.json").read_text()
+def test_results_are_strict_json(report, finished_demo):
+    results, folder, _ = report
+    text = (folder / "results.json").read_text()
     assert "NaN" not in text and "Infinity" not in text
-    results = json.loads(text)
-    scratch = results["models"]["scratch"]
-    assert scratch["mean"]["vessel"]["missed"] == 2 and scratch["foreground_mean"]["missed"] == 2
-    assert scratch["foreground_mean"]["dice"] == pytest.approx(0.75)
-    assert results["models"]["fusion"]["foreground_mean"] == {"dice": 1.0, "hd95": 0.0, "missed": 0}
-    assert str(finished_demo) not in text
+    assert str(finished_demo.parent) not in text
+    read = json.loads(text)
+    (table,) = read["tables"]
+    scratch, fusion = table["rows"]["unetrpp"], table["rows"]["full"]
+    assert (scratch["structures"]["vessel"]["missed"], scratch["mean"]["missed"]) == (2, 2)
+    assert scratch["mean"]["dice"] == pytest.approx(0.75)
+    assert (fusion["mean"]["dice"], fusion["mean"]["hd95"], fusion["mean"]["missed"]) == (1.0, 0.0, 0.0)
+    assert fusion["by_case"]["phantom_test_000"]["ring"] == {"dice": 1.0, "hd95": 0.0}
+    assert table["comparisons"]["dice"]["full"]["verdict"].startswith("too few cases to test (2;")
+    assert [job["seconds"] for job in read["jobs"]] == 8 * [18.0]
+    assert read["settings"]["finetuning.epochs"] == 15
+    assert {"torch", "nnunet-topomae"} <= set(read["versions"]) and read["machine"]["processor"]
+    assert read["tables"][0]["rows"] == results.to_json()["tables"][0]["rows"]
 
 
-def test_an_unfinished_demo_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="demo --out"):
-        write_report(tmp_path)
+def test_the_demo_prints_its_table(report, capsys):
+    print_summary(report[0])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["held-out", "phantoms", "fusion", "from", "scratch"]
+    assert re.fullmatch(r"vessel +1\.000 +0\.0 +0\.000 +\d+\.\d", lines[6])
+    assert lines[7].split()[:4] == ["mean", "1.000", "0.0", "0.750"]
+    assert lines[8].split() == ["missed", "structures", "0", "2"]
+
+
+def test_an_unfinished_benchmark_is_refused(finished_demo, tmp_path):
+    spec = replace(read_spec(finished_demo), out=tmp_path)
+    with pytest.raises(ValueError, match="2 of 2 scores are missing"):
+        write_benchmark_report(spec, make_jobs(spec), tmp_path / "report")
 
 
 def test_undefined_numbers():
-    assert format_number(None, 2) == "–"
+    assert format_number(None, 2) == format_number(float("nan"), 2) == "–"
     assert format_number(1.005, 1) == "1.0"
     assert strict_json({"a": [float("nan"), -float("inf"), 2.5], "b": (1, "x", None, True)}) == {
         "a": [None, None, 2.5],
@@ -121,39 +166,6 @@ def test_persistence_figure_draws_every_point():
         drawn = [np.asarray(c.get_offsets()) for c in panel.collections]
         for offsets, name in zip(drawn, diagrams, strict=True):
             assert np.allclose(offsets.reshape(-1, 2), diagrams[name][dimension])
-
-
-def test_demo_plans_share_the_preprocessed_data(tmp_path):
-    from nnunet_topomae.benchmark.layout import DemoSettings
-    from nnunet_topomae.config import TopoMAEConfig
-
-    strides = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
-    configuration = {
-        "data_identifier": "TopoMAEPlans_3d_fullres",
-        "patch_size": [48, 64, 64],
-        "batch_size": 2,
-        "architecture": {"arch_kwargs": {"strides": strides}},
-    }
-    plans = {"plans_name": "TopoMAEPlans", "configurations": {"3d_fullres": configuration}}
-    (tmp_path / "TopoMAEPlans.json").write_text(json.dumps(plans))
-    settings = DemoSettings(pretraining_epochs=3, finetuning_epochs=5, patch_size=(16, 24, 32))
-    write_demo_plans(tmp_path / "TopoMAEPlans_demo.json", settings)
-    written = json.loads((tmp_path / "TopoMAEPlans_demo.json").read_text())
-    found = written["configurations"]["3d_fullres"]
-    assert written["plans_name"] == "TopoMAEPlans_demo"
-    assert (found["patch_size"], found["data_identifier"]) == ([16, 24, 32], "TopoMAEPlans_3d_fullres")
-    config = TopoMAEConfig.from_configuration(found)
-    assert (config.pretraining.epochs, config.finetuning.epochs) == (3, 5)
-    with pytest.raises(ValueError, match="not a multiple"):
-        write_demo_plans(tmp_path / "TopoMAEPlans_demo.json", DemoSettings(patch_size=(17, 24, 32)))
-
-
-def test_folders_lie_below_the_output(tmp_path):
-    folders = DemoFolders(tmp_path)
-    environment = folders.environment()
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        assert environment[name].startswith(str(tmp_path))
-    assert int(environment["nnUNet_n_proc_DA"]) >= 1
 
 
 def test_p_values_are_never_a_bare_zero():

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from torch import nn
 
 from nnunet_topomae.architectures.build import build_fusion_network
 from nnunet_topomae.architectures.rule import derive_network_shape
-from nnunet_topomae.benchmark.work import count_parameters
+from nnunet_topomae.benchmark.stages import count_parameters, write_splits
 from nnunet_topomae.config import ArchitectureConfig
 
 
@@ -37,6 +38,22 @@ def test_a_parameter_with_several_names_counts_once(network: nn.Module, tmp_path
     file = tmp_path / "checkpoint_final.pth"
     torch.save({"network_weights": network.state_dict()}, file)
     assert count_parameters(file) == sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_folds_that_a_data_set_lacks_are_nnunets_own(tmp_path: Path) -> None:
+    (tmp_path / "gt_segmentations").mkdir()
+    cases = [f"case_{number}" for number in range(7)]
+    for case in cases:
+        (tmp_path / "gt_segmentations" / f"{case}.nii.gz").touch()
+    (tmp_path / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
+    write_splits(tmp_path)
+    splits = json.loads((tmp_path / "splits_final.json").read_text())
+    assert sorted(case for fold in splits for case in fold["val"]) == cases
+    assert all(sorted(fold["train"] + fold["val"]) == cases for fold in splits)
+    # A data set's own folds stay.
+    (tmp_path / "splits_final.json").write_text("[]")
+    write_splits(tmp_path)
+    assert (tmp_path / "splits_final.json").read_text() == "[]"
 
 
 def test_nnunets_names_are_aliases() -> None:

@@ -12,8 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-CASES = [f"case_{number}" for number in range(10)]
-
 
 def behaviour():
     return json.loads((Path(__file__).parent / "behaviour.json").read_text())
@@ -48,6 +46,10 @@ def plan(arguments):
         json.dumps({"plans_name": name, "configurations": {"3d_fullres": configuration}})
     )
     shutil.copyfile(raw / "dataset.json", preprocessed / "dataset.json")
+    # As of a data set with folds of its own: making them takes seconds to import.
+    cases = sorted(path.name.removesuffix(".nii.gz") for path in (raw / "labelsTr").iterdir())
+    splits = [{"val": cases[fold::5], "train": sorted({*cases} - {*cases[fold::5]})} for fold in range(5)]
+    (preprocessed / "splits_final.json").write_text(json.dumps(splits))
 
 
 def preprocess(arguments):
@@ -81,13 +83,15 @@ def train(arguments):
         sys.exit("out of memory")
     if misbehaviour.get("worker"):
         subprocess.Popen(["sleep", "300"], start_new_session=True)  # like a data worker that outlives its parent
-    sys.stdout.write(f"Network: 1.00 M parameters, {2.5 if role == 'finetuning' else 7.5} G MACs\n")
+    facts = {"parameters": 12, "macs": 2.5e9 if role == "finetuning" else 7.5e9}
+    (folder / "training.json").write_text(json.dumps(facts))
     record = folder / "metrics.jsonl"
     done = len(record.read_text().splitlines()) if args.c else 0
     for epoch in range(done, section[role]["epochs"]):
         time.sleep(misbehaviour.get("seconds", 0.0))
         with record.open("a") as file:
-            file.write(json.dumps({"epoch": epoch, "seconds": 1.5}) + "\n")
+            terms = {"loss": 1 / (epoch + 1)}
+            file.write(json.dumps({"epoch": epoch, "seconds": 1.5, "train": terms, "validation": terms}) + "\n")
         checkpoint(folder / "checkpoint_latest.pth")
     if misbehaviour.get("broken_once") and not args.c:
         (folder / "checkpoint_latest.pth").write_bytes(b"PK half a checkpoint")
@@ -95,27 +99,48 @@ def train(arguments):
     (folder / "validation").mkdir()
     (folder / "validation" / "summary.json").write_text("{}")
     if role == "finetuning":
-        predict(preprocessed, folder, args, section)
+        fold = json.loads((preprocessed / "splits_final.json").read_text())[int(args.fold)]
+        truths = [preprocessed / "gt_segmentations" / f"{case}.nii.gz" for case in fold["val"]]
+        shift_labels(truths, folder / "validation", args.tr, section["finetuning"]["seed"])
 
 
 def checkpoint(path):
     shutil.copyfile(Path(__file__).parent / "checkpoint.pth", path)
 
 
-def predict(preprocessed, folder, args, section):
+def shift_labels(truths, target, trainer, seed):
     """The truth with a shift that depends on trainer, seed and case, so that recipes differ."""
     import numpy as np
     import SimpleITK
 
-    fold = json.loads((preprocessed / "splits_final.json").read_text())[int(args.fold)]
-    for case in fold["val"]:
-        truth = SimpleITK.ReadImage(preprocessed / "gt_segmentations" / f"{case}.nii.gz")
-        generator = np.random.default_rng([section["finetuning"]["seed"], int(case[-1]), len(args.tr)])
-        shift = int(generator.integers(0, 2)) + (1 if args.tr == "UNETRPPTrainer" else 0)
+    for path in truths:
+        truth = SimpleITK.ReadImage(path)
+        number = int("".join(filter(str.isdigit, path.name)))
+        generator = np.random.default_rng([seed, number, len(trainer)])
+        shift = int(generator.integers(0, 2)) + (1 if trainer == "UNETRPPTrainer" else 0)
         array = np.roll(SimpleITK.GetArrayFromImage(truth), shift, axis=2)
         image = SimpleITK.GetImageFromArray(array)
         image.CopyInformation(truth)
-        SimpleITK.WriteImage(image, folder / "validation" / f"{case}.nii.gz")
+        SimpleITK.WriteImage(image, target / path.name)
+
+
+def predict(arguments):
+    parser = argparse.ArgumentParser()
+    for name in ("-i", "-o", "-d", "-c", "-tr", "-p", "-f", "-npp", "-nps", "-device"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--disable_tta", action="store_true")
+    args = parser.parse_args(arguments)
+    raw, _, results = folders(args.d)
+    model = results / f"{args.tr}__{args.p}__{args.c}" / f"fold_{args.f}"
+    assert (model / "checkpoint_final.pth").is_file()
+    target = Path(args.o)
+    target.mkdir()
+    if behaviour().get("predict", {}).get("fails"):
+        (target / "half.nii.gz").touch()
+        sys.stdout.write("\r10 %\r20 %\rout of memory in prediction\n")
+        sys.exit(1)
+    truths = [raw / "labelsTs" / path.name.replace("_0000", "") for path in sorted(Path(args.i).iterdir())]
+    shift_labels(truths, target, args.tr, 0)
 
 
 COMMANDS = {
@@ -123,6 +148,7 @@ COMMANDS = {
     "nnUNetv2_plan_experiment": plan,
     "nnUNetv2_preprocess": preprocess,
     "nnUNetv2_train": train,
+    "nnUNetv2_predict": predict,
 }
 
 if __name__ == "__main__":

@@ -13,44 +13,34 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
-from nnunet_topomae.benchmark.jobs import make_jobs
-from nnunet_topomae.benchmark.spec import read_spec
-from nnunet_topomae.config import TopoMAEConfig
+from nnunet_topomae.nnunet.process import last_lines
 
-PRETRAIN, TRAIN, SCORE = (f"Dataset005__full__fold0__seed0__{kind}" for kind in ("pretrain", "train", "score"))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, make_bench):
-    """A benchmark that was run to its end; tests only read it."""
-    bench = make_bench(tmp_path_factory.mktemp("finished"))
-    bench.limit(recipes='["unetrpp", "nnunet"]', folds="[0, 1]")
-    bench.file.write_text(bench.file.read_text() + '[paper]\n5 = "synapse"\n')
-    assert "all done" in bench.call("run", "--slots", "2")
-    return bench
+PRETRAIN, TRAIN, PREDICT, SCORE = (
+    f"Dataset005__full__fold0__seed0__{kind}" for kind in ("pretrain", "train", "predict", "score")
+)
 
 
 @pytest.mark.timeout(300)
 def test_from_nothing_to_the_report(finished):
     done = finished.done()
-    assert len(done) == len(finished.jobs) == 1 + 2 * 2 * 2 * 2
+    assert len(done) == len(finished.jobs) == 1 + 2 * 2 * 2
     # Again: nothing is done again.
     finished.call("run")
     assert finished.done() == done
-    files = [Path(line) for line in finished.call("report").splitlines() if line.startswith("/")]
-    assert {"report.html", "report.md", "tables.tex", "scores.csv", "results.json"} <= {path.name for path in files}
+    files = {path.name for path in finished.reported}
+    assert {"report.html", "report.md", "tables.tex", "scores.csv", "results.json"} <= files
     folder = finished.spec.out / "report"
     (table,) = json.loads((folder / "results.json").read_text())["tables"]
     assert set(table["rows"]) == {"unetrpp", "nnunet"}
-    assert len(table["cases"]) == 4
+    assert len(table["cases"]) == 2
     assert table["rows"]["nnunet"]["macs"] == 2.5e9
     assert table["rows"]["nnunet"]["parameters"] == 12
     assert table["rows"]["nnunet"]["cost"]["gpu_bytes"] is None
     assert table["comparisons"]["dice"]["nnunet"]["difference"] > 0
-    assert table["comparisons"]["dice"]["nnunet"]["verdict"].startswith("too few cases to test (4;")
+    assert table["comparisons"]["dice"]["nnunet"]["verdict"].startswith("too few cases to test (2;")
     with (folder / "scores.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 2 * 2 * 4 * 2
+    assert len(lines) == 2 * 2 * 2 * 2
     by_hand = np.mean([float(line["dice"]) for line in lines if line["recipe"] == "nnunet"])
     assert table["rows"]["nnunet"]["mean"]["dice"] == pytest.approx(by_hand)
     markdown = (folder / "report.md").read_text()
@@ -67,24 +57,22 @@ def test_from_nothing_to_the_report(finished):
 
 
 def test_the_page_loads_nothing_and_has_no_errors(finished, tmp_path, find_browser):
-    finished.call("report", "-o", str(tmp_path / "report"))
-    page = (tmp_path / "report" / "report.html").read_text()
+    page = (finished.spec.out / "report" / "report.html").read_text()
     assert "<td>UNETR + MAE</td><td>–</td><td>83.52*</td><td>–</td><td>10.24</td><td>–</td>" in page
     assert "<p>* UNETR + MAE: the mean of the paper&#39;s own columns is 83.37.</p>" in page
     assert "<script" not in page
     assert "default-src 'none'" in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "image/png" not in page  # no image of a case unless it is asked for
-    finished.call("report", "--embed-images", "-o", str(tmp_path / "report"))
-    page = (tmp_path / "report" / "report.html").read_text()
-    assert page.count("data:image/png") == 4  # worst and median case of two recipes
-    assert not re.findall(r'(?:src|href)="(?!data:)', page)
     program = tmp_path / "niivue.umd.js"
     program.write_text("n(a.niivue={});loadFromBase64")
     assert "say so with --embed-images" in finished.call("report", "--niivue", str(program), code=2)
-    finished.call("report", "--embed-images", "--niivue", str(program), "-o", str(tmp_path / "leaf"))
-    linked = re.findall(r'href="([^"]*)"', (tmp_path / "leaf" / "report.html").read_text())
-    assert len(linked) == 4 and all((tmp_path / "leaf" / unquote(name)).is_file() for name in linked)
+    finished.call("report", "--embed-images", "--niivue", str(program), "-o", str(tmp_path / "report"))
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("data:image/png") == 4  # worst and median case of two recipes
+    assert not re.findall(r'src="(?!data:)', page)
+    linked = re.findall(r'href="([^"]*)"', page)
+    assert len(linked) == 4 and all((tmp_path / "report" / unquote(name)).is_file() for name in linked)
     browser = find_browser()
     picture = tmp_path / "page.png"
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1300,2400"]
@@ -98,9 +86,26 @@ def test_the_page_loads_nothing_and_has_no_errors(finished, tmp_path, find_brows
     assert not [line for line in shot.stderr.splitlines() if "CONSOLE" in line]
 
 
-def test_pretraining_comes_first_and_is_found(small):
+def test_pretraining_comes_first_and_held_out_cases_are_scored(small):
+    small.file.write_text("held_out = true\n" + small.file.read_text() + "mirror_axes = []\n")
+    small.behave(predict={"fails": True})
+    small.call("run", code=1)
+    assert set(small.done()) == {"Dataset005__plan", PRETRAIN, TRAIN}
+    assert last_lines(small.folder(PREDICT).log, 1) == ["out of memory in prediction"]
+    small.behave()
     small.call("run")
-    assert set(small.done()) == {"Dataset005__plan", PRETRAIN, TRAIN, SCORE}
+    assert set(small.done()) == {"Dataset005__plan", PRETRAIN, TRAIN, PREDICT, SCORE}
+    scores = json.loads((small.folder(SCORE).path / "scores.json").read_text())
+    assert (list(scores["scores"]), scores["parameters"]) == (["case_10", "case_11", "case_12"], 12)
+    predicted = small.folder(PREDICT)
+    # The half file of the failed attempt is gone.
+    assert [path.name for path in sorted(predicted.predictions.iterdir())] == [f"case_{n}.nii.gz" for n in (10, 11, 12)]
+    (command,) = predicted.done()["commands"]
+    assert "-tr TopoMAEFusionTrainer -p TopoMAEPlans_benchmark -f 0 --disable_tta" in command
+    assert small.starts(TRAIN) == ["anew"]
+    # Other truth: only the score is done again.
+    (small.raw / "labelsTs/case_10.nii.gz").touch()
+    assert set(small.done()) == {"Dataset005__plan", PRETRAIN, TRAIN, PREDICT}
     link = next(small.folder(TRAIN).results.glob("*/TopoMAEPretrainer__*"))
     assert link.is_symlink()
     assert link.resolve().is_relative_to(small.folder(PRETRAIN).path)
@@ -200,14 +205,14 @@ def test_two_drivers_share_the_work(bench):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupting_stops_the_children_and_keeps_their_work(small, number):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupting_stops_the_children_and_keeps_their_work(small, number, code):
     small.behave(TopoMAEFusionTrainer={"seconds": 0.5, "worker": True})
     driver = small.start("run")
     folder = small.folder(TRAIN)
     small.wait_for(lambda: list(folder.path.glob("nnUNet_results/*/TopoMAEFusion*/fold_0/checkpoint_latest.pth")), 120)
     driver.send_signal(number)
-    assert driver.wait(60) == 130
+    assert driver.wait(60) == code
     assert folder.state() == "stopped"
     assert not small.processes(folder.path)
     small.behave()
@@ -324,88 +329,3 @@ def test_submitting_to_slurm(small):
     assert batch.wait(60) == 77
     assert (small.root / "requeued").read_text() == "requeue 102\n"
     assert small.folder(TRAIN).state() == "stopped"
-
-
-def test_label_fractions_share_the_pretraining(bench):
-    bench.limit(recipes='["full"]', folds="[0]", seeds="[3]")
-    bench.file.write_text("label_fractions = [1.0, 0.5]\n" + bench.file.read_text())
-    kinds = [job.kind for job in bench.jobs]
-    assert kinds == ["plan", "pretrain", "train", "score", "train", "score"]
-    half = bench.jobs[4]
-    assert half.parameters["settings"]["finetuning.label_fraction"] == 0.5
-    assert half.parameters["settings"]["finetuning.label_seed"] == 3
-    assert "finetuning.seed" not in bench.jobs[1].parameters["settings"]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("recipes = ['nnformer']", "nnformer is not available"),
-        ("recipes = ['nothing']", "no recipe 'nothing'; there are nnunet"),
-        ("seed = [1]", "unknown key seed; allowed are"),
-        ("folds = []", "must be a list of at least one value"),
-        ("folds = [0, 0]", "names a value twice"),
-        ("label_fractions = [0.0]", "above 0 and at most 1"),
-        ("device = 'tpu'", "must be cpu or cuda"),
-        ("baseline = 'nnunet'", "is none of the recipes"),
-        ("settings = {finetuning = {seed = 3}}", "finetuning.seed is set by seeds"),
-        ("tolerance = 'x'", "must be of type float"),
-        ("recipes = ['mine']\n[recipe.mine]\nbase = 'full'\ntypo = 1", "unknown key recipe.mine.typo"),
-        ("recipes = ['mine']\n[recipe.mine]\ntitle = 'x'", "needs a trainer, or a base"),
-        ("not toml", "is not TOML"),
-    ],
-)
-def test_mistakes_in_the_file_are_named(tmp_path, change, message):
-    key = change.split(" ")[0]
-    lines = {"datasets": "datasets = [1]", "recipes": "recipes = ['unetrpp']"}
-    lines.pop(key, None)
-    file = tmp_path / "b.toml"
-    file.write_text("\n".join([*lines.values(), change]))
-    with pytest.raises(ValueError, match=message):
-        read_spec(file)
-
-
-def test_own_recipes(tmp_path):
-    file = tmp_path / "b.toml"
-    file.write_text(
-        "datasets = [1]\nrecipes = ['full', 'light']\n[recipe.light]\nbase = 'full'\n"
-        "title = 'light'\n[recipe.light.settings.topology]\nweight = 10\n"
-    )
-    light = read_spec(file).recipe("light")
-    assert light.settings == {"topology.weight": 10}
-    assert (light.trainer, light.pretrainer) == ("TopoMAEFusionTrainer", "TopoMAEPretrainer")
-
-
-def test_a_preset_plans_and_sets(tmp_path):
-    folder = tmp_path / "raw" / "Dataset018_Synapse"
-    folder.mkdir(parents=True)
-    (folder / "dataset.json").write_text("{}")
-    file = tmp_path / "b.toml"
-    file.write_text(
-        "datasets = [18]\nrecipes = ['nnunet', 'full']\nfolds = [5]\npreset = 'synapse'\n"
-        "[settings.finetuning]\nepochs = 7\n"
-    )
-    spec = read_spec(file)
-    assert spec.paper == {"18": "synapse"}
-    plan, *others = make_jobs(spec, tmp_path / "raw")
-    assert plan.parameters["planners"] == {"TopoMAEPlans_synapse": "preset synapse", "nnUNetPlans": "ExperimentPlanner"}
-    by_kind = {job.kind: job for job in others if "full" in job.name}
-    assert by_kind["pretrain"].parameters["plans"] == "TopoMAEPlans_synapse"
-    assert by_kind["pretrain"].epochs == 120
-    assert by_kind["train"].parameters["settings"]["finetuning.epochs"] == 7
-    assert "spacing" not in by_kind["train"].parameters["settings"]
-    file.write_text(file.read_text().replace("synapse", "brats"))
-    with pytest.raises(ValueError, match="is none of acdc, btcv"):
-        read_spec(file)
-
-
-def test_lengths_that_the_file_does_not_name_are_the_plans_defaults(tmp_path):
-    """What `status` counts on must be what the trainers do."""
-    (tmp_path / "raw" / "Dataset005_Five" / "imagesTr").mkdir(parents=True)
-    (tmp_path / "raw" / "Dataset005_Five" / "dataset.json").write_text("{}")
-    file = tmp_path / "b.toml"
-    file.write_text('datasets = [5]\nrecipes = ["full"]\nfolds = [0]\n')
-    epochs = {job.kind: job.epochs for job in make_jobs(read_spec(file), tmp_path / "raw")}
-    defaults = TopoMAEConfig()
-    assert (epochs["pretrain"], epochs["train"]) == (defaults.pretraining.epochs, defaults.finetuning.epochs)
-    assert epochs["pretrain"] != epochs["train"]

@@ -1,0 +1,190 @@
+"""From the scores of trainings to the numbers of a report."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from nnunet_topomae.benchmark.collect import Entry
+from nnunet_topomae.benchmark.jobs import Job
+from nnunet_topomae.benchmark.results import Cost, JobRecord, Results, Row, Table
+from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.benchmark.store import JobFolder
+from nnunet_topomae.evaluation.metrics import METRICS
+from nnunet_topomae.evaluation.statistics import Comparison, compare, rank_shares
+from nnunet_topomae.nnunet.provenance import describe_machine, describe_versions
+
+COUNTS = ("missed", "spurious")
+# Compared between recipes: value of a structure that is rightly absent, and whether more is better.
+COMPARED = {"dice": (1.0, True), "hd95": (0.0, False), "nsd": (1.0, True)}
+# Listed for every case and structure.
+LISTED = ("dice", "hd95")
+SEED = 20241121
+
+
+def case_table(entries: Sequence[Entry], metric: str) -> tuple[list[str], ndarray]:
+    """Mean over structures of every case and seed.
+
+    A structure that is rightly absent counts as perfect, so that every case has a value for every recipe. Held-out
+    cases are predicted by the model of every fold; their values are means over the folds.
+
+    Args:
+        entries: trainings of one recipe, complete: every fold with every seed.
+        metric: one of `COMPARED`.
+
+    Returns:
+        names of the cases, and the table (cases, seeds).
+    """
+    perfect = COMPARED[metric][0]
+    seeds = sorted({entry.job.seed for entry in entries})
+    values: dict[str, dict[int, list[float]]] = {}
+    for entry in entries:
+        for case, structures in entry.scores.items():
+            of_structures = [score[metric] if score[metric] is not None else perfect for score in structures.values()]
+            values.setdefault(case, {}).setdefault(entry.job.seed, []).append(float(np.mean(of_structures)))
+    cases = sorted(values)
+    return cases, np.array([[np.mean(values[case][seed]) for seed in seeds] for case in cases])
+
+
+def summarise_recipe(entries: Sequence[Entry]) -> Row:
+    """Means of one recipe: over cases where a metric is defined, as nnU-Net takes them, then structures, then seeds."""
+    seeds = sorted({entry.job.seed for entry in entries})
+    structures = list(next(iter(entries[0].scores.values())))
+    per_seed = [
+        {
+            name: _means([case[name] for entry in entries if entry.job.seed == seed for case in entry.scores.values()])
+            for name in structures
+        }
+        for seed in seeds
+    ]
+    overall = {
+        metric: [
+            (np.nansum if metric in COUNTS else _nanmean)([means[name][metric] for name in structures])
+            for means in per_seed
+        ]
+        for metric in METRICS
+    }
+    by_case = _by_case(entries)
+    return Row(
+        structures={
+            name: {metric: _nanmean([means[name][metric] for means in per_seed]) for metric in METRICS}
+            for name in structures
+        },
+        mean={metric: _nanmean(values) for metric, values in overall.items()},
+        seed_sd={m: float(np.std(v, ddof=1)) if len(v) > 1 else None for m, v in overall.items()},
+        cases=len(by_case),
+        by_case=by_case,
+        parameters=entries[0].parameters,
+        macs=entries[0].macs,
+        cost=_cost(entries),
+    )
+
+
+def _by_case(entries: Sequence[Entry]) -> dict[str, dict[str, dict[str, float]]]:
+    found: dict[str, list[Mapping[str, Mapping[str, Any]]]] = {}
+    for entry in entries:
+        for case, structures in entry.scores.items():
+            found.setdefault(case, []).append(structures)
+    return {
+        case: {
+            name: {metric: _nanmean([_number(one[name][metric]) for one in several]) for metric in LISTED}
+            for name in several[0]
+        }
+        for case, several in sorted(found.items())
+    }
+
+
+def _means(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    means = {}
+    for metric in METRICS:
+        values = [_number(score[metric]) for score in scores]
+        means[metric] = float(np.nansum(values)) if metric in COUNTS else _nanmean(values)
+    return means
+
+
+def _number(value: float | bool | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _nanmean(values: Sequence[float]) -> float:
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")
+
+
+def _cost(entries: Sequence[Entry]) -> Cost:
+    both = [[done for done in (entry.training, entry.pretraining) if done] for entry in entries]
+    return Cost(
+        hours=float(np.mean([sum(done["seconds"] for done in parts) for parts in both])) / 3600,
+        cpu_hours=float(np.mean([sum(done["cpu_seconds"] for done in parts) for parts in both])) / 3600,
+        gpu_bytes=max((entry.gpu_bytes for entry in entries if entry.gpu_bytes is not None), default=None),
+        peak_process_bytes=float(max(done["peak_process_bytes"] for parts in both for done in parts)),
+    )
+
+
+def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[Entry]) -> Results:
+    """Everything that a report shows.
+
+    Args:
+        spec: the benchmark.
+        jobs: its jobs.
+        entries: its finished trainings.
+    """
+    published = json.loads((files("nnunet_topomae.reports") / "published.json").read_text(encoding="utf-8"))
+    tables = []
+    for dataset in sorted({entry.job.dataset for entry in entries}):
+        for fraction in sorted({entry.job.fraction for entry in entries}, reverse=True):
+            chosen = [entry for entry in entries if (entry.job.dataset, entry.job.fraction) == (dataset, fraction)]
+            preset = spec.paper.get(str(int(chosen[0].job.dataset_id))) if chosen else None
+            tables.append(_table(spec, dataset, fraction, chosen, published.get(preset, []) if preset else []))
+    return Results(
+        spec,
+        tables,
+        [_job_record(spec, job) for job in jobs],
+        published["source"],
+        describe_machine(),
+        describe_versions(),
+    )
+
+
+def _job_record(spec: BenchmarkSpec, job: Job) -> JobRecord:
+    done = JobFolder.of(job, spec).done() or {}
+    commands = [command.replace(str(spec.out), "$OUT") for command in done.get("commands", [])]
+    return JobRecord(job.name, job.fingerprint, done.get("seconds"), commands)
+
+
+def _table(
+    spec: BenchmarkSpec, dataset: str, fraction: float, entries: Sequence[Entry], published: Sequence[Mapping[str, Any]]
+) -> Table:
+    """One data set with one share of the labels: all complete recipes, compared with the baseline."""
+    by_recipe: dict[str, list[Entry]] = {}
+    for recipe in spec.recipes:
+        of_recipe = [entry for entry in entries if entry.job.recipe == recipe.name]
+        if len(of_recipe) == len(spec.folds) * len(spec.seeds):
+            by_recipe[recipe.name] = of_recipe
+    generator = np.random.default_rng(SEED)
+    comparisons: dict[str, Mapping[str, Comparison]] = {}
+    ranks: dict[str, Mapping[str, Sequence[float]]] = {}
+    cases: list[str] = []
+    values: dict[str, Mapping[str, Sequence[Sequence[float]]]] = {}
+    for metric, (_, higher) in COMPARED.items():
+        found = {name: case_table(of_recipe, metric) for name, of_recipe in by_recipe.items()}
+        scores = {name: table for name, (_, table) in found.items()}
+        cases = next((names_of for names_of, _ in found.values()), [])
+        values[metric] = {name: table.tolist() for name, table in scores.items()}
+        if spec.baseline in scores and len(scores) > 1:
+            comparisons[metric] = compare(scores, spec.baseline, generator, higher)
+            ranks[metric] = rank_shares(scores, generator, higher)
+    return Table(
+        dataset=dataset,
+        fraction=fraction,
+        rows={name: summarise_recipe(of_recipe) for name, of_recipe in by_recipe.items()},
+        incomplete=[recipe.name for recipe in spec.recipes if recipe.name not in by_recipe],
+        comparisons=comparisons,
+        ranks=ranks,
+        cases=cases,
+        values=values,
+        published=published,
+    )

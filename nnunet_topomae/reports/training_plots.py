@@ -1,0 +1,121 @@
+"""Figures of how networks were trained. None of them touches matplotlib's global state."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy import ndarray
+
+from nnunet_topomae.reports.plots import colours, new_figure, style_axis
+
+COLOURS = {"vit": "#7c3aed", "unetrpp": "#059669", "input": "#334155"}
+NAMES = {"vit": "ViT", "unetrpp": "UNETR++", "input": "input"}
+TERM_TITLES = {
+    "total": "total",
+    "mse_vit": "MSE, ViT",
+    "mse_unetrpp": "MSE, UNETR++",
+    "topo_vit": "topology, ViT",
+    "topo_unetrpp": "topology, UNETR++",
+    "spa_vit": "key points, ViT",
+    "spa_unetrpp": "key points, UNETR++",
+    "spa_consis": "key-point consistency",
+    "rec_consis": "reconstruction consistency",
+}
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def loss_curves(records: Records) -> Figure:
+    """One panel for every term of the pre-training loss over the epochs."""
+    found = dict.fromkeys(name for record in records for name in (*record["train"], *record["validation"]))
+    terms = [name for name in TERM_TITLES if name in found]
+    terms += [name for name in found if name not in TERM_TITLES]
+    columns = 3
+    rows = -(-len(terms) // columns)
+    figure = new_figure(10.0, 2.15 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    for axis, term in zip(panels, terms, strict=False):
+        for part, style in (("train", "-"), ("validation", "--")):
+            _plot_epochs(axis, records, part, term, COLOURS["input"], style, part)
+        axis.set_title(TERM_TITLES.get(term, term), fontsize=9, loc="left")
+        axis.set_ylim(bottom=0)
+    for axis in panels[len(terms) :]:
+        axis.set_visible(False)
+    for axis in panels[max(0, len(terms) - columns) : len(terms)]:
+        axis.set_xlabel("epoch", fontsize=8)
+        axis.tick_params(labelbottom=True)
+    panels[0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def training_curves(models: Mapping[str, Records]) -> Figure:
+    """Loss and pseudo Dice of supervised trainings, one colour per model.
+
+    Args:
+        models: records of the epochs by title.
+    """
+    figure = new_figure(10.0, 2.9)
+    loss, dice = figure.subplots(1, 2)
+    palette = colours(models)
+    for model, records in models.items():
+        _plot_epochs(loss, records, "train", "loss", palette[model], "-", f"{model}, train")
+        _plot_epochs(loss, records, "validation", "loss", palette[model], "--", f"{model}, validation")
+        _plot_epochs(dice, records, "validation", "pseudo_dice", palette[model], "-", model)
+    loss.set_title("loss", fontsize=9, loc="left")
+    dice.set_title("Dice on validation patches", fontsize=9, loc="left")
+    dice.set_ylim(0, 1)
+    for axis in (loss, dice):
+        axis.set_xlabel("epoch", fontsize=8)
+        axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def persistence_figure(diagrams: Mapping[str, Sequence[ndarray]]) -> Figure:
+    """Persistence diagrams of one input and its reconstructions.
+
+    Args:
+        diagrams: for `input`, `vit` and `unetrpp` the points (birth, death) of dimensions 0, 1, 2, each (n, 2).
+    """
+    titles = ("components (dimension 0)", "loops (dimension 1)", "voids (dimension 2)")
+    figure = new_figure(10.0, 3.5)
+    panels = figure.subplots(1, len(titles))
+    markers = {"input": ("o", 14), "vit": ("^", 9), "unetrpp": ("s", 7)}
+    for dimension, (axis, title) in enumerate(zip(panels, titles, strict=True)):
+        points = [by_dimension[dimension] for by_dimension in diagrams.values()]
+        everything = np.concatenate([p.ravel() for p in points])
+        low, high = (everything.min(), everything.max()) if everything.size else (0.0, 1.0)
+        axis.plot([low, high], [low, high], color="#94a3b8", lw=0.8, zorder=0)
+        for name, births_deaths in zip(diagrams, points, strict=True):
+            marker, size = markers[name]
+            label = f"{NAMES[name]} ({len(births_deaths)})"
+            births, deaths = births_deaths[:, 0], births_deaths[:, 1]
+            axis.scatter(
+                births,
+                deaths,
+                s=size,
+                marker=marker,
+                alpha=0.45,
+                lw=0,
+                color=COLOURS[name],
+                label=label,
+                rasterized=True,
+            )
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.set_xlabel("birth", fontsize=8)
+        style_axis(axis)
+        axis.set_aspect("equal", adjustable="datalim")
+        axis.legend(fontsize=7.5, frameon=False, loc="upper left")
+    panels[0].set_ylabel("death", fontsize=8)
+    return figure
+
+
+def _plot_epochs(axis: Axes, records: Records, part: str, term: str, colour: str, style: str, label: str) -> None:
+    points = [(r["epoch"] + 1, r[part][term]) for r in records if r[part].get(term) is not None]
+    if points:
+        marker = "o" if len(points) == 1 else ""
+        axis.plot(*zip(*points, strict=True), style, color=colour, lw=1.4, marker=marker, label=label)
+    style_axis(axis)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))

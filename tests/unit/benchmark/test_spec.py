@@ -1,0 +1,161 @@
+"""The benchmark's file, and the jobs that it asks for."""
+
+import os
+
+import pytest
+
+from nnunet_topomae.benchmark.jobs import make_jobs
+from nnunet_topomae.benchmark.spec import read_spec
+from nnunet_topomae.config import TopoMAEConfig
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch):
+    """A data set 5 in nnUNet_raw, with held-out cases."""
+    folder = tmp_path / "raw" / "Dataset005_Five"
+    for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "case.nii.gz").touch()
+    (folder / "dataset.json").write_text("{}")
+    monkeypatch.setenv("nnUNet_raw", str(folder.parent))
+    return folder
+
+
+def jobs_of(folder, text):
+    file = folder / "b.toml"
+    file.write_text(text)
+    return make_jobs(read_spec(file))
+
+
+def test_label_fractions_share_the_pretraining(raw, tmp_path):
+    jobs = jobs_of(
+        tmp_path, 'datasets = [5]\nrecipes = ["full"]\nfolds = [0]\nseeds = [3]\nlabel_fractions = [1.0, 0.5]\n'
+    )
+    assert [job.kind for job in jobs] == ["plan", "pretrain", "train", "score", "train", "score"]
+    half = jobs[4]
+    assert half.parameters["settings"]["finetuning.label_fraction"] == 0.5
+    assert half.parameters["settings"]["finetuning.label_seed"] == 3
+    assert "finetuning.seed" not in jobs[1].parameters["settings"]
+    assert [(job.fraction, job.seed, job.find("pretrain")) for job in jobs[2:]] == [
+        (1.0, 3, jobs[1]),
+        (1.0, 3, jobs[1]),
+        (0.5, 3, jobs[1]),
+        (0.5, 3, jobs[1]),
+    ]
+
+
+def test_jobs_know_what_they_are(raw, tmp_path):
+    text = 'datasets = [5]\nrecipes = ["mine-x", "nnunet"]\nfolds = [2, 4]\nseeds = [1]\n'
+    jobs = jobs_of(tmp_path, text + '[recipe.mine-x]\nbase = "unetrpp"\n')
+    assert [(job.kind, job.recipe, job.fold, job.seed) for job in jobs if job.kind == "score"] == [
+        ("score", recipe, fold, 1) for fold in (2, 4) for recipe in ("mine-x", "nnunet")
+    ]
+    assert {(job.dataset, job.dataset_id) for job in jobs} == {("Dataset005_Five", "005")}
+    assert jobs[-1].need("train").recipe == "nnunet" and jobs[-1].find("pretrain") is None
+    with pytest.raises(ValueError, match="needs no job of the stage predict"):
+        jobs[-1].need("predict")
+
+
+def test_held_out_cases_are_predicted_once_per_training(raw, tmp_path):
+    text = 'held_out = true\ndatasets = [5]\nrecipes = ["unetrpp"]\nfolds = [0, 1]\n'
+    jobs = jobs_of(tmp_path, text)
+    assert [job.kind for job in jobs] == ["plan", *2 * ["train", "predict", "score"]]
+    before = [job.fingerprint for job in jobs]
+    # The models do not depend on the held-out cases, and the predictions not on their labels.
+    os.utime(raw / "labelsTs/case.nii.gz", (1, 1))
+    assert changed(before, jobs_of(tmp_path, text)) == {"score"}
+    before = [job.fingerprint for job in jobs]
+    os.utime(raw / "imagesTs/case.nii.gz", (1, 1))
+    assert changed(before, jobs_of(tmp_path, text)) == {"predict", "score"}
+    (raw / "labelsTs/case.nii.gz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"labelsTs holds no files, but held_out = true"):
+        jobs_of(tmp_path, text)
+
+
+def changed(before, jobs):
+    return {job.kind for job, old in zip(jobs, before, strict=True) if job.fingerprint != old}
+
+
+def test_the_file_may_name_the_raw_data(raw, tmp_path, monkeypatch):
+    monkeypatch.delenv("nnUNet_raw")
+    text = 'datasets = [5]\nrecipes = ["unetrpp"]\n'
+    with pytest.raises(ValueError, match="nnUNet_raw is not set"):
+        jobs_of(tmp_path, text)
+    assert len(jobs_of(tmp_path, 'raw = "raw"\n' + text)) == 1 + 5 * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("recipes = ['nnformer']", "nnformer is not available"),
+        ("recipes = ['nothing']", "no recipe 'nothing'; there are nnunet"),
+        ("seed = [1]", "unknown key seed; allowed are"),
+        ("folds = []", "must be a list of at least one value"),
+        ("folds = [0, 0]", "names a value twice"),
+        ("label_fractions = [0.0]", "above 0 and at most 1"),
+        ("device = 'tpu'", "must be cpu or cuda"),
+        ("baseline = 'nnunet'", "is none of the recipes"),
+        ("settings = {finetuning = {seed = 3}}", "finetuning.seed is set by seeds"),
+        ("settings = {finetuning = {epoch = 3}}", r"b\.toml: .*finetuning\.epoch"),
+        ("settings = {finetuning = {epochs = 0}}", r"b\.toml: .*finetuning\.epochs"),
+        ("settings = {patch_sizes = [16, 16, 16]}", r"b\.toml: .*patch_sizes"),
+        ("recipes = ['mine']\n[recipe.mine]\nbase = 'full'\nsettings.topology.weigth = 1", r"topology\.weigth"),
+        ("environment = {nnUNet_n_proc_DA = 2}", r"environment\.nnUNet_n_proc_DA = 2 must be of type str"),
+        ("tolerance = 'x'", "must be of type float"),
+        ("recipes = ['mine']\n[recipe.mine]\nbase = 'full'\ntypo = 1", "unknown key recipe.mine.typo"),
+        ("recipes = ['mine']\n[recipe.mine]\ntitle = 'x'", "needs a trainer, or a base"),
+        ("not toml", "is not TOML"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(tmp_path, change, message):
+    key = change.split(" ")[0]
+    lines = {"datasets": "datasets = [1]", "recipes": "recipes = ['unetrpp']"}
+    lines.pop(key, None)
+    file = tmp_path / "b.toml"
+    file.write_text("\n".join([*lines.values(), change]))
+    with pytest.raises(ValueError, match=message):
+        read_spec(file)
+
+
+def test_own_recipes(tmp_path):
+    file = tmp_path / "b.toml"
+    file.write_text(
+        "datasets = [1]\nrecipes = ['full', 'light']\n[recipe.light]\nbase = 'full'\n"
+        "title = 'light'\n[recipe.light.settings.topology]\nweight = 10\n"
+    )
+    light = read_spec(file).recipe("light")
+    assert light.settings == {"topology.weight": 10}
+    assert (light.trainer, light.pretrainer) == ("TopoMAEFusionTrainer", "TopoMAEPretrainer")
+
+
+def test_a_preset_plans_and_sets(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    folder = tmp_path / "raw" / "Dataset018_Synapse"
+    folder.mkdir(parents=True)
+    (folder / "dataset.json").write_text("{}")
+    file = tmp_path / "b.toml"
+    file.write_text(
+        "datasets = [18]\nrecipes = ['nnunet', 'full']\nfolds = [5]\npreset = 'synapse'\n"
+        "[settings.finetuning]\nepochs = 7\n"
+    )
+    spec = read_spec(file)
+    assert spec.paper == {"18": "synapse"}
+    plan, *others = make_jobs(spec)
+    assert plan.parameters["planners"] == {"TopoMAEPlans_synapse": "preset synapse", "nnUNetPlans": "ExperimentPlanner"}
+    by_kind = {job.kind: job for job in others if "full" in job.name}
+    assert by_kind["pretrain"].parameters["plans"] == "TopoMAEPlans_synapse"
+    assert by_kind["pretrain"].epochs == 120
+    assert by_kind["train"].parameters["settings"]["finetuning.epochs"] == 7
+    assert "spacing" not in by_kind["train"].parameters["settings"]
+    file.write_text(file.read_text().replace("synapse", "brats"))
+    with pytest.raises(ValueError, match="is none of acdc, btcv"):
+        read_spec(file)
+
+
+def test_lengths_that_the_file_does_not_name_are_the_plans_defaults(raw, tmp_path):
+    """What `status` counts on must be what the trainers do."""
+    jobs = jobs_of(tmp_path, 'datasets = [5]\nrecipes = ["full"]\nfolds = [0]\n')
+    epochs = {job.kind: job.epochs for job in jobs}
+    defaults = TopoMAEConfig()
+    assert (epochs["pretrain"], epochs["train"]) == (defaults.pretraining.epochs, defaults.finetuning.epochs)
+    assert epochs["pretrain"] != epochs["train"]
