@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_topomae.architectures.memory import GIB, estimate_finetuning, estimate_pretraining
+from nnunet_topomae.architectures.memory import GIB
 from nnunet_topomae.architectures.summary import format_size
 from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, TopoMAEConfig
 from nnunet_topomae.nnunet.dataset import channel_names
 from nnunet_topomae.nnunet.plan import Plan, read_plan
+from nnunet_topomae.plans.planner import TRAININGS, estimate_need
 
 
 class Row(NamedTuple):
@@ -53,7 +54,7 @@ def _data_rows(chosen: Any, plan: Plan) -> Iterator[Row]:
     yield Row(
         "patch", format_size(plan.shape.patch_size), f"one crop, a multiple of the strides, in the image's shape{note}"
     )
-    yield Row("batch", str(chosen.batch_size), "crops a step: what fits into memory, at most 5 % of the data set")
+    yield Row("batch", str(chosen.batch_size), "crops per step: what fits into memory, at most 5 % of the data set")
     yield Row("normalisation", ", ".join(chosen.normalization_schemes), "channel by channel, nnU-Net's")
 
 
@@ -71,16 +72,12 @@ def _network_rows(plan: Plan) -> Iterator[Row]:
 
 
 def _memory_rows(plan: Plan, channels: int, classes: int, batch_size: int) -> Iterator[Row]:
-    architecture = plan.config.architecture
-    needs = {
-        "pre-training": estimate_pretraining(plan.shape, architecture, channels),
-        "fine-tuning": estimate_finetuning(plan.shape, architecture, channels, classes),
-    }
-    for name, need in needs.items():
+    for name in reversed(TRAININGS):
+        need = estimate_need(name, plan.shape, plan.config.architecture, channels, classes)
         yield Row(
             f"memory, {name}",
             f"{need.total(batch_size) / GIB:.1f} GB",
-            f"estimate on CUDA: {need.fixed / GIB:.1f} GB fixed + {batch_size} x {need.per_sample / GIB:.2f} GB a crop",
+            f"estimate on CUDA: {need.fixed / GIB:.1f} GB fixed + {batch_size} crops of {need.per_sample / GIB:.2f} GB",
         )
 
 

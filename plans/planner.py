@@ -1,20 +1,27 @@
 """nnU-Net's planner for our two networks: patch and batch size follow from what their trainings hold in memory."""
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from nnunet_topomae.architectures.memory import GIB, TrainingMemory, estimate_finetuning, estimate_pretraining
-from nnunet_topomae.architectures.rule import derive_network_shape
-from nnunet_topomae.config import SECTION, TopoMAEConfig
-from nnunet_topomae.geometry import as_size3
+from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
+from nnunet_topomae.config import SECTION, ArchitectureConfig, TopoMAEConfig
 from nnunet_topomae.nnunet.dataset import channel_names
+from nnunet_topomae.nnunet.names import PLANS
 
 MIN_BATCH_SIZE = 2
 # nnU-Net's limits of pooling.
 MIN_FEATURE_MAP_EDGE, MAX_POOLS = 4, 999999
+# The median shape grows by this factor at most so many times: 40-fold, more than any image needs for three stages.
+GROWTH, MAX_GROWTHS = 1.2, 20
+# The one that mostly needs more comes first, because the planner stops where a crop is too large for one of them.
+TRAININGS = ("fine-tuning", "pre-training")
 
 
 class TopoMAEPlanner(ExperimentPlanner):
@@ -25,6 +32,10 @@ class TopoMAEPlanner(ExperimentPlanner):
     5 % of the data set. 2D configurations, which the networks do not support, are nnU-Net's own.
 
     The parameters' names and order are nnU-Net's.
+
+    Attributes:
+        config: the section that the plans get, and the networks that are planned for.
+        adapt: changes the plans before they are written.
     """
 
     def __init__(
@@ -32,9 +43,10 @@ class TopoMAEPlanner(ExperimentPlanner):
         dataset_name_or_id: str | int,
         gpu_memory_target_in_gb: float = 8,
         preprocessor_name: str = "DefaultPreprocessor",
-        plans_name: str = "TopoMAEPlans",
+        plans_name: str = PLANS,
         overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
         suppress_transpose: bool = False,
+        adapt: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(
             dataset_name_or_id,
@@ -47,6 +59,8 @@ class TopoMAEPlanner(ExperimentPlanner):
         # With these, nnU-Net compares twice our estimate with 1: the estimate is one crop's share of the free memory.
         self.UNet_reference_val_3d = self.UNet_reference_val_corresp_GB / self.UNet_vram_target_GB
         self.UNet_reference_val_corresp_bs_3d = 1
+        self.config = TopoMAEConfig()
+        self.adapt = adapt
 
     def static_estimate_VRAM_usage(  # noqa: N802
         self, patch_size: Any, n_input_channels: int, n_output_channels: int, class_name: str, kwargs: Any, imports: Any
@@ -59,13 +73,19 @@ class TopoMAEPlanner(ExperimentPlanner):
                 )
             )
         try:
-            needs = estimate_needs(patch_size, kwargs["strides"], n_input_channels, n_output_channels)
+            shape = network_shape(patch_size, kwargs["strides"], self.config.architecture)
         except ValueError as error:
             raise ValueError(
                 f"{self.UNet_vram_target_GB:g} GB are too little: even two crops of {np.asarray(patch_size).tolist()} "
                 "voxels would be too large, and the networks cannot take smaller ones. Use a larger -gpu_memory_target."
             ) from error
-        return max(self._share(need) for need in needs.values())
+        largest = 0.0
+        for training in TRAININGS:
+            need = estimate_need(training, shape, self.config.architecture, n_input_channels, n_output_channels)
+            largest = max(largest, self._share(need))
+            if MIN_BATCH_SIZE * largest > 1:
+                break  # nnU-Net takes a smaller patch, however much the other training needs
+        return largest
 
     def _share(self, need: TrainingMemory) -> float:
         free = self.UNet_vram_target_GB * GIB - need.fixed
@@ -97,35 +117,62 @@ class TopoMAEPlanner(ExperimentPlanner):
             )
             # nnU-Net rounds the batch size; a crop too many would not fit.
             plan["batch_size"] = max(MIN_BATCH_SIZE, min(plan["batch_size"], int(1 / share)))
-            plan[SECTION] = TopoMAEConfig().to_plan()
+            plan[SECTION] = self.config.to_plan()
         return plan
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        """Write the plans as nnU-Net does, changed by `adapt`."""
+        recursive_fix_for_json_export(plans)
+        super().save_plans(plans if self.adapt is None else self.adapt(plans))
 
 
 def large_enough(spacing: Any, median_shape: Any) -> Any:
     """The median shape, or a larger one of its proportions if the networks need three stages that it cannot give.
 
     Images smaller than the patch are padded in training.
+
+    Raises:
+        ValueError: the networks cannot take a much larger shape either.
     """
     shape = np.asarray(median_shape)
-    while True:
+    for _ in range(MAX_GROWTHS + 1):
         _, strides, _, patch_size, _ = get_pool_and_conv_props(spacing, shape, MIN_FEATURE_MAP_EDGE, MAX_POOLS)
         try:
-            derive_network_shape(np.asarray(patch_size).tolist(), strides, TopoMAEConfig().architecture)
-        except ValueError:
-            shape = np.ceil(1.2 * shape).astype(int)
+            network_shape(patch_size, strides, TopoMAEConfig().architecture)
+        except ValueError as error:
+            reason = error
+            shape = np.ceil(GROWTH * shape).astype(int)
         else:
             return shape
+    raise ValueError(
+        f"the networks cannot be planned for a median image of {np.asarray(median_shape).tolist()} voxels of "
+        f"{np.asarray(spacing).tolist()} mm, not even padded: {reason} Check the images' spacing, or choose another "
+        "one with -overwrite_target_spacing."
+    ) from reason
 
 
-def estimate_needs(patch_size: Any, strides: Any, channels: int, classes: int) -> dict[str, TrainingMemory]:
-    """Memory of both trainings of a plan with the default architecture.
+def network_shape(patch_size: Any, strides: Any, architecture: ArchitectureConfig) -> NetworkShape:
+    """The rule, for numbers as nnU-Net's planner has them.
 
     Raises:
         ValueError: a patch that the networks cannot take.
     """
-    architecture = TopoMAEConfig().architecture
-    shape = derive_network_shape(as_size3(np.asarray(patch_size).tolist(), "patch size"), strides, architecture)
-    return {
-        "pre-training": estimate_pretraining(shape, architecture, channels),
-        "fine-tuning": estimate_finetuning(shape, architecture, channels, classes),
-    }
+    return derive_network_shape(np.asarray(patch_size).tolist(), np.asarray(strides).tolist(), architecture)
+
+
+@cache
+def estimate_need(
+    training: str, shape: NetworkShape, architecture: ArchitectureConfig, channels: int, classes: int
+) -> TrainingMemory:
+    """Memory of one training. An estimate takes about a second, and planning asks for the same ones again.
+
+    Args:
+        training: one of `TRAININGS`.
+        shape: shape of both networks.
+        architecture: what they are made of.
+        channels: input channels.
+        classes: output channels, background included.
+    """
+    if training == "fine-tuning":
+        return estimate_finetuning(shape, architecture, channels, classes)
+    return estimate_pretraining(shape, architecture, channels)

@@ -1,6 +1,5 @@
 """Presets: the published settings of the paper's data sets, as data with a source for every value (paper Sec. III)."""
 
-import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -12,12 +11,13 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 
 from nnunet_topomae.data.cases import INTENSITY_SOURCE
 from nnunet_topomae.datasets.splits import PublishedSplit
+from nnunet_topomae.files import read_json
 from nnunet_topomae.nnunet.dataset import channel_names
+from nnunet_topomae.nnunet.names import CONFIGURATION
 from nnunet_topomae.plans.planner import MAX_POOLS, MIN_FEATURE_MAP_EDGE
-from nnunet_topomae.plans.variants import make_variant
+from nnunet_topomae.plans.variants import with_settings
 
 FOLDER = Path(__file__).parent / "presets"
-CONFIGURATION = "3d_fullres"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def load_preset(name: str) -> Preset:
     """
     if name not in preset_names():
         raise ValueError(f"no preset {name!r}; there are {', '.join(preset_names())}")
-    read = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    read = read_json(FOLDER / f"{name}.json")
     values = tuple(Value(**value) for value in read.pop("values"))
     split: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in read.pop("split", {}).items()
@@ -111,7 +111,7 @@ def apply_preset(plans: Mapping[str, Any], preset: Preset) -> dict[str, Any]:
     """Plans with the preset's values, of its own name and with its own preprocessed data.
 
     Args:
-        plans: plans of TopoMAEPlanner for the preset's spacing.
+        plans: plans of TopoMAEPlanner for the preset's spacing, under any name.
         preset: what to apply to the configuration `3d_fullres`; the other 3D configurations are left out.
 
     Raises:
@@ -136,9 +136,9 @@ def apply_preset(plans: Mapping[str, Any], preset: Preset) -> dict[str, Any]:
     }
     placed = ("intensity_window", "spacing", "patch_size")
     settings = {value.key: value.value for value in preset.values if value.key not in placed}
-    applied["plans_name"] = f"before {preset.plans_name}"
-    variant: dict[str, Any] = make_variant(applied, preset.plans_name, [CONFIGURATION], settings)
-    return variant
+    applied["plans_name"] = preset.plans_name
+    changed: dict[str, Any] = with_settings(applied, [CONFIGURATION], settings)
+    return changed
 
 
 def _set_patch_size(configuration: dict[str, Any], patch_size: list[int]) -> None:

@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 
 from nnunet_topomae.architectures.rule import derive_network_shape
-from nnunet_topomae.config import SECTION, TopoMAEConfig
+from nnunet_topomae.config import CONFIGURATION_KEYS, SECTION, TopoMAEConfig, check_settings
 from nnunet_topomae.geometry import as_size3
-
-# What may be set besides the `topomae` section; everything else decides how images are preprocessed.
-CONFIGURATION_KEYS = ("patch_size", "batch_size")
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -50,14 +47,20 @@ def make_variant(
         raise ValueError(
             f"{name!r} cannot name a variant of {plans['plans_name']}: choose another name without '__' and slashes"
         )
-    variant = deepcopy(dict(plans))
-    variant["plans_name"] = name
+    return {**with_settings(plans, configurations, settings), "plans_name": name}
+
+
+def with_settings(
+    plans: Mapping[str, Any], configurations: Sequence[str], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Copy of plans with other settings; arguments and errors as in :func:`make_variant`."""
+    changed = deepcopy(dict(plans))
     for chosen in configurations:
-        configuration = _own_configuration(variant, chosen)
+        configuration = _own_configuration(changed, chosen)
         for key, value in settings.items():
             _set(configuration, key, value)
         _check(configuration, chosen)
-    return variant
+    return changed
 
 
 def _own_configuration(plans: dict[str, Any], name: str) -> dict[str, Any]:
@@ -86,6 +89,7 @@ def _set(configuration: dict[str, Any], key: str, value: Any) -> None:
             f"preprocessed data. Plan again, for example with nnUNetv2_plan_experiment -pl TopoMAEPlanner "
             f"-overwrite_target_spacing. A variant can set {', '.join(CONFIGURATION_KEYS)} and the {SECTION} section."
         )
+    check_settings({key: value})
     section = configuration.setdefault(SECTION, {})
     *parents, last = key.removeprefix(f"{SECTION}.").split(".")
     for parent in parents:

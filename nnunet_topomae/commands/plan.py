@@ -1,10 +1,11 @@
 """`nnunet-topomae plan`: plan and preprocess with TopoMAEPlanner, make variants of plans, explain them."""
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_topomae.files import write_json
 from nnunet_topomae.nnunet.dataset import channel_names, read_dataset_json
 from nnunet_topomae.nnunet.folders import nnunet_folder
 from nnunet_topomae.nnunet.names import PLANS
@@ -65,24 +66,21 @@ def run(args: argparse.Namespace) -> int:
 
     preset = load_preset(args.preset) if args.preset else None
     for dataset in args.d:
-        _check_request(_raw_description(dataset), preset, args.label_free)
+        _check_request(read_dataset_json(_folder("nnUNet_raw", dataset)), preset, args.label_free)
     extract_fingerprints(
         args.d, num_processes=args.npfp, check_dataset_integrity=args.verify_dataset_integrity, clean=False
     )
     for dataset in args.d:
         _, name = plan_experiment_dataset(
             dataset,
-            TopoMAEPlanner,
+            partial(TopoMAEPlanner, adapt=_adaptation(dataset, preset, args.label_free)),
             gpu_memory_target_in_gb=args.gpu_memory_target,
             overwrite_target_spacing=None if preset is None else preset.get("spacing"),
             overwrite_plans_name=_plans_name(args, preset),
         )
-        if preset is not None:
-            _apply_preset(dataset, preset)
-            print(_place_splits(dataset, preset))
-        if args.label_free:
-            _use_label_free_intensities(dataset, name)
         print(f"plans {name} written for data set {dataset}")
+        if preset is not None:
+            print(_place_splits(dataset, preset))
         if not args.no_pp:
             preprocess_dataset(dataset, name, tuple(args.c), num_processes=[args.np] * len(args.c))
     return 0
@@ -115,82 +113,53 @@ def _check_request(dataset_json: dict[str, Any], preset: "Preset | None", label_
         )
 
 
-def _use_label_free_intensities(dataset: int, name: str) -> None:
-    """Rewrite freshly made plans with statistics that use no label."""
-    from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+def _adaptation(
+    dataset: int, preset: "Preset | None", label_free: bool
+) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+    """What to change in the plans before they are written."""
+    if preset is not None:
+        from nnunet_topomae.plans.preset import apply_preset
+
+        return partial(apply_preset, preset=preset)
+    if not label_free:
+        return None
     from tqdm import tqdm
 
-    from nnunet_topomae.datasets.intensities import describe_intensities, sample_bodies
-    from nnunet_topomae.nnunet.plans_file import read_plans, write_plans
+    from nnunet_topomae.datasets.intensities import sample_bodies, with_label_free_intensities
 
-    dataset_name = convert_id_to_dataset_name(dataset)
-    cases = get_filenames_of_train_images_and_targets(str(nnunet_folder("nnUNet_raw") / dataset_name))
-    files = [[Path(file) for file in case["images"]] for case in cases.values()]
-    samples = list(tqdm(sample_bodies(files, _raw_description(dataset)), "intensities", len(files), unit="case"))
-    path = nnunet_folder("nnUNet_preprocessed") / dataset_name / f"{name}.json"
-    plans = read_plans(path)
-    plans["foreground_intensity_properties_per_channel"] = {
-        str(channel): describe_intensities(of_cases) for channel, of_cases in enumerate(zip(*samples, strict=True))
-    }
-    path.unlink()
-    write_plans(plans, path.parent)
-
-
-def _raw_description(dataset: int) -> dict[str, Any]:
-    """dataset.json of the raw data."""
-    from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
-
-    return read_dataset_json(nnunet_folder("nnUNet_raw") / convert_id_to_dataset_name(dataset))
-
-
-def _apply_preset(dataset: int, preset: "Preset") -> None:
-    """Rewrite freshly made plans with the preset's values."""
-    from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
-
-    from nnunet_topomae.nnunet.plans_file import read_plans, write_plans
-    from nnunet_topomae.plans.preset import apply_preset
-
-    folder = nnunet_folder("nnUNet_preprocessed") / convert_id_to_dataset_name(dataset)
-    path = folder / f"{preset.plans_name}.json"
-    plans = apply_preset(read_plans(path), preset)
-    path.unlink()
-    write_plans(plans, folder)
+    files = [[Path(file) for file in case["images"]] for case in _training_cases(dataset).values()]
+    description = read_dataset_json(_folder("nnUNet_raw", dataset))
+    samples = list(tqdm(sample_bodies(files, description), "intensities", len(files), unit="case"))
+    return partial(with_label_free_intensities, samples=samples)
 
 
 def _place_splits(dataset: int, preset: "Preset") -> str:
-    """Write the published split beside nnU-Net's five folds, where there are no folds yet; says what was done."""
-    from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+    from nnunet_topomae.datasets.splits import place_published
+
+    return place_published(_folder("nnUNet_preprocessed", dataset), list(_training_cases(dataset)), preset.split)
+
+
+def _training_cases(dataset: int) -> dict[str, dict[str, Any]]:
+    """Files of every training case, as nnU-Net finds them."""
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-    from nnunet_topomae.datasets.splits import PUBLISHED_FILE, SPLITS_FILE, describe_published, make_splits
+    return dict(get_filenames_of_train_images_and_targets(str(_folder("nnUNet_raw", dataset))))
 
-    name = convert_id_to_dataset_name(dataset)
-    folder = nnunet_folder("nnUNet_preprocessed") / name
-    if preset.split is None:
-        return "no split is published for this data set: nnU-Net's five folds apply"
-    if (folder / SPLITS_FILE).is_file():
-        return f"{folder / SPLITS_FILE} is kept as it is"
-    cases = list(get_filenames_of_train_images_and_targets(str(nnunet_folder("nnUNet_raw") / name)))
-    try:
-        splits = make_splits(cases, preset.split.patient, preset.split)
-        description = describe_published(preset.split, cases)
-    except ValueError as error:
-        return f"the published split is not written ({error}): nnU-Net's five folds apply"
-    write_json(folder / SPLITS_FILE, splits, indent=4)
-    write_json(folder / PUBLISHED_FILE, description, indent=4)
-    return f"{folder / SPLITS_FILE} written: folds 0 to 4 as nnU-Net makes them, 5 as published"
+
+def _folder(kind: str, dataset: int) -> Path:
+    """Folder of a data set below one of nnU-Net's folders."""
+    from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+
+    return nnunet_folder(kind) / str(convert_id_to_dataset_name(dataset))
 
 
 def _work_on_plans(dataset: int, args: argparse.Namespace) -> None:
     """Write a variant of existing plans, explain it or them."""
-    from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
-
     from nnunet_topomae.nnunet.plans_file import read_plans, write_plans
     from nnunet_topomae.plans.explain import explain
     from nnunet_topomae.plans.variants import make_variant, parse_setting
 
-    folder = nnunet_folder("nnUNet_preprocessed") / convert_id_to_dataset_name(dataset)
+    folder = _folder("nnUNet_preprocessed", dataset)
     plans = read_plans(folder / f"{args.p}.json")
     configurations = [name for name in args.c if name in plans["configurations"]]
     if not configurations:

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
     from tqdm import tqdm
 
-    from nnunet_topomae.datasets.unlabeled import RAW_FOLDER, Job, find_images, preprocess_unlabeled
+    from nnunet_topomae.datasets.unlabeled import RAW_FOLDER, UnlabeledPreprocessing, find_images, preprocess_unlabeled
     from nnunet_topomae.nnunet.dataset import channel_names, read_dataset_json
     from nnunet_topomae.nnunet.folders import nnunet_folder
     from nnunet_topomae.nnunet.plans_file import read_plans
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         )
     source = args.i or nnunet_folder("nnUNet_raw") / dataset / RAW_FOLDER
     images = find_images(source, description["file_ending"], len(channel_names(description)))
-    job = Job(plans, args.c, description, data_folder)
-    done = list(tqdm(preprocess_unlabeled(job, images, args.np), "unlabelled images", len(images), unit="image"))
-    print(f"{len(done)} unlabelled images in {job.folder}. TopoMAEPretrainer reads them with -p {args.p} -c {args.c}.")
+    task = UnlabeledPreprocessing(plans, args.c, description, data_folder)
+    done = list(tqdm(preprocess_unlabeled(task, images, args.np), "unlabelled images", len(images), unit="image"))
+    print(f"{len(done)} unlabelled images in {task.folder}. TopoMAEPretrainer reads them with -p {args.p} -c {args.c}.")
     return 0

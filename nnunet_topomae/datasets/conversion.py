@@ -19,13 +19,13 @@ from nnunet_topomae.datasets.splits import (
     EVERY_CASE,
     FOLDS,
     PUBLISHED_FILE,
-    SPLITS_FILE,
     PublishedSplit,
     describe_published,
     group_by_patient,
     make_splits,
 )
-from nnunet_topomae.files import hash_file, write_json
+from nnunet_topomae.files import hash_file, read_json, write_json
+from nnunet_topomae.nnunet.names import DATASET_FILE, SPLITS_FILE
 
 RECORD = "conversion.json"
 ENDING = ".nii.gz"
@@ -40,7 +40,7 @@ class RawCase:
 
     Attributes:
         name: identifier of the case in the data set.
-        images: a file per channel, or a single 4D file with all of them.
+        images: one file per channel, or a single 4D file with all of them.
         label: the label map, None for an image without one.
         training: belongs to imagesTr and labelsTr, else to imagesTs and labelsTs.
     """
@@ -115,7 +115,7 @@ def convert(download: Download, target: Target, processes: int = 1) -> Iterator[
         for name in ("imagesTr", "labelsTr"):
             (folder / name).mkdir()
         yield from _each(partial(convert_case, download, folder, target.image_geometry), download.cases, processes)
-        write_json(folder / "dataset.json", dataset_json(download))
+        write_json(folder / DATASET_FILE, dataset_json(download))
         for file, content in splits.items():
             write_json(folder / file, content)
         write_json(folder / RECORD, record)
@@ -283,7 +283,7 @@ def _files(cases: Sequence[RawCase]) -> list[Path]:
 
 def _check_same(folder: Path, record: Mapping[str, Any]) -> None:
     file = folder / RECORD
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    before = read_json(file) if file.is_file() else {}
     if before == json.loads(json.dumps(record)):
         return
     files, new = before.get("files", {}), record["files"]

@@ -40,7 +40,7 @@ def sample_bodies(
     """Samples of every case, a list over channels.
 
     Args:
-        images: files of every case, one a channel.
+        images: files of every case, one per channel.
         dataset_json: content of dataset.json.
     """
     reader = determine_reader_writer_from_dataset_json(dict(dataset_json), str(images[0][0]), verbose=False)()
@@ -68,3 +68,18 @@ def describe_intensities(samples: Sequence[Float[ndarray, " _"]]) -> dict[str, f
         "percentile_99_5": float(high),
         INTENSITY_SOURCE: LABEL_FREE,
     }
+
+
+def with_label_free_intensities(
+    plans: Mapping[str, Any], samples: Sequence[Sequence[Float[ndarray, " _"]]]
+) -> dict[str, Any]:
+    """Plans that clip and scale CT by statistics which use no label.
+
+    Args:
+        plans: content of a plans file.
+        samples: intensities of every case, a list over channels, from :func:`sample_bodies`.
+    """
+    properties = {
+        str(channel): describe_intensities(of_cases) for channel, of_cases in enumerate(zip(*samples, strict=True))
+    }
+    return {**plans, "foreground_intensity_properties_per_channel": properties}

@@ -1,11 +1,12 @@
 """Tasks of the Medical Segmentation Decathlon, which describe themselves in dataset.json."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from nnunet_topomae.datasets.conversion import Download, RawCase
+from nnunet_topomae.files import read_json
+from nnunet_topomae.nnunet.names import DATASET_FILE
 
 REFERENCE = "http://medicaldecathlon.com"
 
@@ -33,10 +34,10 @@ def find_msd(source: Path, with_test: bool = True) -> Download:
         FileNotFoundError: dataset.json or a file that it lists is missing.
         ValueError: dataset.json lacks an entry, or a file of the folder is not listed.
     """
-    file = source / "dataset.json"
+    file = source / DATASET_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; name the unpacked folder of the task, for example Task09_Spleen")
-    described: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    described: dict[str, Any] = read_json(file)
     for key in ("modality", "labels", "training"):
         if key not in described:
             raise ValueError(f"{file} has no entry {key!r}")

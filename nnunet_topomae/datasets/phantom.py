@@ -12,7 +12,6 @@ label  name     shape                                         components  tunnel
 =====  =======  ============================================  ==========  ======  =====
 """
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -28,7 +27,9 @@ from numpy.random import Generator
 from scipy.ndimage import gaussian_filter
 
 from nnunet_topomae.datasets.phantom_shapes import TWIG_RADIUS, Field, Points, place_structures
+from nnunet_topomae.files import read_json, write_json
 from nnunet_topomae.geometry import as_size3
+from nnunet_topomae.nnunet.names import DATASET_FILE
 from nnunet_topomae.types import Size3
 
 LABELS = {"background": 0, "organ": 1, "shell": 2, "ring": 3, "vessel": 4}
@@ -177,7 +178,7 @@ def write_phantom_dataset(
     try:
         temporary.chmod(0o755)
         _write_cases(temporary, recipe["shape"], [("Tr", cases_train), ("Ts", cases_test)], seed)
-        (temporary / "dataset.json").write_text(json.dumps(_dataset_json(recipe), indent=2) + "\n")
+        write_json(temporary / DATASET_FILE, _dataset_json(recipe), indent=2)
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -220,8 +221,8 @@ def _dataset_json(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _check_recipe(target: Path, recipe: dict[str, Any]) -> None:
     """Raise unless ``target`` holds phantoms made with ``recipe``."""
-    description = target / "dataset.json"
-    found = json.loads(description.read_text()).get("phantom") if description.is_file() else None
+    description = target / DATASET_FILE
+    found = read_json(description).get("phantom") if description.is_file() else None
     if found != recipe:
         raise ValueError(
             f"{target} exists and is not the data set asked for: it was made with {found}, wanted {recipe}. "

@@ -3,14 +3,16 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+from nnunet_topomae.files import write_json
+from nnunet_topomae.nnunet.names import SPLITS_FILE
 
 FOLDS = 5
 PUBLISHED_FOLD = FOLDS
-SPLITS_FILE = "splits_final.json"
 PUBLISHED_FILE = "published_split.json"
 EVERY_CASE = "^(.+)$"
 
@@ -100,6 +102,9 @@ def make_splits(
     Raises:
         ValueError: fewer than five patients, or the published split does not fit.
     """
+    # Brings in scikit-learn, which the processes that convert images can do without.
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
     groups = group_by_patient(cases, patient)
     if len(groups) < FOLDS:
         raise ValueError(f"{FOLDS} folds need at least {FOLDS} patients, there are {len(groups)}")
@@ -123,3 +128,28 @@ def describe_published(published: PublishedSplit, cases: Sequence[str]) -> Mappi
         "note": "fold 5 has the test cases for val; the validation cases are in neither of its lists",
         **published.apply(cases),
     }
+
+
+def place_published(folder: Path, cases: Sequence[str], published: PublishedSplit | None) -> str:
+    """Write nnU-Net's five folds and the published one, where there are no folds yet.
+
+    Args:
+        folder: the preprocessed data set.
+        cases: names of the training cases.
+        published: the split; None if there is none.
+
+    Returns:
+        What was done, as a sentence for the user.
+    """
+    if published is None:
+        return "no split is published for this data set: nnU-Net's five folds apply"
+    if (folder / SPLITS_FILE).is_file():
+        return f"{folder / SPLITS_FILE} is kept as it is"
+    try:
+        splits = make_splits(cases, published.patient, published)
+        description = describe_published(published, cases)
+    except ValueError as error:
+        return f"the published split is not written ({error}): nnU-Net's five folds apply"
+    write_json(folder / PUBLISHED_FILE, description, indent=4)
+    write_json(folder / SPLITS_FILE, splits, indent=4)
+    return f"{folder / SPLITS_FILE} written: folds 0 to 4 as nnU-Net makes them, 5 as published"

@@ -23,7 +23,7 @@ import SimpleITK
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset, nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_topomae.files import hash_file, hash_json, write_json
+from nnunet_topomae.files import hash_file, hash_json, read_json, write_json
 
 RAW_FOLDER = "imagesUn"
 SUFFIX = "_unlabeled"
@@ -42,7 +42,7 @@ _PARTS = (".b2nd", "_seg.b2nd", ".pkl")
 
 
 @dataclass(frozen=True)
-class Job:
+class UnlabeledPreprocessing:
     """What is needed to preprocess any image of one configuration.
 
     Attributes:
@@ -98,7 +98,7 @@ def read_manifest(data_folder: Path, plans: Mapping[str, Any], configuration: st
     file = unlabeled_folder(data_folder) / MANIFEST
     if not file.is_file():
         return {}
-    manifest: dict[str, Any] = json.loads(file.read_text())
+    manifest: dict[str, Any] = read_json(file)
     if manifest["preprocessing"] != preprocessing_hash(plans, configuration):
         command = f"-d {plans['dataset_name']} -p {plans['plans_name']} -c {configuration}"
         raise ValueError(
@@ -143,40 +143,44 @@ def find_images(source: Path, file_ending: str, channels: int) -> dict[str, list
     return found
 
 
-def preprocess_unlabeled(job: Job, images: Mapping[str, Sequence[Path]], processes: int = 1) -> Iterator[str]:
+def preprocess_unlabeled(
+    task: UnlabeledPreprocessing, images: Mapping[str, Sequence[Path]], processes: int = 1
+) -> Iterator[str]:
     """Preprocess what is new or has changed; yields every case when it is done or found done.
 
     Args:
-        job: the plan.
+        task: the plan and the data set.
         images: files by case, from :func:`find_images`.
         processes: how many cases at a time.
 
     Raises:
         ValueError: a case is named like a labelled one, or an image cannot be used; names the file.
     """
-    dataset = infer_dataset_class(str(job.data_folder))
-    labelled = dataset.get_identifiers(str(job.data_folder))
+    dataset = infer_dataset_class(str(task.data_folder))
+    labelled = dataset.get_identifiers(str(task.data_folder))
     if taken := sorted(set(images) & set(labelled)):
         raise ValueError(f"unlabelled cases are named like labelled ones: {', '.join(taken[:5])}. Rename their files.")
-    manifest = _open_manifest(job)
-    contents = {_content(job.data_folder, case, dataset): case for case in labelled}
+    manifest = _open_manifest(task)
+    contents = {_content(task.data_folder, case, dataset): case for case in labelled}
     sources = {case: [hash_file(file) for file in files] for case, files in images.items()}
     entries = manifest["cases"]
     waiting = []
     for case, hashes in sources.items():
         done = entries.get(case, {}).get("source") == hashes
-        if done and all((job.folder / f"{case}{part}").is_file() for part in _PARTS):
+        if done and all((task.folder / f"{case}{part}").is_file() for part in _PARTS):
             yield case
         else:
             waiting.append(case)
-    for case, content in _run(job, {case: images[case] for case in waiting}, processes):
+    for case, content in _run(task, {case: images[case] for case in waiting}, processes):
         entries[case] = {"source": sources[case], "content": content, "twin": contents.get(content)}
-        write_json(job.folder / MANIFEST, manifest)
+        write_json(task.folder / MANIFEST, manifest)
         yield case
 
 
-def _run(job: Job, images: Mapping[str, Sequence[Path]], processes: int) -> Iterator[tuple[str, str]]:
-    work = partial(_preprocess_case, job)
+def _run(
+    task: UnlabeledPreprocessing, images: Mapping[str, Sequence[Path]], processes: int
+) -> Iterator[tuple[str, str]]:
+    work = partial(_preprocess_case, task)
     if processes <= 1:
         yield from ((case, work(case, files)) for case, files in images.items())
         return
@@ -186,26 +190,26 @@ def _run(job: Job, images: Mapping[str, Sequence[Path]], processes: int) -> Iter
             yield running[future], future.result()
 
 
-def _preprocess_case(job: Job, case: str, files: Sequence[Path]) -> str:
+def _preprocess_case(task: UnlabeledPreprocessing, case: str, files: Sequence[Path]) -> str:
     """Write one case under a temporary name, check it, rename it; returns the hash of its content."""
-    manager = PlansManager(json.loads(json.dumps(job.plans)))
-    configuration = manager.get_configuration(job.configuration)
+    manager = PlansManager(json.loads(json.dumps(task.plans)))
+    configuration = manager.get_configuration(task.configuration)
     preprocessor = configuration.preprocessor_class(verbose=False)
-    with tempfile.TemporaryDirectory(dir=job.folder, prefix=".new-") as temporary:
-        readable = _as_readable(files, job.dataset_json["file_ending"], Path(temporary))
+    with tempfile.TemporaryDirectory(dir=task.folder, prefix=".new-") as temporary:
+        readable = _as_readable(files, task.dataset_json["file_ending"], Path(temporary))
         try:
             image, _ = manager.image_reader_writer_class().read_images(readable)
             problem = _problem(image)
             if problem is None:
                 output = str(Path(temporary) / case)
-                preprocessor.run_case_save(output, readable, None, manager, configuration, job.dataset_json)
+                preprocessor.run_case_save(output, readable, None, manager, configuration, task.dataset_json)
         except Exception as error:
             raise ValueError(f"{files[0]} cannot be preprocessed: {error}") from error
         if problem is not None:
             raise ValueError(f"{files[0]} {problem}. Mend or remove it.")
         content = _content(Path(temporary), case, nnUNetDatasetBlosc2)
         for part in _PARTS:
-            (Path(temporary) / f"{case}{part}").replace(job.folder / f"{case}{part}")
+            (Path(temporary) / f"{case}{part}").replace(task.folder / f"{case}{part}")
     return content
 
 
@@ -227,15 +231,15 @@ def _hash_array(values: np.ndarray) -> str:
     return hashlib.sha256(str(values.shape).encode() + np.ascontiguousarray(values, np.float32).tobytes()).hexdigest()
 
 
-def _open_manifest(job: Job) -> dict[str, Any]:
+def _open_manifest(task: UnlabeledPreprocessing) -> dict[str, Any]:
     """The manifest of an earlier run for the same preprocessing, else an empty one."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    file = job.folder / MANIFEST
-    manifest: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    if manifest.get("preprocessing") != job.preprocessing:
+    task.folder.mkdir(parents=True, exist_ok=True)
+    file = task.folder / MANIFEST
+    manifest: dict[str, Any] = read_json(file) if file.is_file() else {}
+    if manifest.get("preprocessing") != task.preprocessing:
         for case, part in product(manifest.get("cases", {}), _PARTS):
-            (job.folder / f"{case}{part}").unlink(missing_ok=True)
-        manifest = {"preprocessing": job.preprocessing, "plans": job.plans["plans_name"], "cases": {}}
+            (task.folder / f"{case}{part}").unlink(missing_ok=True)
+        manifest = {"preprocessing": task.preprocessing, "plans": task.plans["plans_name"], "cases": {}}
         write_json(file, manifest)
     return manifest
 

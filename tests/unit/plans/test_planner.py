@@ -12,8 +12,9 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 
 from nnunet_topomae.architectures.memory import GIB
 from nnunet_topomae.architectures.rule import derive_network_shape
-from nnunet_topomae.config import TopoMAEConfig
-from nnunet_topomae.plans.planner import TopoMAEPlanner, estimate_needs
+from nnunet_topomae.config import ArchitectureConfig, TopoMAEConfig
+from nnunet_topomae.plans import planner as planner_module
+from nnunet_topomae.plans.planner import TRAININGS, TopoMAEPlanner, estimate_need, large_enough, network_shape
 
 DATA = {  # spacing in mm, median shape, voxels
     "hippocampus": ((1.0, 1.0, 1.0), (36, 50, 35)),
@@ -22,6 +23,8 @@ DATA = {  # spacing in mm, median shape, voxels
     "microscopy": ((0.3, 0.3, 0.3), (1200, 1500, 1500)),
     "thin slab": ((5.0, 0.5, 0.5), (5, 512, 512)),
 }
+# Networks of the usual channels that are quick to estimate, where a test is not about memory.
+SHALLOW = TopoMAEConfig(architecture=ArchitectureConfig(vit="tiny", depth=1))
 Make = Callable[..., Any]
 
 
@@ -71,8 +74,11 @@ def _plan(planner: Any, data: str, cases: int = 60) -> dict[str, Any]:
 def test_both_trainings_fit_and_the_patch_suits_the_image(make: Make, data: str, gb: float) -> None:
     plan = _plan(make(TopoMAEPlanner, gb=gb), data)
     strides = plan["architecture"]["arch_kwargs"]["strides"]
-    needs = estimate_needs(plan["patch_size"], strides, 1, 2)
-    assert all(need.total(plan["batch_size"]) <= gb * GIB for need in needs.values())
+    architecture = TopoMAEConfig().architecture
+    shape = network_shape(plan["patch_size"], strides, architecture)
+    needs = [estimate_need(training, shape, architecture, 1, 2) for training in TRAININGS]
+    assert len(needs) == 2
+    assert all(need.total(plan["batch_size"]) <= gb * GIB for need in needs)
     assert plan["batch_size"] >= 2
     total = np.prod(strides, axis=0)
     assert all(
@@ -96,6 +102,7 @@ def test_small_data_sets_get_small_batches(make: Make) -> None:
 @pytest.mark.parametrize("median", [(16, 16, 16), (3, 40, 44), (9, 30, 20)])
 def test_images_too_small_for_three_stages_are_padded(make: Make, median: tuple[int, int, int]) -> None:
     planner = make(TopoMAEPlanner)
+    planner.config = SHALLOW
     plan = planner.get_plans_for_configuration(np.ones(3), np.array(median), "identifier", 1e6, {})
     assert all(patch >= image for patch, image in zip(plan["patch_size"], median, strict=True))
     assert tuple(plan["median_image_size_in_voxels"]) == median
@@ -110,11 +117,54 @@ def test_2d_configurations_are_nnunets(make: Make) -> None:
     assert str(ours) == str(theirs)
 
 
+@pytest.mark.parametrize("shape", [(4, 4, 4), (1, 1, 1)])
+def test_padding_ends(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int]) -> None:
+    assert np.prod(large_enough(np.ones(3), np.array(shape))) > 1
+    refused = []
+
+    def refuse(patch_size: Any, *_: Any) -> None:
+        refused.append(tuple(patch_size))
+        raise ValueError("never large enough.")
+
+    monkeypatch.setattr(planner_module, "derive_network_shape", refuse)
+    with pytest.raises(
+        ValueError, match=r"median image of .* voxels of \[1.0, 1.0, 1.0\] mm.*never large enough.*spacing"
+    ):
+        large_enough(np.ones(3), np.array(shape))
+    assert max(refused[-1]) > 30 * max(shape)
+
+
 def test_too_little_memory_is_an_error_that_says_how_much(make: Make) -> None:
-    with pytest.raises(ValueError, match=r"2 GB are too little.*larger -gpu_memory_target"):
-        _plan(make(TopoMAEPlanner, gb=2.0), "hippocampus")
+    planner = make(TopoMAEPlanner)
+    planner.config = SHALLOW
+    patch = _plan(planner, "hippocampus")
+    strides = patch["architecture"]["arch_kwargs"]["strides"]
+    shape = network_shape(patch["patch_size"], strides, SHALLOW.architecture)
+    weights = max(estimate_need(training, shape, SHALLOW.architecture, 1, 2).fixed for training in TRAININGS)
+    planner.UNet_vram_target_GB = weights / GIB + 0.001
+    with pytest.raises(ValueError, match=rf"{weights / GIB + 0.001:g} GB are too little.*larger -gpu_memory_target"):
+        _plan(planner, "hippocampus")
+    planner.UNet_vram_target_GB = 1.0
     with pytest.raises(ValueError, match=r"weights alone need .* larger -gpu_memory_target"):
-        _plan(make(TopoMAEPlanner, gb=1.0), "hippocampus")
+        _plan(planner, "hippocampus")
+
+
+def test_what_does_not_fit_one_training_is_not_estimated_for_the_other(make: Make) -> None:
+    """The answer for a patch that fits is that of the training that needs more."""
+    planner = make(TopoMAEPlanner, gb=8.0)
+    planner.config = SHALLOW
+    strides = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
+    shape = network_shape((40, 56, 40), strides, SHALLOW.architecture)
+    shares = {}
+    for training in TRAININGS:
+        need = estimate_need(training, shape, SHALLOW.architecture, 1, 2)
+        shares[training] = need.per_sample / (8.0 * GIB - need.fixed)
+    estimate = planner.static_estimate_VRAM_usage((40, 56, 40), 1, 2, "", {"strides": strides}, ())
+    assert estimate == max(shares.values()) < 0.5
+    planner.UNet_vram_target_GB = need.fixed / GIB + 1e-6
+    estimate_need.cache_clear()
+    assert planner.static_estimate_VRAM_usage((40, 56, 40), 1, 2, "", {"strides": strides}, ()) > 0.5
+    assert estimate_need.cache_info().currsize == 1
 
 
 @pytest.mark.parametrize("data", ["hippocampus", "cine", "thin slab"])

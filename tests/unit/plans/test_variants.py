@@ -27,6 +27,7 @@ def _plans() -> dict[str, Any]:
                 "median_image_size_in_voxels": [40, 80, 80],
                 "normalization_schemes": ["CTNormalization"],
                 "architecture": {"arch_kwargs": {"strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]}},
+                "topomae": {"architecture": {"vit": "tiny", "depth": 1}},  # quick to estimate
             },
             "3d_fullres": {"inherits_from": "3d_lowres", "data_identifier": "nnUNetPlans_3d_fullres"},
         },
@@ -71,7 +72,9 @@ def test_a_variant_shares_the_data_and_leaves_the_original_alone() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pretraining.epoch": 7}, "allowed: .*epochs"),
+        ({"pretraining.epoch": 7}, "Did you mean pretraining.epochs"),
+        ({"pretraining.epochs.x": 7}, "unknown plan key pretraining.epochs.x"),
+        ({"pretraining.warmup_epochs": 7}, "Did you mean pretraining.warmup_steps"),
         ({"pretraining.mask_ratio": 1.5}, "out of range"),
         ({"topology.region": "half"}, "'full', 'crop', 'pool'"),
         ({"spacing": [1, 1, 1]}, "Plan again"),
