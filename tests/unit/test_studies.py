@@ -131,7 +131,7 @@ def test_topology(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[st
     study("topology").main(["--quick", "--out", str(out)])
     assert "| finite differences |" in capsys.readouterr().out
     study("topology").main(["--quick", "--out", str(out), "--only", "exactness"])
-    assert read(out)["exactness"]["problems"] == 200
+    assert read(out)["exactness"]["problems"] == 50
 
 
 @pytest.mark.slow
