@@ -152,7 +152,7 @@ def test_recipe(
         study("recipe").main()
         return capsys.readouterr().out
 
-    variants = ["default", "heads=small,lr=3e-3", "nnunet", "fusion,pretrain=1"]
+    variants = ["heads=small,lr=3e-3", "nnunet", "fusion,pretrain=1"]
     recipe("crops", "-d", 906, "--patch", 16, 32, 32, "--steps", 2, "--out", crops)
     recipe("run", crops, "--variants", *variants, "--steps", 21, "--out", out)
     results = read(out)
