@@ -1,15 +1,23 @@
-"""Sessions for developers: ``nox -s lint types tests build``."""
+#!/usr/bin/env -S uv run --script
+# /// script
+# dependencies = ["nox>=2025.2.9"]
+# ///
+"""Sessions for developers: ``nox`` for the usual checks, ``nox -l`` for all; each has an environment of its own."""
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests"]
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
+
+PYTHONS = ["3.11", "3.12", "3.13"]
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and formatting."""
-    session.install("ruff>=0.9")
+    """Style and formatting, with the version of ruff that pre-commit has."""
+    extras = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]
+    session.install(*(need for need in extras["dev"] if need.startswith("ruff")))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
 
@@ -21,14 +29,49 @@ def types(session: nox.Session) -> None:
     session.run("mypy")
 
 
-@nox.session(python=["3.11", "3.12", "3.13"])
+@nox.session
 def tests(session: nox.Session) -> None:
     """Tests; ``nox -s tests -- -m slow`` for the slow ones."""
     session.install("-e", ".[dev]")
     session.run("pytest", *session.posargs)
 
 
-@nox.session
+@nox.session(name="tests-python", python=PYTHONS, default=False)
+def tests_python(session: nox.Session) -> None:
+    """Tests on every supported Python."""
+    session.install(".[dev]")
+    session.run("pytest", *session.posargs, env={"PYTHONSAFEPATH": "1"})
+
+
+@nox.session(name="tests-minimum", python=PYTHONS[0], venv_backend="uv", default=False)
+def tests_minimum(session: nox.Session) -> None:
+    """Tests with the lowest versions that pyproject.toml allows for the libraries that it names."""
+    session.install("--resolution", "lowest-direct", ".[dev]")
+    session.run("pytest", *session.posargs, env={"PYTHONSAFEPATH": "1"})
+
+
+@nox.session(name="tests-newest", python=PYTHONS[-1], default=False)
+def tests_newest(session: nox.Session) -> None:
+    """Tests with the newest versions of everything, pre-releases included."""
+    session.install("--upgrade", "--pre", ".[dev]")
+    session.run("pytest", *session.posargs, env={"PYTHONSAFEPATH": "1"})
+
+
+@nox.session(default=False)
+def coverage(session: nox.Session) -> None:
+    """Which lines the fast tests run."""
+    session.install("-e", ".[dev]")
+    session.run("pytest", "--cov", "--cov-report=term-missing:skip-covered", *session.posargs)
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """The documentation as a site in site/; warnings are errors."""
+    session.install("-e", ".[docs]")
+    session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
+@nox.session(default=False)
 def build(session: nox.Session) -> None:
     """Source distribution and wheel in dist/."""
     session.install("build", "twine")
@@ -41,3 +84,7 @@ def docs(session: nox.Session) -> None:
     """The documentation as a site in site/; warnings are errors."""
     session.install("-e", ".[docs]")
     session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
+if __name__ == "__main__":
+    nox.main()

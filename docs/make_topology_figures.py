@@ -15,9 +15,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scipy.ndimage import gaussian_filter
-
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
+from scipy.ndimage import gaussian_filter
 
 from nnunet_topomae.topology import TopologicalLoss, persistence_diagrams, wasserstein_matching
 from nnunet_topomae.topology.homology.cells import CUBES, DIRECTIONS, SQUARES

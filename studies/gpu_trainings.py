@@ -48,7 +48,8 @@ PRETRAINED = ("TopoMAEFusionTrainer", "UNETRTrainer")
 def trainers(device: torch.device, folder: Path, record: Record, save: Save) -> None:
     """One short epoch of every trainer through nnU-Net's command, with mixed precision and compilation on a GPU."""
     environment = nnunet_folders(folder, device)
-    plans = prepare(environment, iterations=10 if device.type == "cuda" else 2)
+    cuda = device.type == "cuda"
+    plans = prepare(environment, iterations=10 if cuda else 1, processes=2 if cuda else 1)
     record["trainers"] = {}
     running = {name: start_training(name, plans, environment, folder, device) for name in TRAINERS}
     while running:
@@ -139,8 +140,8 @@ def benchmark(device: torch.device, folder: Path, record: Record, save: Save) ->
     settings = SMALL | {
         "pretraining.epochs": 3 if cuda else 1,
         "finetuning.epochs": 5 if cuda else 1,
-        "pretraining.iterations_per_epoch": 20 if cuda else 2,
-        "finetuning.iterations_per_epoch": 20 if cuda else 2,
+        "pretraining.iterations_per_epoch": 20 if cuda else 1,
+        "finetuning.iterations_per_epoch": 20 if cuda else 1,
     }
     spec = {"datasets": [DATASET], "recipes": ["unetrpp", "full"], "folds": [0, 1, 2, 3, 4] if cuda else [0]}
     lines = [f"{key} = {json.dumps(value)}" for key, value in {**spec, "device": device.type}.items()]
@@ -183,12 +184,12 @@ def nnunet_folders(folder: Path, device: torch.device) -> Environment:
     return environment
 
 
-def prepare(environment: Environment, iterations: int) -> str:
+def prepare(environment: Environment, iterations: int, processes: int) -> str:
     """Phantoms, planned and preprocessed, and plans of a short schedule; returns their name."""
     raw, preprocessed = (Path(environment[f"nnUNet_{name}"]) for name in ("raw", "preprocessed"))
     dataset = write_phantom_dataset(raw, DATASET, 5, 0, seed=0)
     argv = ["nnUNetv2_plan_and_preprocess", "-d", str(DATASET), "-pl", "TopoMAEPlanner", "-c", "3d_fullres"]
-    process = start(environment, raw.parent / "plan.txt", *argv, "-npfp", "2", "-np", "2")
+    process = start(environment, raw.parent / "plan.txt", *argv, "-npfp", str(processes), "-np", str(processes))
     if process.wait():
         raise RuntimeError((raw.parent / "plan.txt").read_text()[-3000:])
     folder, name = preprocessed / dataset.name, "TopoMAEPlans_short"

@@ -116,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     backends = BACKENDS if args.gudhi or args.quick else BACKENDS[:2]
     print(f"| volume | shape | equal | native, CPU s | {' | '.join(f'{b} / native' for b in backends[1:])} |")
     print(f"|---|---|---|---|{'---|' * (len(backends) - 1)}")
-    rows = [compare(name, volume, args.repeats, backends) for name, volume in _volumes(args.sizes, args.images)]
+    volumes = _volumes(args.sizes, args.images)
+    rows = [compare(name, volume, args.repeats, backends) for name, volume in volumes]
     print(
         "\n| loss of | native, CPU s | with cripser | cripser's homology alone | native / alone |\n|---|---|---|---|---|"
     )

@@ -1,7 +1,7 @@
 """Measures the topological loss: exactness, certificate, speed, memory, threads, and its peers.
 
     python studies/topology.py --out topology.json        # about ten minutes
-    python studies/topology.py --quick                    # about one minute, small sizes
+    python studies/topology.py --quick                    # half a minute, small sizes
 
     python studies/topology.py --out topology.json --only threads     # measure a part again
 
@@ -184,7 +184,7 @@ def measure_peers(size: int, quick: bool) -> list[dict[str, Any]]:
 
     rows = []
     full = h1_pair(size)
-    for n in (1000,) if quick else (5000, min(map(len, full))):
+    for n in (300,) if quick else (5000, min(map(len, full))):
         pair = [thin(points, n) for points in full]
         ours, matching = cpu_seconds(lambda pair=pair: wasserstein_matching(*pair), 3)
         hera, found = cpu_seconds(
@@ -355,15 +355,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.only:
         results = json.loads(arguments.out.read_text())
     steps: dict[str, Callable[[], Any]] = {
-        "exactness": lambda: measure_exactness(200 if quick else 2000),
-        "volumes": lambda: measure_volumes([32, 48] if quick else [32, 48, 64, 96, 128], 48 if quick else 96),
-        "real": lambda: measure_real(48 if quick else 96),
-        "pathologies": lambda: measure_pathologies(500 if quick else 3000),
+        "exactness": lambda: measure_exactness(50 if quick else 2000),
+        "volumes": lambda: measure_volumes([48] if quick else [32, 48, 64, 96, 128], 48 if quick else 96),
+        "real": lambda: measure_real(32 if quick else 96),
+        "pathologies": lambda: measure_pathologies(300 if quick else 3000),
         "gradient": measure_gradient,
         "first_call": measure_first_call,
-        "threads": lambda: measure_threads(32 if quick else 64, 10.0 if quick else 900.0),
+        "threads": lambda: measure_threads(24 if quick else 64, 0.0 if quick else 900.0),
         "peers": lambda: measure_peers(32 if quick else 96, quick),
-        "scaling_peers": lambda: measure_scaling_peers([32] if quick else [32, 48, 64]),
+        "scaling_peers": lambda: measure_scaling_peers([24] if quick else [32, 48, 64]),
     }
     for name in arguments.only or steps:
         say(f"{name} (load {os.getloadavg()[0]:.1f})")

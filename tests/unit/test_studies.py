@@ -21,6 +21,7 @@ from nnunet_topomae.architectures.build import build_unetrpp
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.architectures.summary import count_macs, count_parameters
 from nnunet_topomae.config import ArchitectureConfig
+from nnunet_topomae.datasets.phantom import write_phantom_dataset
 
 Study = Callable[[str], ModuleType]
 
@@ -144,7 +145,39 @@ def test_topology(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[st
     study("topology").main(["--quick", "--out", str(out)])
     assert "| finite differences |" in capsys.readouterr().out
     study("topology").main(["--quick", "--out", str(out), "--only", "exactness"])
-    assert read(out)["exactness"]["problems"] == 200
+    assert read(out)["exactness"]["problems"] == 50
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_recipe(
+    study: Study, nnunet_env: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
+
+    write_phantom_dataset(nnunet_env.raw, 906, 5, 0, seed=0)
+    nnunet.extract_fingerprints([906], num_processes=1, show_progress_bar=False)
+    nnunet.plan_experiments([906])
+    nnunet.preprocess_dataset(906, configurations=("3d_fullres",), num_processes=(1,))
+    crops, out = tmp_path / "crops.pt", tmp_path / "recipe.json"
+
+    def recipe(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["recipe.py", *map(str, arguments)])
+        study("recipe").main()
+        return capsys.readouterr().out
+
+    variants = ["heads=small,lr=3e-3", "nnunet", "fusion,pretrain=1"]
+    recipe("crops", "-d", 906, "--patch", 16, 32, 32, "--steps", 2, "--out", crops)
+    recipe("run", crops, "--variants", *variants, "--steps", 21, "--out", out)
+    results = read(out)
+    assert [result["variant"] for result in results] == variants
+    for result in results:
+        assert 0 <= result["dice"] <= 1
+        assert math.isfinite(result["loss_last_20"])
+    assert "pretrain_mse_vit" in results[-1]
+    recipe("run", crops, "--variants", *variants, "--steps", 21, "--out", out)
+    assert read(out) == results  # nothing is trained twice
+    assert recipe("table", out).count("Dataset906") == len(variants)
 
 
 def test_busy_time_is_the_union_of_spans(study: Study) -> None:

@@ -1,0 +1,49 @@
+"""The tools of the repository: one version of ruff, and modules that can be imported one by one."""
+
+import ast
+import importlib
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import nnunet_topomae
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def module_names() -> list[str]:
+    """Names of all modules of the package, the two root folders included."""
+    names = []
+    for folder in ("nnunet_topomae", "trainers", "plans"):
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            parts = parts if folder == "nnunet_topomae" else ("nnunet_topomae", *parts)
+            names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return sorted(names)
+
+
+def test_pre_commit_has_the_ruff_of_the_dev_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (pinned,) = (need.removeprefix("ruff==") for need in extras["dev"] if need.startswith("ruff"))
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert re.findall(r"ruff-pre-commit\s+rev: v(\S+)", hooks) == [pinned]
+
+
+@pytest.mark.parametrize("name", module_names())
+def test_every_public_name_exists_and_is_documented(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__doc__, f"{name} has no docstring"
+    public = getattr(module, "__all__", None)
+    if public is None:
+        assert module.__file__ is not None
+        tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+        kinds = (ast.FunctionDef, ast.ClassDef)
+        public = [node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+    for item in public:
+        assert getattr(module, item).__doc__, f"{name}.{item} has no docstring"
+
+
+def test_the_package_has_a_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", nnunet_topomae.__version__)
