@@ -159,7 +159,7 @@ def _apply_preset(dataset: int, preset: "Preset") -> None:
 
 
 def _place_splits(dataset: int, preset: "Preset") -> str:
-    """Write the published split beside nnU-Net's five folds, where there are no folds yet; says what was done."""
+    """Write the published split after nnU-Net's five folds, if there are no folds yet; says what was done."""
     from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 

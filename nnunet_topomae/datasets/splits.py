@@ -1,4 +1,4 @@
-"""Folds of a data set: nnU-Net's five, by patient, and a published split beside them."""
+"""Folds of a data set: nnU-Net's five, by patient, and a published split as a sixth one."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -115,7 +115,7 @@ def make_splits(
 
 
 def describe_published(published: PublishedSplit, cases: Sequence[str]) -> Mapping[str, Any]:
-    """What `published_split.json` says beside `splits_final.json`."""
+    """What `published_split.json` says in addition to `splits_final.json`."""
     return {
         "fold": PUBLISHED_FOLD,
         "source": published.source,

@@ -1,6 +1,6 @@
 """Images without labels: found, preprocessed like the data set, kept apart from it, and tied to the plan.
 
-They lie in ``<data_identifier>_unlabeled`` beside the preprocessed data set, so that they enter neither splits nor
+They lie in ``<data_identifier>_unlabeled`` next to the preprocessed data set, so that they enter neither splits nor
 validation and the next ``nnUNetv2_preprocess`` does not delete them. A manifest there says from which files every image
 was made, under which plan, and which labelled case it equals, if any.
 """
@@ -49,7 +49,7 @@ class Job:
         plans: content of the plans file.
         configuration: name of the configuration.
         dataset_json: content of dataset.json.
-        data_folder: the preprocessed data set; unlabelled images go to the folder beside it.
+        data_folder: the preprocessed data set; unlabelled images go to the folder next to it.
     """
 
     plans: dict[str, Any]
@@ -202,7 +202,7 @@ def _preprocess_case(job: Job, case: str, files: Sequence[Path]) -> str:
         except Exception as error:
             raise ValueError(f"{files[0]} cannot be preprocessed: {error}") from error
         if problem is not None:
-            raise ValueError(f"{files[0]} {problem}. Mend or remove it.")
+            raise ValueError(f"{files[0]} {problem}. Repair or remove it.")
         content = _content(Path(temporary), case, nnUNetDatasetBlosc2)
         for part in _PARTS:
             (Path(temporary) / f"{case}{part}").replace(job.folder / f"{case}{part}")

@@ -108,7 +108,7 @@ def wasserstein_distance(first: Any, second: Any, order: int = 2) -> float:
     """2-Wasserstein distance of two persistence diagrams: the square root of the optimal matching's cost.
 
     Args:
-        first: (n, 2) points, see :func:`wasserstein_matching`.
+        first: (n, 2) points, see `wasserstein_matching`.
         second: (m, 2) points.
         order: only 2, the order of the paper's loss, is implemented.
 

@@ -1,6 +1,6 @@
 """The decorator of all compiled functions, and whether they can be compiled here.
 
-Compiled code is cached next to the source and renewed when that file changes. A kernel's cache does not know the files
+Compiled code is cached beside the source and renewed when that file changes. A kernel's cache does not know the files
 of the kernels it calls: while developing, delete ``__pycache__/*.nb?`` after a change.
 """
 

@@ -134,7 +134,7 @@ def _insert(
     costs: Float[ndarray, " K"],
     values: Float[ndarray, " K"],
 ) -> tuple[int, float]:
-    """Insert the points of a leaf into the sorted list of :func:`nearest`; returns its length and the horizon."""
+    """Insert the points of a leaf into the sorted list of `nearest`; returns its length and the horizon."""
     for t in range(size):
         value = leaf_values[t]
         if value < horizon:

@@ -66,7 +66,7 @@ def candidate_pairs(
 
 
 def matching_cost(first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"], partners: Int[ndarray, " n"]) -> float:
-    """Sum of squared distances of a matching, given as in :class:`Solution`."""
+    """Sum of squared distances of a matching, given as in `Solution`."""
     rows = np.flatnonzero(partners >= 0)
     columns = partners[rows]
     alone_first, alone_second = partners < 0, np.ones(len(second), dtype=bool)
