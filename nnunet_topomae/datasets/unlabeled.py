@@ -116,6 +116,14 @@ def find_images(source: Path, file_ending: str, channels: int) -> dict[str, list
     A case is either files CASE_0000, CASE_0001, ... with the data set's file ending, or, for one channel, a
     sub-folder CASE of DICOM slices.
 
+    Args:
+        source: the folder.
+        file_ending: the data set's, such as `.nii.gz`.
+        channels: number of channels of the data set.
+
+    Returns:
+        Files by case, one per channel; the sub-folder stands for a case in DICOM format.
+
     Raises:
         FileNotFoundError: no such folder, or nothing in it.
         ValueError: a file without channel number, a missing channel, or a sub-folder that is not one DICOM series.
