@@ -79,12 +79,5 @@ def build(session: nox.Session) -> None:
     session.run("twine", "check", "--strict", "dist/*")
 
 
-@nox.session
-def docs(session: nox.Session) -> None:
-    """The documentation as a site in site/; warnings are errors."""
-    session.install("-e", ".[docs]")
-    session.run("mkdocs", "build", "--strict", *session.posargs)
-
-
 if __name__ == "__main__":
     nox.main()

@@ -11,7 +11,7 @@ from mkdocs.exceptions import PluginError
 from nnunet_topomae.cli import COMMANDS
 
 HELP_MARKER = "<!-- help of all commands -->"
-_LINK = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+[^)#\s]*)\)")
+_LINK = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+[^)#\s]*)(#[^)\s]*)?\)")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
@@ -35,7 +35,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
             raise PluginError(f"{page.file.src_path} links to {found[2]}, which does not exist")
         if not config["repo_url"]:
             return found[1]  # a site that does not know its repository names the file
-        return f"[{found[1]}]({config['repo_url'].rstrip('/')}/blob/main/{target.relative_to(docs.parent)})"
+        repository = config["repo_url"].rstrip("/")
+        return f"[{found[1]}]({repository}/blob/main/{target.relative_to(docs.parent)}{found[3] or ''})"
 
     return _LINK.sub(repository_link, markdown).replace(HELP_MARKER, command_help())
 

@@ -118,9 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"|---|---|---|---|{'---|' * (len(backends) - 1)}")
     volumes = _volumes(args.sizes, args.images)
     rows = [compare(name, volume, args.repeats, backends) for name, volume in volumes]
-    print(
-        "\n| loss of | native, CPU s | with cripser | cripser's homology alone | native / alone |\n|---|---|---|---|---|"
-    )
+    print("\n| whole loss | native, CPU s | with cripser | cripser alone | native / cripser alone |")
+    print("|---|---|---|---|---|")
     losses = [compare_loss(size, kind, args.repeats) for size in args.sizes[:2] for kind in KINDS]
     if args.out:
         write_json(args.out, {"machine": describe(torch.device("cpu")), "volumes": rows, "losses": losses})

@@ -92,10 +92,18 @@ class Target:
 
 
 def convert(download: Download, target: Target, processes: int = 1) -> Iterator[str]:
-    """Convert a download, yielding the name of each case that is done.
+    """Convert a download.
 
     Nothing appears under the target's name before the last case is written and checked. A download that is already
     converted, file by file, yields nothing and changes nothing.
+
+    Args:
+        download: what a converter found.
+        target: where the data set goes.
+        processes: number of cases that are converted at the same time.
+
+    Yields:
+        The name of each case that is done.
 
     Raises:
         FileExistsError: the target exists and was made from something else.

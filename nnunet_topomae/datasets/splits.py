@@ -1,4 +1,4 @@
-"""Folds of a data set: nnU-Net's five, by patient, and a published split beside them."""
+"""Folds of a data set: nnU-Net's five, by patient, and a published split as a sixth one."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -95,9 +95,17 @@ def make_splits(
 ) -> list[dict[str, list[str]]]:
     """nnU-Net's five folds over patients, then, if there is one, the published split as fold 5.
 
-    Where every case is a patient of its own the five folds are those that nnU-Net itself makes. Fold 5 trains on the
-    published training cases and has the published TEST cases for `val`, since these are what a paper reports on and
-    nnU-Net chooses nothing by them; the published validation cases are in neither list.
+    If every case is a patient of its own, the five folds are those that nnU-Net itself makes. Fold 5 trains on the
+    published training cases. Its `val` list holds the published TEST cases, because papers report on them and nnU-Net
+    selects nothing by them. The published validation cases are in neither list.
+
+    Args:
+        cases: names of the labelled cases.
+        patient: regular expression with one group that finds the patient in a case's name.
+        published: the published split, if there is one.
+
+    Returns:
+        A list of folds in the format of `splits_final.json`.
 
     Raises:
         ValueError: fewer than five patients, or the published split does not fit.
@@ -120,7 +128,7 @@ def make_splits(
 
 
 def describe_published(published: PublishedSplit, cases: Sequence[str]) -> Mapping[str, Any]:
-    """What `published_split.json` says beside `splits_final.json`."""
+    """What `published_split.json` says in addition to `splits_final.json`."""
     return {
         "fold": PUBLISHED_FOLD,
         "source": published.source,

@@ -1,6 +1,6 @@
 """Images without labels: found, preprocessed like the data set, kept apart from it, and tied to the plan.
 
-They lie in ``<data_identifier>_unlabeled`` beside the preprocessed data set, so that they enter neither splits nor
+They lie in ``<data_identifier>_unlabeled`` next to the preprocessed data set, so that they enter neither splits nor
 validation and the next ``nnUNetv2_preprocess`` does not delete them. A manifest there says from which files every image
 was made, under which plan, and which labelled case it equals, if any.
 """
@@ -49,7 +49,7 @@ class UnlabeledPreprocessing:
         plans: content of the plans file.
         configuration: name of the configuration.
         dataset_json: content of dataset.json.
-        data_folder: the preprocessed data set; unlabelled images go to the folder beside it.
+        data_folder: the preprocessed data set; unlabelled images go to the folder next to it.
     """
 
     plans: dict[str, Any]
@@ -115,6 +115,14 @@ def find_images(source: Path, file_ending: str, channels: int) -> dict[str, list
 
     A case is either files CASE_0000, CASE_0001, ... with the data set's file ending, or, for one channel, a
     sub-folder CASE of DICOM slices.
+
+    Args:
+        source: the folder.
+        file_ending: the data set's, such as `.nii.gz`.
+        channels: number of channels of the data set.
+
+    Returns:
+        Files by case, one per channel; the sub-folder stands for a case in DICOM format.
 
     Raises:
         FileNotFoundError: no such folder, or nothing in it.
@@ -206,7 +214,7 @@ def _preprocess_case(task: UnlabeledPreprocessing, case: str, files: Sequence[Pa
         except Exception as error:
             raise ValueError(f"{files[0]} cannot be preprocessed: {error}") from error
         if problem is not None:
-            raise ValueError(f"{files[0]} {problem}. Mend or remove it.")
+            raise ValueError(f"{files[0]} {problem}. Repair or remove it.")
         content = _content(Path(temporary), case, nnUNetDatasetBlosc2)
         for part in _PARTS:
             (Path(temporary) / f"{case}{part}").replace(task.folder / f"{case}{part}")

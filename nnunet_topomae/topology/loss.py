@@ -38,7 +38,7 @@ class TopologicalLoss(nn.Module):
     Diagrams and matchings are computed in float64 in threads of the CPU; tensors on other devices are copied.
 
     Args:
-        region: part of the volume that is compared: `full`, `crop` or `pool`, see :class:`TopologyRegion`.
+        region: part of the volume that is compared: `full`, `crop` or `pool`, see `TopologyRegion`.
         region_size: edge of the region in voxels, for `crop` and `pool`.
         dimensions: homology dimensions in the sum: 0 components, 1 loops, 2 voids.
         normalisation: `paper` the distance itself, `per_voxel` divided by the square root of the region's voxels.
@@ -101,7 +101,7 @@ class TopologicalLoss(nn.Module):
         target_diagrams: Targets = None,
         region_origin: Origins = None,
     ) -> Scalar:
-        """The loss of a batch; the arguments are those of :meth:`start`."""
+        """The loss of a batch; the arguments are those of `start`."""
         started = self.start(input, reconstruction, target_diagrams=target_diagrams, region_origin=region_origin)
         return started.result()
 

@@ -133,7 +133,7 @@ class PendingLoss:
         self._scale = scale
 
     def done(self) -> bool:
-        """Whether :meth:`result` would return without waiting."""
+        """Whether `result` would return without waiting."""
         return all(term.done() for term in self._terms)
 
     @property

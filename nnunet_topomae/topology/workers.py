@@ -47,8 +47,15 @@ class WorkerPool:
     def when_all(self, futures: Sequence[Future[Any]], function: Callable[..., Any]) -> Future[Any]:
         """Run ``function(*results)`` in a thread once all ``futures`` are done.
 
-        No thread waits meanwhile, so chains of any length cannot lock up the pool. The first exception among
-        ``futures``, in their order, becomes the exception of the returned future.
+        No thread waits meanwhile, so chains of any length cannot block the pool.
+
+        Args:
+            futures: what the function needs.
+            function: called with the results of the futures, in their order.
+
+        Returns:
+            A future of the function's result. The first exception among ``futures``, in their order, becomes its
+            exception.
         """
         outcome: Future[Any] = Future()
         remaining = len(futures)

@@ -49,7 +49,17 @@ def new_lists(bidders: int, neighbours: int) -> Lists:
 
 @kernel
 def two_best(lists: Lists, i: int, potential: Float[ndarray, " padded"]) -> tuple[float, float, int]:
-    """Least and second least reduced cost in the list of bidder ``i``, and the place of the least (-1: empty list)."""
+    """The two least reduced costs in the list of one bidder.
+
+    Args:
+        lists: the objects known to each bidder.
+        i: the bidder.
+        potential: potentials of all objects.
+
+    Returns:
+        Least and second least reduced cost, inf where there is none, and the place of the least in the list, -1 if
+        the list is empty.
+    """
     best, second, place = np.inf, np.inf, -1
     for t in range(lists.known[i]):
         value = lists.costs[i, t] - potential[lists.columns[i, t]]
@@ -62,7 +72,16 @@ def two_best(lists: Lists, i: int, potential: Float[ndarray, " padded"]) -> tupl
 
 @kernel
 def search(bidders: Side, objects: Side, lists: Lists, i: int, limit: float, scratch: Scratch) -> None:
-    """Renew the list of bidder ``i`` with its best objects below ``limit``."""
+    """Renew the list of one bidder with its best objects.
+
+    Args:
+        bidders: side of the bidder.
+        objects: the other side, with its tree up to date.
+        lists: its entry of the bidder is overwritten.
+        i: the bidder.
+        limit: only objects of a lower reduced cost are looked for.
+        scratch: memory of the search.
+    """
     count, horizon = nearest(
         objects, bidders.midpoint[i], bidders.half[i], limit, lists.columns[i], lists.costs[i], scratch
     )

@@ -134,7 +134,7 @@ def _insert(
     costs: Float[ndarray, " K"],
     values: Float[ndarray, " K"],
 ) -> tuple[int, float]:
-    """Insert the points of a leaf into the sorted list of :func:`nearest`; returns its length and the horizon."""
+    """Insert the points of a leaf into the sorted list of `nearest`; returns its length and the horizon."""
     for t in range(size):
         value = leaf_values[t]
         if value < horizon:
@@ -159,7 +159,20 @@ def all_within(
     costs: Float[ndarray, " n"],
     scratch: Scratch,
 ) -> int:
-    """Write all points of reduced cost below ``limit`` to ``columns`` and ``costs`` (n,); returns their number."""
+    """Find all points whose reduced cost from (m, s) is below a limit.
+
+    Args:
+        side: the points, with their tree up to date.
+        m: midpoint of the point to start from.
+        s: half persistence of the point to start from.
+        limit: only points of a lower reduced cost are found.
+        columns: (n,) receives the indices of the points.
+        costs: (n,) receives their costs, which are not reduced.
+        scratch: memory of the search.
+
+    Returns:
+        The number of points found.
+    """
     boxes, highest = side.boxes, side.highest
     midpoint, half, potential = side.midpoint, side.half, side.potential
     nodes, leaf_costs, leaf_values = scratch.nodes, scratch.leaf_costs, scratch.leaf_values

@@ -66,7 +66,16 @@ def candidate_pairs(
 
 
 def matching_cost(first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"], partners: Int[ndarray, " n"]) -> float:
-    """Sum of squared distances of a matching, given as in :class:`Solution`."""
+    """Sum of squared distances of a matching.
+
+    Args:
+        first: points (n, 2), columns midpoint and half persistence.
+        second: points (m, 2), likewise.
+        partners: for every first point the index of its second point, -1 for the diagonal.
+
+    Returns:
+        The cost, that of the points that are matched with the diagonal included.
+    """
     rows = np.flatnonzero(partners >= 0)
     columns = partners[rows]
     alone_first, alone_second = partners < 0, np.ones(len(second), dtype=bool)

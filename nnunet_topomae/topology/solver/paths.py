@@ -58,7 +58,13 @@ def new_paths(rows: int, columns: int) -> Paths:
 
 @kernel
 def discover(paths: Paths, i: int, distance: float) -> None:
-    """Set the distance of row ``i`` to a smaller value and move it up the heap, into which it goes first if new."""
+    """Set the distance of a row to a smaller value and move the row up the heap; a new row is added to the heap.
+
+    Args:
+        paths: state of the search.
+        i: the row.
+        distance: its new distance, smaller than the one known so far.
+    """
     heap, place, key = paths.heap, paths.place, paths.row_distance
     if key[i] == np.inf:
         paths.rows[paths.found[0]] = i

@@ -128,7 +128,13 @@ def refresh(side: Side) -> None:
 
 @kernel
 def lower_potential(side: Side, j: int, value: float) -> None:
-    """Lower the potential of point ``j`` to ``value`` and repair the nodes above it."""
+    """Lower the potential of one point and update the nodes above it.
+
+    Args:
+        side: the points and their tree.
+        j: the point.
+        value: its new potential, at most the present one.
+    """
     potential, highest = side.potential, side.highest
     leaves, n = highest.shape[0] // 2, side.partner.shape[0]
     before = potential[j]
