@@ -1,4 +1,4 @@
-"""The record of a training: one JSON line per epoch, and its facts. Standard library only, so that `status` is quick."""
+"""The record of a training: one JSON line per epoch, and facts. Standard library only, so that `status` is quick."""
 
 import json
 from collections.abc import Mapping, Sequence
