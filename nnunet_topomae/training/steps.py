@@ -1,4 +1,4 @@
-"""One training step: the only place with autocast, gradient scaling, clipping and the optimiser call."""
+"""One training step: mixed precision, all terms of the loss, gradient scaling, clipping and the optimiser call."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext

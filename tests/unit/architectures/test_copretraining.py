@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -124,7 +126,7 @@ def test_every_parameter_learns(shape, architecture, crop, mask) -> None:  # typ
 
 
 def test_overfits_one_batch(four_stages, architecture, mask) -> None:  # type: ignore[no-untyped-def]
-    network = build_copretraining_network(four_stages, 1, architecture)
+    network = build_copretraining_network(four_stages, 1, replace(architecture, depth=1))
     depth = torch.linspace(0, 3, four_stages.patch_size[0])[:, None, None]
     data = (torch.sin(depth) * torch.linspace(0, 1, four_stages.patch_size[2])).expand(1, 1, *four_stages.patch_size)
     hidden = mask(four_stages, 1)

@@ -18,8 +18,8 @@ from nnunet_topomae.topology import TopologicalLoss
 from nnunet_topomae.training.steps import CoPretrainingStep, detach_terms, optimise
 
 CPU = torch.device("cpu")
-TINY = ArchitectureConfig(vit="tiny", dims=(8, 16, 32, 64), depth=1)
-SHAPE = derive_network_shape((16, 32, 24), [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]], TINY)
+TINY = ArchitectureConfig(vit="tiny", dims=(8, 8, 16, 16), depth=1)
+SHAPE = derive_network_shape((8, 24, 16), [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]], TINY)
 
 
 SEED = 5
@@ -33,7 +33,7 @@ def _step(topology: TopologyConfig) -> tuple[CoPretrainingStep, nn.Module, dict[
     torch.manual_seed(0)
     network = build_copretraining_network(SHAPE, 2, TINY)
     generator = torch.Generator().manual_seed(0)
-    data = torch.randn(2, 2, 16, 32, 24, generator=generator)
+    data = torch.randn(2, 2, *SHAPE.patch_size, generator=generator)
     rng = np.random.default_rng(0)
     batch = {
         "data": data,
@@ -48,12 +48,12 @@ def _step(topology: TopologyConfig) -> tuple[CoPretrainingStep, nn.Module, dict[
 @pytest.mark.parametrize("region", ["full", "crop", "pool"])
 @pytest.mark.parametrize("composition", ["paste", "full"])
 def test_topological_terms_are_those_of_the_composed_reconstructions(region: str, composition: str) -> None:
-    topology = TopologyConfig(region=region, region_size=7, composition=composition, normalisation="paper")
+    topology = TopologyConfig(region=region, region_size=6, composition=composition, normalisation="paper")
     step, network, batch = _step(topology)
     terms = step(batch, _masks(), 1.0)
     mask = crop_mask(random_token_mask(2, SHAPE.token_grid, 0.5, _masks()), SHAPE.token_size)
     data, hidden = batch["data"], mask.hidden
-    direct = TopologicalLoss(region, 7, normalisation="paper")
+    direct = TopologicalLoss(region, 6, normalisation="paper")
     origins = [target.origin for target in batch["target_topology"]]
     for name, branch in zip(("vit", "unetrpp"), network(data, mask), strict=True):
         volume = branch.reconstruction
@@ -66,8 +66,8 @@ def test_topological_terms_are_those_of_the_composed_reconstructions(region: str
 def test_padded_voxels_count_in_no_term(composition: str) -> None:
     step, network, batch = _step(TopologyConfig(region="full", composition=composition, normalisation="paper"))
     locations = [
-        CropLocation((-3, 0, -5), (13, 32, 19), (12, 40, 30)),
-        CropLocation((1, 2, 3), (17, 34, 27), (20, 36, 30)),
+        CropLocation((-3, 0, -5), (5, 24, 11), (4, 30, 20)),
+        CropLocation((1, 2, 3), (9, 26, 19), (10, 28, 20)),
     ]
     inside = torch.stack([torch.from_numpy(location.inside())[None] for location in locations])
     batch["data"] = batch["data"] * inside
@@ -91,7 +91,7 @@ def test_padded_voxels_count_in_no_term(composition: str) -> None:
 
 @pytest.mark.parametrize("branch", ["vit", "unetrpp"])
 def test_one_network_alone_has_its_own_terms_only(branch: str) -> None:
-    step, _, batch = _step(TopologyConfig(region_size=9))
+    step, _, batch = _step(TopologyConfig(region_size=7))
     expected = step(batch, _masks(), 1.0)
     torch.manual_seed(0)
     step.network = build_copretraining_network(SHAPE, 2, TINY, [branch])
@@ -103,7 +103,7 @@ def test_one_network_alone_has_its_own_terms_only(branch: str) -> None:
 
 
 def test_total_reaches_every_weight_and_topology_is_left_out_on_request() -> None:
-    step, network, batch = _step(TopologyConfig(region_size=9))
+    step, network, batch = _step(TopologyConfig(region_size=7))
     terms = step(batch, _masks(), 1.0)
     terms["total"].backward()
     without_gradient = [name for name, parameter in network.named_parameters() if parameter.grad is None]
@@ -114,7 +114,7 @@ def test_total_reaches_every_weight_and_topology_is_left_out_on_request() -> Non
 
 
 def test_pre_training_learns() -> None:
-    step, network, batch = _step(TopologyConfig(region_size=9))
+    step, network, batch = _step(TopologyConfig(region_size=7))
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
     totals = []
     for _ in range(15):
@@ -126,7 +126,7 @@ def test_pre_training_learns() -> None:
 
 @pytest.mark.slow
 def test_compiled_network_runs_with_topology() -> None:
-    step, network, batch = _step(TopologyConfig(region_size=9))
+    step, network, batch = _step(TopologyConfig(region_size=7))
     expected = detach_terms(step(batch, _masks(), 1.0))
     step.network = torch.compile(network, backend="eager")
     assert detach_terms(step(batch, _masks(), 1.0)) == pytest.approx(expected, rel=1e-4)
