@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
+from numpy.random import Generator
 
 from nnunet_topomae.types import Size3
 
@@ -74,6 +75,43 @@ class CropLocation:
         if any(u <= lo for lo, u in zip(self.lower, self.upper, strict=True)):
             raise ValueError(f"empty crop: lower {self.lower} is not below upper {self.upper}")
 
+    @classmethod
+    def random(cls, volume_shape: Size3, patch_size: Size3, rng: Generator) -> "CropLocation":
+        """A uniformly random place of a crop.
+
+        Along an axis on which the volume is smaller than the patch, the crop is centred and leaves the volume on both
+        sides; along the others it stays inside.
+
+        Args:
+            volume_shape: shape (D, H, W) of the volume.
+            patch_size: shape of the crop.
+            rng: source of randomness; drawn from along the axes that leave a choice.
+        """
+        free = [size - patch for size, patch in zip(volume_shape, patch_size, strict=True)]
+        depth, height, width = (int(rng.integers(0, room + 1)) if room >= 0 else room // 2 for room in free)
+        return cls._at((depth, height, width), patch_size, volume_shape)
+
+    @classmethod
+    def centred(cls, volume_shape: Size3, patch_size: Size3) -> "CropLocation":
+        """The place of the crop in the middle of the volume; half a voxel lower where there is no middle.
+
+        Args:
+            volume_shape: shape (D, H, W) of the volume.
+            patch_size: shape of the crop.
+        """
+        depth, height, width = ((size - patch) // 2 for size, patch in zip(volume_shape, patch_size, strict=True))
+        return cls._at((depth, height, width), patch_size, volume_shape)
+
+    @classmethod
+    def _at(cls, lower: Size3, patch_size: Size3, volume_shape: Size3) -> "CropLocation":
+        depth, height, width = (start + edge for start, edge in zip(lower, patch_size, strict=True))
+        return cls(lower, (depth, height, width), volume_shape)
+
+    @property
+    def bounds(self) -> list[tuple[int, int]]:
+        """First voxel and one past the last, axis by axis."""
+        return list(zip(self.lower, self.upper, strict=True))
+
     def key_points(self) -> Float[ndarray, "9 3"]:
         """The crop's nine key points in the volume's normalised frame (paper Sec. II-B).
 
@@ -107,11 +145,12 @@ class CropLocation:
             ValueError: another axis.
         """
         _check_axes(axes)
-        lower, upper = list(self.lower), list(self.upper)
-        for axis in axes:
-            size = self.volume_shape[axis]
-            lower[axis], upper[axis] = size - upper[axis], size - lower[axis]
-        return CropLocation(as_size3(lower, "lower"), as_size3(upper, "upper"), self.volume_shape)
+        depth, height, width = (
+            (size - up, size - low) if axis in axes else (low, up)
+            for axis, (low, up, size) in enumerate(zip(self.lower, self.upper, self.volume_shape, strict=True))
+        )
+        lower, upper = zip(depth, height, width, strict=True)
+        return CropLocation(lower, upper, self.volume_shape)
 
     def inside(self) -> Bool[ndarray, "D H W"]:
         """The voxels of the crop that lie in the volume.
@@ -119,7 +158,7 @@ class CropLocation:
         Returns:
             bool array of the crop's shape, False where the crop is padded.
         """
-        mask = np.zeros([up - low for low, up in zip(self.lower, self.upper, strict=True)], dtype=bool)
+        mask = np.zeros([up - low for low, up in self.bounds], dtype=bool)
         mask[self.inner_slices()] = True
         return mask
 

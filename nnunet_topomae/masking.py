@@ -1,16 +1,29 @@
 """Token grid, random token masks and the way between tokens and voxels (paper Sec. II, "masked crop")."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from nnunet_topomae.geometry import CropLocation, as_size3
+from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.types import Size3, TokenMask, Volume, VoxelMask
 
 
-def token_grid(patch_size: Sequence[int], token_size: Sequence[int]) -> Size3:
+class CropMask(NamedTuple):
+    """What is hidden of a batch of crops, as the networks and the losses need it.
+
+    Attributes:
+        visible: raster numbers (B, V) of the visible tokens of every sample, ascending.
+        hidden: voxel mask (B, 1, D, H, W), True = hidden.
+    """
+
+    visible: Int[Tensor, "B V"]
+    hidden: VoxelMask
+
+
+def token_grid(patch_size: Size3, token_size: Size3) -> Size3:
     """Number of tokens along each axis.
 
     Args:
@@ -27,13 +40,12 @@ def token_grid(patch_size: Sequence[int], token_size: Sequence[int]) -> Size3:
         >>> token_grid((96, 96, 96), (16, 16, 16))
         (6, 6, 6)
     """
-    patch, token = as_size3(patch_size, "patch_size"), as_size3(token_size, "token_size")
-    if any(t <= 0 for t in token) or any(p % t for p, t in zip(patch, token, strict=True)):
+    if any(t <= 0 for t in token_size) or any(p % t for p, t in zip(patch_size, token_size, strict=True)):
         raise ValueError(
-            f"patch size {patch} is not a multiple of the token size {token}. Plan with -pl TopoMAEPlanner, "
+            f"patch size {patch_size} is not a multiple of the token size {token_size}. Plan with -pl TopoMAEPlanner, "
             "or change the token size or the patch size in the plan."
         )
-    return patch[0] // token[0], patch[1] // token[1], patch[2] // token[2]
+    return patch_size[0] // token_size[0], patch_size[1] // token_size[1], patch_size[2] // token_size[2]
 
 
 def random_token_mask(batch: int, grid: Size3, mask_ratio: float, generator: Generator) -> TokenMask:
@@ -88,6 +100,37 @@ def token_to_voxel_mask(mask: TokenMask, token_size: Size3) -> VoxelMask:
     return mask.unsqueeze(1)
 
 
+def visible_index(token_mask: TokenMask) -> Int[Tensor, "B V"]:
+    """Raster numbers of the visible tokens of every sample, ascending.
+
+    Raises:
+        ValueError: samples hide different numbers of tokens, or all of them.
+    """
+    visible = ~token_mask.flatten(1)  # (B, d, h, w) -> (B, N)
+    counts = visible.sum(dim=1).tolist()
+    if min(counts) != max(counts) or counts[0] == 0:
+        raise ValueError(
+            f"every sample of a batch must show the same number of tokens, at least one; got {counts}. "
+            "random_token_mask makes such masks."
+        )
+    return visible.byte().argsort(dim=1, descending=True, stable=True)[:, : counts[0]]
+
+
+def crop_mask(token_mask: TokenMask, token_size: Size3, device: torch.device | str = "cpu") -> CropMask:
+    """What a token mask hides, worked out once for both networks and all losses.
+
+    Args:
+        token_mask: (B, d, h, w), True = hidden. On the CPU, nothing waits for the GPU.
+        token_size: voxels of a token.
+        device: device of the result.
+
+    Raises:
+        ValueError: samples hide different numbers of tokens, or all of them.
+    """
+    visible = visible_index(token_mask).to(device, non_blocking=True)
+    return CropMask(visible, token_to_voxel_mask(token_mask.to(device), token_size))
+
+
 def inside_mask(locations: Sequence[CropLocation], device: torch.device) -> VoxelMask | None:
     """The voxels of a batch of equally large crops that lie in their volumes.
 
@@ -100,7 +143,7 @@ def inside_mask(locations: Sequence[CropLocation], device: torch.device) -> Voxe
     """
     if not any(location.is_padded for location in locations):
         return None
-    size = [up - low for low, up in zip(locations[0].lower, locations[0].upper, strict=True)]
+    size = [up - low for low, up in locations[0].bounds]
     mask = torch.zeros(len(locations), 1, *size, dtype=torch.bool, device=device)
     for sample, location in zip(mask, locations, strict=True):
         sample[(0, *location.inner_slices())] = True
@@ -128,8 +171,8 @@ def patchify(volume: Volume, token_size: Size3) -> Float[Tensor, "B N P"]:
         >>> torch.equal(unpatchify(tokens, (2, 2, 2), (2, 2, 3)), volume)
         True
     """
-    batch, channels = volume.shape[:2]
-    grid = token_grid(volume.shape[2:], token_size)
+    batch, channels, depth, height, width = volume.shape
+    grid = token_grid((depth, height, width), token_size)
     blocks = volume.view(batch, channels, grid[0], token_size[0], grid[1], token_size[1], grid[2], token_size[2])
     return blocks.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)  # (B, d, h, w, C, t0, t1, t2) -> (B, N, P)
 

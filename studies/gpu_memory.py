@@ -13,7 +13,7 @@ from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
 from nnunet_topomae.architectures.memory import GIB, estimate_finetuning, estimate_pretraining
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig
-from nnunet_topomae.masking import random_token_mask
+from nnunet_topomae.masking import crop_mask, random_token_mask
 from nnunet_topomae.training.schedules import build_adamw
 
 Record = dict[str, Any]
@@ -92,7 +92,8 @@ def train_two_steps(network: nn.Module, data: torch.Tensor, shape: NetworkShape,
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, enabled=device == "cuda"):
             if isinstance(network, CoPretrainingNetwork):
-                output = network(data, random_token_mask(len(data), shape.token_grid, 0.5, masks))
+                tokens = random_token_mask(len(data), shape.token_grid, 0.5, masks)
+                output = network(data, crop_mask(tokens, shape.token_size, data.device))
                 found = [branch.reconstruction for branch in output.present().values()]
                 loss = torch.stack([(volume - data).square().mean() for volume in found]).sum()
             else:

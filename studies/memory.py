@@ -43,13 +43,11 @@ def measure(build: Callable[[], nn.Module], shape: Any, channels: int) -> dict[s
     """Kept bytes on the device `meta`, in float32 and in mixed precision."""
     kept = {}
     with torch.device("meta"):
-        kept["estimate"], largest = saved_tensor_bytes(
-            build(), shape, torch.empty(BATCH_SIZE, channels, *shape.patch_size)
-        )
+        kept["estimate"], largest = saved_tensor_bytes(build(), torch.empty(BATCH_SIZE, channels, *shape.patch_size))
     network, data = build(), torch.randn(BATCH_SIZE, channels, *shape.patch_size)
-    kept["float32"], _ = saved_tensor_bytes(network, shape, data)
+    kept["float32"], _ = saved_tensor_bytes(network, data)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        kept["mixed"], _ = saved_tensor_bytes(network, shape, data)
+        kept["mixed"], _ = saved_tensor_bytes(network, data)
     return {**{name: size / GIB for name, size in kept.items()}, "in flight": IN_FLIGHT * largest / GIB}
 
 

@@ -33,13 +33,15 @@ from torch import Tensor, nn
 
 from nnunet_topomae.architectures import build
 from nnunet_topomae.architectures.attention import EPABlock
+from nnunet_topomae.architectures.fusion import FusionNetwork
 from nnunet_topomae.architectures.layers import LEAKY_SLOPE, Pointwise, use_channels_last
+from nnunet_topomae.architectures.roles import part_prefixes
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig
 from nnunet_topomae.files import write_json
-from nnunet_topomae.masking import random_token_mask, token_to_voxel_mask
+from nnunet_topomae.masking import crop_mask, random_token_mask
 from nnunet_topomae.training.schedules import build_adamw
-from nnunet_topomae.training.transfer import transfer
+from nnunet_topomae.training.transfer import transfer, transferred_parts
 
 TINY = ArchitectureConfig(vit="tiny", dims=(16, 32, 64, 128), depth=1)
 
@@ -184,9 +186,9 @@ def build_optimisers(network: nn.Module, variant: Variant) -> list[torch.optim.O
         return [torch.optim.SGD(network.parameters(), variant.lr, 0.99, nesterov=True, weight_decay=variant.decay)]
     if variant.optimiser == "adamw":
         slow = variant.slow * variant.lr if variant.slow != 1.0 else None
-        fresh = ("fusion.", "decoder.seg_layers.")
+        fresh = part_prefixes(network, FusionNetwork.fresh_parts) if slow else ()
         betas = (0.9, variant.beta2)
-        return [build_adamw(network, variant.lr, variant.decay, betas, slow, fresh if slow else ())]
+        return [build_adamw(network, variant.lr, variant.decay, betas, slow, fresh)]
     matrices = [p for name, p in network.named_parameters() if p.ndim == 2]
     others = [p for name, p in network.named_parameters() if p.ndim != 2]
     return [
@@ -208,7 +210,7 @@ def train(variant: Variant, crops: dict[str, Any], steps: int, seed: int) -> dic
     torch.manual_seed(seed)
     network = build_network(variant, crops)
     if pretraining:
-        transfer(pretraining["weights"], network)
+        transfer(pretraining["weights"], network, transferred_parts(network, "both"))
     optimisers = build_optimisers(network, variant)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(variant.ema or 0.9)
@@ -276,9 +278,8 @@ def pretrain(variant: Variant, crops: dict[str, Any], seed: int) -> dict[str, An
             group["lr"] = variant.pretrain_lr * factor(step, variant.pretrain, variant.pretrain // 10)
         optimiser.zero_grad()
         data = crops["batches"][order[step % len(order)]][0].float()
-        mask = random_token_mask(len(data), shape.token_grid, 0.5, generator)
-        hidden = token_to_voxel_mask(mask, shape.token_size)
-        output = network(data, mask)
+        mask = crop_mask(random_token_mask(len(data), shape.token_grid, 0.5, generator), shape.token_size)
+        hidden, output = mask.hidden, network(data, mask)
         parts = {
             name: ((branch.reconstruction - data).square() * hidden).sum() / hidden.sum() / channels
             for name, branch in output._asdict().items()

@@ -32,7 +32,6 @@ from nnunet_topomae.architectures.build import build_copretraining_network
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import PretrainingConfig, TopologyConfig, TopoMAEConfig
 from nnunet_topomae.data.key_point_statistics import key_point_statistics
-from nnunet_topomae.data.loaders import draw_crop_bounds
 from nnunet_topomae.data.transforms import draw_flip_axes, flip_crop
 from nnunet_topomae.files import write_json
 from nnunet_topomae.geometry import CropLocation
@@ -57,9 +56,8 @@ def draw_batch(volumes: list[np.ndarray], config: PretrainingConfig, patch: Any,
     crops, points, locations = [], [], []
     for _ in range(BATCH_SIZE):
         volume = volumes[int(rng.integers(len(volumes)))]
-        lower, upper = draw_crop_bounds(volume.shape, patch, rng)
-        location = CropLocation(tuple(lower), tuple(upper), volume.shape)
-        crop = torch.from_numpy(crop_and_pad_nd(volume, [list(b) for b in zip(lower, upper, strict=True)], 0))
+        location = CropLocation.random(volume.shape, patch, rng)
+        crop = torch.from_numpy(crop_and_pad_nd(volume, [list(b) for b in location.bounds], 0))
         axes = draw_flip_axes(config.flip_axes, rng)
         flipped, flipped_points = flip_crop(crop[None], location.key_points(), axes, config.flip_frame)
         crops.append(flipped)
@@ -87,7 +85,7 @@ def train(name: str, volumes: list[np.ndarray], args: argparse.Namespace) -> dic
     start = time.process_time()
     for _ in tqdm(range(args.steps), desc=name, unit="step", file=sys.stderr, mininterval=10):
         batch = draw_batch(training, section, patch, rng)
-        optimise(lambda b=batch: step(b, masks, 0.0)["total"], network, optimizer, None, section.clip, CPU, [name])
+        optimise(step(batch, masks, 0.0)["total"], network, optimizer, None, section.clip, [name])
         schedule.step()
     seconds = time.process_time() - start
     network.eval()

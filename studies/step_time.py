@@ -42,7 +42,7 @@ from nnunet_topomae.files import write_json
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.schedules import build_adamw
-from nnunet_topomae.training.steps import CoPretrainingStep, optimise
+from nnunet_topomae.training.steps import CoPretrainingStep, autocast, optimise
 
 CLASSES = 14
 SIZES: dict[str, list[tuple[list[int], int]]] = {  # patch and batch size
@@ -139,16 +139,12 @@ def timed(compute_loss: Callable[[], Tensor], network: nn.Module, optimizer: Opt
         return time.perf_counter()
 
     def step() -> dict[str, float]:
-        marks: list[float] = []
-
-        def forward() -> Tensor:
-            loss = compute_loss()
-            marks.append(now())
-            return loss
-
         start = now()
-        optimise(forward, network, optimizer, scaler, 1.0, device, ["noise"])
-        return {"step": now() - start, "forward": marks[0] - start}
+        with autocast(device):
+            loss = compute_loss()
+        forward = now()
+        optimise(loss, network, optimizer, scaler, 1.0, ["noise"])
+        return {"step": now() - start, "forward": forward - start}
 
     return step
 

@@ -30,12 +30,11 @@ from tqdm import tqdm
 from nnunet_topomae.architectures.build import build_copretraining_network
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig, PretrainingConfig, TopologyConfig, TopoMAEConfig
-from nnunet_topomae.data.loaders import draw_crop_bounds
 from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.files import write_json
 from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss, compose_reconstruction
-from nnunet_topomae.masking import random_token_mask, token_to_voxel_mask
+from nnunet_topomae.masking import crop_mask, random_token_mask
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import TopologicalLoss
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, cosine
@@ -78,9 +77,9 @@ def draw_batch(volumes: list[np.ndarray], patch: tuple[int, int, int], rng: np.r
     crops, points = [], []
     for _ in range(BATCH_SIZE):
         volume = volumes[int(rng.integers(len(volumes)))]
-        lower, upper = draw_crop_bounds(volume.shape, patch, rng)
-        crops.append(crop_and_pad_nd(volume, [list(bounds) for bounds in zip(lower, upper, strict=True)], 0))
-        points.append(CropLocation(tuple(lower), tuple(upper), volume.shape).key_points())
+        location = CropLocation.random(volume.shape, patch, rng)
+        crops.append(crop_and_pad_nd(volume, [list(bounds) for bounds in location.bounds], 0))
+        points.append(location.key_points())
     return {
         "data": torch.from_numpy(np.stack(crops))[:, None],  # (B, 1, D, H, W)
         "key_points": torch.from_numpy(np.stack(points)).float(),
@@ -117,12 +116,11 @@ class Run:
             rng = np.random.default_rng(number)
             batch = {**batch, "target_topology": [self.target(volume, rng) for volume in batch["data"]]}
         optimise(
-            lambda: self.step(batch, self.masks, scale)["total"],
+            self.step(batch, self.masks, scale)["total"],
             self.network,
             self.optimizer,
             None,
             self.plan.config.pretraining.clip,
-            torch.device("cpu"),
             batch["keys"],
         )
         self.seconds += time.process_time() - start
@@ -136,10 +134,10 @@ class Run:
         self.network.eval()
         with torch.no_grad():
             for batch in batches:
-                mask = random_token_mask(BATCH_SIZE, self.plan.shape.token_grid, 0.5, masks)
-                hidden = token_to_voxel_mask(mask, self.plan.shape.token_size)
-                output = self.network(batch["data"], mask)
-                terms = self.loss.forward(output, batch["data"], hidden, batch["key_points"])
+                tokens = random_token_mask(BATCH_SIZE, self.plan.shape.token_grid, 0.5, masks)
+                mask = crop_mask(tokens, self.plan.shape.token_size)
+                hidden, output = mask.hidden, self.network(batch["data"], mask)
+                terms = self.loss(output, batch["data"], hidden, batch["key_points"])
                 for network in NETWORKS:
                     volume = getattr(output, network).reconstruction
                     pasted = compose_reconstruction(volume, batch["data"], hidden, "paste")

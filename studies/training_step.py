@@ -35,7 +35,7 @@ from nnunet_topomae.files import write_json
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.schedules import build_adamw
-from nnunet_topomae.training.steps import CoPretrainingStep, optimise
+from nnunet_topomae.training.steps import CoPretrainingStep, autocast, optimise
 
 POLICIES = {
     "without": TopologyConfig(enabled=False),
@@ -56,7 +56,7 @@ class Converged(nn.Module):
         self.reconstruction = reconstruction
 
     def forward(
-        self, data: Tensor, mask: Tensor, on_vit: Callable[[BranchOutput], None] | None = None
+        self, data: Tensor, mask: CropMask, on_vit: Callable[[BranchOutput], None] | None = None
     ) -> CoPretrainingOutput:
         """As CoPretrainingNetwork."""
         hook = None if on_vit is None else lambda branch: on_vit(self.replaced(branch))
@@ -78,7 +78,9 @@ def build_step(policy: TopologyConfig, network: Converged, plan: Plan, device: t
     masks = torch.Generator().manual_seed(0)
 
     def run(batch: dict[str, Any]) -> None:
-        optimise(lambda: step(batch, masks, 1.0)["total"], network, optimizer, scaler, 1.0, device, batch["keys"])
+        with autocast(device):
+            total = step(batch, masks, 1.0)["total"]
+        optimise(total, network, optimizer, scaler, 1.0, batch["keys"])
         if device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
+from nnunet_topomae.trainers.planned import PlannedTrainer
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.sources import check_origin_of_weights, receive_given_weights
 
 
-class CheckedWeightsTrainer(nnUNetTrainer):
-    """nnU-Net trainer that starts only with weights whose origin it knows; not trained itself.
+class CheckedWeightsTrainer(PlannedTrainer):
+    """Trainer that starts only with weights whose origin it knows; not trained itself.
 
     Weights may come from this training's own checkpoint (`--c`), from `load_initial_weights`, or be fresh.
     """

@@ -5,17 +5,17 @@ from torch import nn
 
 from nnunet_topomae.architectures.baselines import build_baseline
 from nnunet_topomae.nnunet.plan import read_plan
-from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
+from nnunet_topomae.trainers.supervised import SupervisedTrainer
 
 
-class MONAITrainer(UNETRPPTrainer):
+class MONAITrainer(SupervisedTrainer):
     """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr MONAITrainer -p PLANS`.
 
     The plan's `topomae.finetuning.network` says which network. Optimiser, schedule, loss and augmentation are those of
     `UNETRPPTrainer`, without deep supervision.
     """
 
-    one_output = True
+    supports_deep_supervision = False
 
     @staticmethod
     def build_network_architecture(

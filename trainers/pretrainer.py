@@ -1,24 +1,25 @@
 """Masked co-pre-training of a ViT and UNETR++ on the images of a fold's training cases (paper Sec. II)."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from time import time
 from typing import Any
 
-import torch
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Generator, nn
 from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.build import build_copretraining_network
+from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.data.key_point_statistics import report_key_points
 from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_loader, derive_seed, start_workers
-from nnunet_topomae.data.selection import JointDataset, choose_cases
+from nnunet_topomae.data.selection import JointDataset, PretrainingCases, choose_cases
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss, trained_branches
 from nnunet_topomae.nnunet.plan import read_plan
 from nnunet_topomae.trainers.base import TopoMAETrainer
-from nnunet_topomae.training.checkpoints import ignore_fusion_weights
+from nnunet_topomae.training.checkpoints import ignore_former_parts
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, cosine
 from nnunet_topomae.training.steps import CoPretrainingStep, autocast, detach_terms, optimise
@@ -53,7 +54,7 @@ class TopoMAEPretrainer(TopoMAETrainer):
         self.oversample_foreground_percent = 0.0
         super().initialize()
         self.mask_generators = {part: Generator() for part in ("train", "validation")}
-        ignore_fusion_weights(unwrap(self.network))
+        ignore_former_parts(unwrap(self.network))
         term = build_topological_loss(self.plan.config.topology)
         self.step = CoPretrainingStep(self.network, self.loss, term, self.plan, self.device)
 
@@ -66,17 +67,25 @@ class TopoMAEPretrainer(TopoMAETrainer):
         optimizer = build_adamw(unwrap(self.network), section.learning_rate, section.weight_decay, section.betas)
         return optimizer, self.build_schedule(optimizer, cosine)
 
-    def get_dataloaders(self) -> tuple[Any, Any]:
-        """Random crops of training cases and unlabelled images; monitoring repeats crops of training cases."""
+    @cached_property
+    def chosen(self) -> PretrainingCases:
+        """What this fold reads; logged when it is chosen."""
         split, folder = self.do_split(), Path(self.preprocessed_dataset_folder)
         plans, section = self.plans_manager.plans, self.plan.config.pretraining
         chosen = choose_cases(split, folder, plans, self.configuration_name, section)
         self.print_to_log_file(chosen)
-        if self.local_rank == 0:
-            self.images_read = chosen.record(Path(self.output_folder), continued=self.current_epoch > 0)
+        return chosen
+
+    def record_images(self) -> ImagesRead:
+        """Hash and list training cases and unlabelled images."""
+        return self.chosen.record(Path(self.output_folder), continued=self.current_epoch > 0)
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Random crops of training cases and unlabelled images; monitoring repeats crops of training cases."""
+        cases = list(self.chosen.labelled)
         seed = derive_seed(self.seed, self.current_epoch, self.local_rank)
-        self.training_loader = self.build_loader(split[0], seed, chosen.unlabelled)
-        self.validation_loader = self.build_loader(split[0])
+        self.training_loader = self.build_loader(cases, seed, self.chosen.unlabelled)
+        self.validation_loader = self.build_loader(cases)
         return start_workers(self.training_loader, self.device), SingleThreadedAugmenter(self.validation_loader, None)
 
     def build_loader(
@@ -96,15 +105,11 @@ class TopoMAEPretrainer(TopoMAETrainer):
     def train_step(self, batch: dict[str, Any]) -> dict[str, float]:
         """One step of both networks; returns every term."""
         self.follow_schedule()
-        terms: dict[str, torch.Tensor] = {}
-
-        def compute_loss() -> torch.Tensor:
-            scale = self.plan.config.topology.training_factor(self.current_epoch)
-            terms.update(self.step(batch, self.mask_generators["train"], scale))
-            return terms["total"]
-
+        scale = self.plan.config.topology.training_factor(self.current_epoch)
+        with autocast(self.device):
+            terms = self.step(batch, self.mask_generators["train"], scale)
         clip = self.plan.config.pretraining.clip
-        optimise(compute_loss, self.network, self.optimizer, self.grad_scaler, clip, self.device, batch["keys"])
+        optimise(terms["total"], self.network, self.optimizer, self.grad_scaler, clip, batch["keys"])
         return detach_terms(terms)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, float]]) -> None:
@@ -143,6 +148,6 @@ class TopoMAEPretrainer(TopoMAETrainer):
         if self.local_rank != 0:
             return
         self.network.eval()
-        cases = self.do_split()[0]
+        cases = sorted(self.do_split()[0])
         validation = ReconstructionValidation(unwrap(self.network), self.build_loader(cases), self.plan, self.device)
-        validation.run(sorted(cases), Path(self.output_folder) / "validation", self.print_to_log_file)
+        validation.run(cases, Path(self.output_folder) / "validation", self.print_to_log_file)

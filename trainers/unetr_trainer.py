@@ -5,22 +5,16 @@ from torch import nn
 
 from nnunet_topomae.architectures.build import build_unetr
 from nnunet_topomae.nnunet.plan import read_plan
-from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
-from nnunet_topomae.training.transfer import Parts, unetr_parts
+from nnunet_topomae.trainers.pretrained import PretrainedTrainer
 
 
-class UNETRTrainer(TopoMAEFusionTrainer):
-    """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr UNETRTrainer [-p PLANS]`.
+class UNETRTrainer(PretrainedTrainer):
+    """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr UNETRTrainer [-p PLANS] [-pretrained_weights FILE]`.
 
     Takes the ViT of the same pre-training as `TopoMAEFusionTrainer`, and leaves its UNETR++ out.
     """
 
-    one_output = True
-
-    @property
-    def parts(self) -> Parts:
-        """All but the ViT."""
-        return unetr_parts(self.plan.config.finetuning.transfer_parts)
+    supports_deep_supervision = False
 
     @staticmethod
     def build_network_architecture(

@@ -10,7 +10,7 @@ Where this departs from the original code, and why:
 """
 
 import math
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nnunet_topomae.architectures.layers import SMALL_STD, Pointwise, residual_block
+from nnunet_topomae.architectures.roles import Resampling
 from nnunet_topomae.config import ArchitectureConfig
 from nnunet_topomae.types import Size3, Volume
 
@@ -35,6 +36,13 @@ class TokenEmbedding(nn.Module):
         grid: tokens along (D, H, W).
         projected: number of projected tokens.
     """
+
+    no_decay: ClassVar = ("position",)
+    resampled_as: ClassVar = {
+        "position": Resampling.WRITES_FIELD,
+        "projection": Resampling.READS_FIELD_ROWS,
+        "projection_bias": Resampling.ROWS,
+    }
 
     def __init__(self, channels: int, grid: Size3, projected: int) -> None:
         super().__init__()
@@ -65,6 +73,8 @@ class EfficientPairedAttention(nn.Module):
     Raises:
         ValueError: ``channels`` cannot be divided among the heads and the two branches.
     """
+
+    no_decay: ClassVar = ("channel_temperature", "spatial_temperature")
 
     def __init__(self, channels: int, heads: int, dropout: float) -> None:
         super().__init__()

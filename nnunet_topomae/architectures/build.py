@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from nnunet_topomae.architectures.copretraining import BRANCHES, Branch, CoPretrainingNetwork
 from nnunet_topomae.architectures.fusion import FusionNetwork, TokenFusion
 from nnunet_topomae.architectures.keypoint_head import KeyPointHead
@@ -19,8 +17,6 @@ PUBLISHED_DROPOUT = Dropout(attention=0.15, channel=0.1)
 PRETRAINING_DROPOUT = Dropout(attention=0.0, channel=0.0)
 
 DEEP_SUPERVISION_WEIGHTS = (4 / 7, 2 / 7, 1 / 7)
-
-_NO_DECAY_NAMES = frozenset({"position", "mask_token", "channel_temperature", "spatial_temperature"})
 
 
 def build_unetrpp(
@@ -81,15 +77,6 @@ def build_copretraining_network(
 def deep_supervision_scales(shape: NetworkShape) -> list[list[float]]:
     """Size of the decoder's outputs relative to the patch, fine to coarse, in nnU-Net's format."""
     return [[1.0, 1.0, 1.0], *([1.0 / voxels for voxels in size] for size in shape.cell_sizes[:2])]
-
-
-def no_weight_decay(network: nn.Module) -> set[str]:
-    """Names of the parameters without weight decay: 1-D ones, position embeddings, temperatures and tokens."""
-    return {
-        name
-        for name, parameter in network.named_parameters()
-        if parameter.ndim <= 1 or name.rpartition(".")[2] in _NO_DECAY_NAMES
-    }
 
 
 def _segmentation_parts(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, cast
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from nnunet_topomae.architectures.keypoint_head import KeyPointHead
 from nnunet_topomae.architectures.mae import MAEDecoder
 from nnunet_topomae.architectures.unetrpp import UNETRPPDecoder, UNETRPPEncoder
-from nnunet_topomae.architectures.vit import ViTEncoder, scatter_tokens, tokens_to_grid, visible_index
-from nnunet_topomae.masking import token_to_voxel_mask
-from nnunet_topomae.types import KeyPoints, TokenMask, Volume
+from nnunet_topomae.architectures.vit import ViTEncoder, scatter_tokens, tokens_to_grid
+from nnunet_topomae.config import PretrainingConfig
+from nnunet_topomae.masking import CropMask, crop_mask, random_token_mask
+from nnunet_topomae.types import KeyPoints, Volume
 
 Branch = Literal["vit", "unetrpp"]
 BRANCHES: tuple[Branch, ...] = ("vit", "unetrpp")
@@ -49,6 +50,11 @@ class CoPretrainingNetwork(nn.Module):
     A branch that is not in ``branches`` keeps its initial weights: it does not compute, and its parameters ask for no
     gradient, so the optimiser, weight decay and DDP leave them out. They stay in the state dict.
 
+    Attributes:
+        transferred_parts: the encoders that fine-tuning takes over, by the plan's `topomae.finetuning.transfer_parts`.
+        pretraining_parts: what serves pre-training alone.
+        former_parts: what checkpoints of earlier versions also hold, in its initial state.
+
     Args:
         vit_encoder: encoder of the visible tokens.
         vit_decoder: decoder of the masked autoencoder.
@@ -61,6 +67,10 @@ class CoPretrainingNetwork(nn.Module):
     Raises:
         ValueError: no branch, or an unknown one.
     """
+
+    transferred_parts: ClassVar = {"vit": ("vit_encoder",), "partner": ("encoder", "decoder")}
+    pretraining_parts: ClassVar = ("vit_decoder", "vit_key_points", "key_points")
+    former_parts: ClassVar = ("fusion",)
 
     def __init__(
         self,
@@ -91,38 +101,43 @@ class CoPretrainingNetwork(nn.Module):
                 module.requires_grad_(False)
 
     def forward(
-        self, data: Volume, token_mask: TokenMask, on_vit: Callable[[BranchOutput], None] | None = None
+        self, data: Volume, mask: CropMask, on_vit: Callable[[BranchOutput], None] | None = None
     ) -> CoPretrainingOutput:
         """Run the branches that are trained.
 
         Args:
             data: (B, C, D, H, W).
-            token_mask: True = hidden, equally many in every sample. A mask on the CPU avoids waiting for the GPU.
+            mask: what is hidden of it (masking.crop_mask).
             on_vit: called with the ViT's output, if there is one, before UNETR++ computes, so that work on it can
                 start.
-
-        Raises:
-            ValueError: samples hide different numbers of tokens, or all of them.
         """
-        vit = self.forward_vit(data, token_mask) if "vit" in self.branches else None
+        vit = self.forward_vit(data, mask) if "vit" in self.branches else None
         if vit is not None and on_vit is not None:
             on_vit(vit)
-        unetrpp = self.forward_unetrpp(data, token_mask) if "unetrpp" in self.branches else None
+        unetrpp = self.forward_unetrpp(data, mask) if "unetrpp" in self.branches else None
         return CoPretrainingOutput(vit=vit, unetrpp=unetrpp)
 
-    def forward_vit(self, data: Volume, token_mask: TokenMask) -> BranchOutput:
+    def forward_vit(self, data: Volume, mask: CropMask) -> BranchOutput:
         """The ViT branch. Its key-point head sees zeros in the hidden places of the token grid."""
-        tokens = self.vit_encoder(data, token_mask)
-        reconstruction = self.vit_decoder(tokens, token_mask)
-        index = visible_index(token_mask).to(data.device)
+        tokens = self.vit_encoder(data, mask.visible)
+        reconstruction = self.vit_decoder(tokens, mask.visible)
         grid = self.vit_encoder.grid
         background = torch.zeros(len(data), math.prod(grid), tokens.shape[-1], dtype=tokens.dtype, device=data.device)
-        features = tokens_to_grid(scatter_tokens(tokens, index, background), grid)
+        features = tokens_to_grid(scatter_tokens(tokens, mask.visible, background), grid)
         return BranchOutput(reconstruction, self.vit_key_points(features))
 
-    def forward_unetrpp(self, data: Volume, token_mask: TokenMask) -> BranchOutput:
+    def forward_unetrpp(self, data: Volume, mask: CropMask) -> BranchOutput:
         """The UNETR++ branch, on a crop whose hidden voxels are 0."""
-        hidden = token_to_voxel_mask(token_mask.to(data.device), self.vit_encoder.token_size)
-        features = self.encoder(data.masked_fill(hidden, 0.0))
+        features = self.encoder(data.masked_fill(mask.hidden, 0.0))
         reconstruction = cast(Tensor, self.decoder(features))
         return BranchOutput(reconstruction, self.key_points(features[-1]))
+
+
+def example_inputs(network: nn.Module, batch: int, device: torch.device | str) -> tuple[CropMask, ...]:
+    """What the network's forward pass takes besides the crops: a random mask of the default ratio, or nothing."""
+    if not isinstance(network, CoPretrainingNetwork):
+        return ()
+    encoder = network.vit_encoder
+    generator = torch.Generator().manual_seed(0)
+    mask = random_token_mask(batch, encoder.grid, PretrainingConfig().mask_ratio, generator)
+    return (crop_mask(mask, encoder.token_size, device),)

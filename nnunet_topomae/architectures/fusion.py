@@ -1,11 +1,11 @@
 """The fine-tuned network "MAE + UNETR++" (paper Fig. 2): ViT features added to those of UNETR++."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
-from nnunet_topomae.architectures.layers import Features, Pointwise, initialise_weights, upsample
+from nnunet_topomae.architectures.layers import Downsampling, Features, Pointwise, Upsampling, initialise_weights
 from nnunet_topomae.architectures.rule import NetworkShape
 from nnunet_topomae.architectures.unetrpp import UNETRPPDecoder, UNETRPPEncoder
 from nnunet_topomae.architectures.vit import ViTEncoder
@@ -39,7 +39,15 @@ class TokenFusion(nn.Module):
 
 
 class FusionNetwork(nn.Module):
-    """Pre-trained ViT encoder + pre-trained UNETR++; features of equal scale are added (paper Fig. 2)."""
+    """Pre-trained ViT encoder + pre-trained UNETR++; features of equal scale are added (paper Fig. 2).
+
+    Attributes:
+        pretrained_parts: parts that pre-training provides.
+        fresh_parts: the rest, within them or next to them.
+    """
+
+    pretrained_parts: ClassVar = ("vit_encoder", "encoder", "decoder")
+    fresh_parts: ClassVar = ("fusion", "decoder.seg_layers")
 
     def __init__(
         self, vit_encoder: ViTEncoder, fusion: TokenFusion, encoder: UNETRPPEncoder, decoder: UNETRPPDecoder
@@ -78,8 +86,8 @@ def token_projection(width: int, stage: int, shape: NetworkShape) -> nn.Sequenti
             layers += [nn.InstanceNorm3d(channels, affine=True), nn.GELU()]
         stride: Size3 = shape.strides[step + 1] if finer else shape.strides[step]
         if finer:
-            layers.append(upsample(channels, shape.dims[step], stride, bias=True))
+            layers.append(Upsampling(channels, shape.dims[step], stride, bias=True))
         else:
-            layers.append(nn.Conv3d(channels, shape.dims[step], kernel_size=stride, stride=stride))
+            layers.append(Downsampling(channels, shape.dims[step], stride, bias=True))
         channels = shape.dims[step]
     return nn.Sequential(*layers)

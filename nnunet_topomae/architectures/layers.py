@@ -1,13 +1,14 @@
 """Small building blocks that the networks share."""
 
 import math
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from dynamic_network_architectures.building_blocks.residual import BasicBlockD
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nnunet_topomae.architectures.roles import Resampling
 from nnunet_topomae.types import Size3
 
 LEAKY_SLOPE = 0.01
@@ -33,17 +34,27 @@ def residual_block(in_channels: int, out_channels: int) -> nn.Module:
     return cast(nn.Module, block)
 
 
-def downsample(in_channels: int, out_channels: int, stride: Size3) -> nn.Sequential:
-    """Convolution with kernel = stride, then InstanceNorm."""
-    return nn.Sequential(
-        nn.Conv3d(in_channels, out_channels, kernel_size=stride, stride=stride, bias=False),
-        nn.InstanceNorm3d(out_channels, affine=True),
-    )
+class Downsampling(nn.Conv3d):
+    """Convolution with kernel = stride."""
+
+    resampled_as: ClassVar = {"weight": Resampling.READS_FIELD}
+
+    def __init__(self, in_channels: int, out_channels: int, stride: Size3, bias: bool = False) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=stride, stride=stride, bias=bias)
 
 
-def upsample(in_channels: int, out_channels: int, stride: Size3, bias: bool = False) -> nn.ConvTranspose3d:
+class Upsampling(nn.ConvTranspose3d):
     """Transposed convolution with kernel = stride."""
-    return nn.ConvTranspose3d(in_channels, out_channels, kernel_size=stride, stride=stride, bias=bias)
+
+    resampled_as: ClassVar = {"weight": Resampling.WRITES_FIELD}
+
+    def __init__(self, in_channels: int, out_channels: int, stride: Size3, bias: bool = False) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=stride, stride=stride, bias=bias)
+
+
+def downsample(in_channels: int, out_channels: int, stride: Size3) -> nn.Sequential:
+    """Strided convolution, then InstanceNorm."""
+    return nn.Sequential(Downsampling(in_channels, out_channels, stride), nn.InstanceNorm3d(out_channels, affine=True))
 
 
 class Pointwise(nn.Conv3d):

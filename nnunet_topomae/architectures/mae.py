@@ -1,8 +1,9 @@
 """The light decoder that completes the ViT encoder to a masked autoencoder (paper Sec. II; Zhou et al. 2023)."""
 
 import math
+from typing import ClassVar
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nnunet_topomae.architectures.layers import initialise_weights, run_in_float32
@@ -12,10 +13,9 @@ from nnunet_topomae.architectures.vit import (
     scatter_tokens,
     sincos_position_embedding,
     transformer_blocks,
-    visible_index,
 )
 from nnunet_topomae.masking import unpatchify
-from nnunet_topomae.types import Size3, TokenMask, Volume
+from nnunet_topomae.types import Size3, Volume
 
 
 class MAEDecoder(nn.Module):
@@ -30,6 +30,7 @@ class MAEDecoder(nn.Module):
         preset: width of the encoder; width, depth and heads of the decoder.
     """
 
+    no_decay: ClassVar = ("mask_token",)
     positions: Tensor
 
     def __init__(self, grid: Size3, token_size: Size3, out_channels: int, preset: ViTPreset) -> None:
@@ -45,19 +46,18 @@ class MAEDecoder(nn.Module):
         self.prediction = nn.Linear(width, out_channels * math.prod(token_size))
         self.apply(initialise_weights)
 
-    def forward(self, tokens: Float[Tensor, "B V E"], token_mask: TokenMask) -> Volume:
+    def forward(self, tokens: Float[Tensor, "B V E"], visible: Int[Tensor, "B V"]) -> Volume:
         """Reconstruct all voxels, hidden and visible.
 
         Args:
             tokens: the encoded visible tokens in raster order.
-            token_mask: the mask that the encoder was given.
+            visible: their raster numbers, as the encoder was given them.
 
         Returns:
             float32 (B, C, D, H, W).
         """
-        index = visible_index(token_mask).to(tokens.device)
         background = self.mask_token.expand(len(tokens), math.prod(self.grid), -1)
-        decoded = scatter_tokens(self.embedding(tokens), index, background) + self.positions
+        decoded = scatter_tokens(self.embedding(tokens), visible, background) + self.positions
         for block in self.blocks:
             decoded = block(decoded)
         return unpatchify(run_in_float32(self.prediction, self.norm(decoded)), self.grid, self.token_size)

@@ -18,10 +18,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from nnunet_topomae.architectures.build import build_copretraining_network, build_fusion_network
-from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
+from nnunet_topomae.architectures.copretraining import example_inputs
 from nnunet_topomae.architectures.rule import NetworkShape
-from nnunet_topomae.config import ArchitectureConfig, PretrainingConfig
-from nnunet_topomae.masking import random_token_mask
+from nnunet_topomae.config import ArchitectureConfig
 
 GIB = 2**30
 # CUDA context, cuDNN's workspaces and the allocator's unused blocks.
@@ -52,10 +51,6 @@ class TrainingMemory:
     def total(self, batch_size: int) -> int:
         """Bytes with ``batch_size`` crops."""
         return self.fixed + batch_size * self.per_sample
-
-    def largest_batch(self, available: float) -> int:
-        """Crops that fit into ``available`` bytes; 0 if none does."""
-        return max(0, int((available - self.fixed) // self.per_sample))
 
 
 def estimate_pretraining(
@@ -99,12 +94,11 @@ def estimate_finetuning(
     )
 
 
-def saved_tensor_bytes(network: nn.Module, shape: NetworkShape, data: Tensor) -> tuple[int, int]:
+def saved_tensor_bytes(network: nn.Module, data: Tensor) -> tuple[int, int]:
     """Bytes of all tensors that autograd keeps in one forward pass, and of the largest; weights do not count.
 
     Args:
         network: a network of this package, on the device of ``data``.
-        shape: its shape.
         data: (B, C, D, H, W).
     """
     weights = {tensor.untyped_storage()._cdata for tensor in [*network.parameters(), *network.buffers()]}
@@ -115,13 +109,9 @@ def saved_tensor_bytes(network: nn.Module, shape: NetworkShape, data: Tensor) ->
         if storage._cdata not in weights:
             kept[storage._cdata] = storage
 
-    inputs: tuple[Any, ...] = ()
-    if isinstance(network, CoPretrainingNetwork):
-        generator = torch.Generator().manual_seed(0)
-        inputs = (random_token_mask(len(data), shape.token_grid, PretrainingConfig().mask_ratio, generator),)
     fused = _FusedAttention() if data.is_meta else nullcontext()
     with saved_tensors_hooks(keep, _no_backward), fused:
-        network(data, *inputs)
+        network(data, *example_inputs(network, len(data), data.device))
     sizes = [storage.nbytes() for storage in kept.values()]
     return sum(sizes), max(sizes)
 
@@ -159,7 +149,7 @@ def _estimate(
     with torch.device("meta"):
         network = build()
         data = torch.empty(_PROBE_BATCH, channels, *shape.patch_size)
-    kept, largest = saved_tensor_bytes(network, shape, data)
+    kept, largest = saved_tensor_bytes(network, data)
     weights = sum(parameter.numel() for parameter in network.parameters())
     loss = 4 * OUTPUT_COPIES * outputs * math.prod(shape.patch_size)
     share = MIXED_SHARE if mixed_precision else 1.0

@@ -129,7 +129,7 @@ def _stage_strides(patch: Size3, pools: list[Size3], max_stages: int) -> tuple[S
         halved = [size % 2 == 0 and size >= 6 for size in grid]
         if sum(halved) < 2:
             break
-        strides.append(as_size3([2 if half else 1 for half in halved], "stride"))
+        strides.append((1 + halved[0], 1 + halved[1], 1 + halved[2]))
     return tuple(strides)
 
 
@@ -144,7 +144,8 @@ def _token_stage(grids: Sequence[Size3]) -> int:
 
 
 def _product(strides: Sequence[Size3]) -> Size3:
-    return as_size3([math.prod(axis) for axis in zip(*strides, strict=True)], "stride")
+    depth, height, width = (math.prod(axis) for axis in zip(*strides, strict=True))
+    return depth, height, width
 
 
 def _divide(size: Size3, stride: Size3) -> Size3:

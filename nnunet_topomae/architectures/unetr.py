@@ -5,13 +5,19 @@ tokens and strides follow from the plan, and as many layers are tapped as there 
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from nnunet_topomae.architectures.fusion import token_projection
-from nnunet_topomae.architectures.layers import Features, SegmentationHead, initialise_weights, residual_block, upsample
+from nnunet_topomae.architectures.layers import (
+    Features,
+    SegmentationHead,
+    Upsampling,
+    initialise_weights,
+    residual_block,
+)
 from nnunet_topomae.architectures.rule import NetworkShape
 from nnunet_topomae.architectures.vit import ViTEncoder
 from nnunet_topomae.types import Size3, Volume
@@ -28,7 +34,7 @@ class ConcatenationStep(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: Size3) -> None:
         super().__init__()
-        self.upsampling = upsample(in_channels, out_channels, stride)
+        self.upsampling = Upsampling(in_channels, out_channels, stride)
         self.refinement = residual_block(2 * out_channels, out_channels)
 
     def forward(self, features: Features, skip: Features) -> Features:
@@ -77,7 +83,15 @@ class UNETRDecoder(nn.Module):
 
 
 class UNETR(nn.Module):
-    """ViT encoder and convolutional decoder: (B, C, D, H, W) -> logits (B, K, D, H, W)."""
+    """ViT encoder and convolutional decoder: (B, C, D, H, W) -> logits (B, K, D, H, W).
+
+    Attributes:
+        pretrained_parts: parts that pre-training provides.
+        fresh_parts: the rest.
+    """
+
+    pretrained_parts: ClassVar = ("vit_encoder",)
+    fresh_parts: ClassVar = ("unetr_decoder",)
 
     def __init__(self, vit_encoder: ViTEncoder, unetr_decoder: UNETRDecoder) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -11,12 +11,13 @@ from nnunet_topomae.architectures.layers import (
     Features,
     ReconstructionHead,
     SegmentationHead,
+    Upsampling,
     downsample,
     initialise_weights,
     residual_block,
     run_in_float32,
-    upsample,
 )
+from nnunet_topomae.architectures.roles import Resampling
 from nnunet_topomae.architectures.rule import NetworkShape
 from nnunet_topomae.config import ArchitectureConfig
 from nnunet_topomae.types import Size3, Volume
@@ -44,6 +45,8 @@ class UNETRPPEncoder(nn.Module):
         architecture: what the stages are made of.
         dropout: dropout rates.
     """
+
+    resampled_as: ClassVar = {"full_resolution": Resampling.CHANNELS}
 
     def __init__(self, shape: NetworkShape, in_channels: int, architecture: ArchitectureConfig, dropout: Dropout):
         super().__init__()
@@ -97,6 +100,8 @@ class UNETRPPDecoder(nn.Module):
             logits.
     """
 
+    stages_coarse_to_fine: ClassVar = ("steps",)
+
     def __init__(
         self,
         shape: NetworkShape,
@@ -111,7 +116,7 @@ class UNETRPPDecoder(nn.Module):
         self.reconstructs = reconstructs
         steps = [
             UpStep(
-                upsample(shape.dims[stage + 1], shape.dims[stage], shape.strides[stage + 1]),
+                Upsampling(shape.dims[stage + 1], shape.dims[stage], shape.strides[stage + 1]),
                 EPAStage(
                     shape.dims[stage],
                     shape.grids[stage],
@@ -163,7 +168,7 @@ def _last_upsampling(shape: NetworkShape, architecture: ArchitectureConfig) -> n
     """From the first stage to full resolution, as in the original or without its risk of checkerboards."""
     stem: Size3 = shape.stem
     if architecture.upsampling == "transposed":
-        return upsample(shape.dims[0], architecture.feature_size, stem)
+        return Upsampling(shape.dims[0], architecture.feature_size, stem)
     scale = (float(stem[0]), float(stem[1]), float(stem[2]))
     return nn.Sequential(
         nn.Conv3d(shape.dims[0], architecture.feature_size, kernel_size=1, bias=False),

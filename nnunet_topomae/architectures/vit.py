@@ -1,7 +1,7 @@
 """Vision transformer on anisotropic 3D tokens, the encoder of the masked autoencoder (Sec. II; Zhou et al. 2023)."""
 
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -9,8 +9,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from nnunet_topomae.architectures.layers import SMALL_STD, Features, initialise_weights
+from nnunet_topomae.architectures.roles import Resampling
 from nnunet_topomae.masking import patchify
-from nnunet_topomae.types import Size3, TokenMask, Volume
+from nnunet_topomae.types import Size3, Volume
 
 Tokens = Float[Tensor, "B N E"]
 
@@ -48,6 +49,7 @@ class ViTEncoder(nn.Module):
         drop_path: stochastic depth of the last block; it grows linearly from 0 in the first.
     """
 
+    resampled_as: ClassVar = {"patch_embedding.weight": Resampling.TOKEN_EMBEDDING}
     positions: Tensor
 
     def __init__(
@@ -64,25 +66,21 @@ class ViTEncoder(nn.Module):
         self.norm = nn.LayerNorm(preset.width)
         self.apply(initialise_weights)
 
-    def forward(self, data: Volume, token_mask: TokenMask | None = None) -> Tokens:
+    def forward(self, data: Volume, visible: Int[Tensor, "B V"] | None = None) -> Tokens:
         """Encode a crop.
 
         Args:
             data: (B, C, D, H, W).
-            token_mask: hidden tokens, as many in every sample; they are left out of the computation.
+            visible: raster numbers of the visible tokens; the others are left out of the computation.
 
         Returns:
             The encoded tokens, in raster order: all of them, or only the visible ones.
-
-        Raises:
-            ValueError: samples hide different numbers of tokens, or all of them.
         """
-        if token_mask is None:
+        if visible is None:
             tokens = self._embed(data)
         else:
-            index = visible_index(token_mask).to(data.device)
-            voxels = gather_tokens(patchify(data, self.token_size), index)
-            positions = gather_tokens(self.positions.expand(len(data), -1, -1), index)
+            voxels = gather_tokens(patchify(data, self.token_size), visible)
+            positions = gather_tokens(self.positions.expand(len(data), -1, -1), visible)
             tokens = self.patch_embedding(voxels) + positions
         for block in self.blocks:
             tokens = block(tokens)
@@ -139,22 +137,6 @@ def sincos_position_embedding(grid: Size3, width: int) -> Float[Tensor, "N E"]:
     waves = torch.cat([angles.sin(), angles.cos()], dim=-1)  # (d, h, w, 3, 2F)
     embedding = waves.flatten(3).flatten(0, 2)  # -> (d, h, w, 6F) -> (N, 6F)
     return nn.functional.pad(embedding, (0, width - 6 * frequencies)).float()
-
-
-def visible_index(token_mask: TokenMask) -> Int[Tensor, "B V"]:
-    """Raster numbers of the visible tokens of every sample, ascending.
-
-    Raises:
-        ValueError: samples hide different numbers of tokens, or all of them.
-    """
-    visible = ~token_mask.flatten(1)  # (B, d, h, w) -> (B, N)
-    counts = visible.sum(dim=1).tolist()
-    if min(counts) != max(counts) or counts[0] == 0:
-        raise ValueError(
-            f"every sample of a batch must show the same number of tokens, at least one; got {counts}. "
-            "masking.random_token_mask makes such masks."
-        )
-    return visible.byte().argsort(dim=1, descending=True, stable=True)[:, : counts[0]]
 
 
 def gather_tokens(tokens: Float[Tensor, "B N E"], index: Int[Tensor, "B V"]) -> Float[Tensor, "B V E"]:

@@ -1,16 +1,51 @@
-"""Which cases a fold may read, and the manifest that proves what a pre-training has read."""
+"""Which cases a fold may read, and the manifest that proves what a training has read."""
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nnunet_topomae.files import hash_file, hash_json, write_json
+from nnunet_topomae.nnunet.dataset import dataset_id
 
 MIN_CASES_FOR_FOLDS = 5
 # Key of a plan's intensity properties of a channel that says where they come from, if not from labels.
 INTENSITY_SOURCE = "source"
 _IMAGE_SUFFIXES = (".b2nd", ".npy", ".npz")
+
+
+@dataclass(frozen=True)
+class ImagesRead:
+    """SHA-256 of the preprocessed images that a training has read, by case.
+
+    Attributes:
+        cases: training cases of the fold.
+        unlabeled: unlabelled images.
+    """
+
+    cases: dict[str, str] = field(default_factory=dict)
+    unlabeled: dict[str, str] = field(default_factory=dict)
+
+
+def check_preprocessed(folder: Path, dataset: str, plans: str, configuration: str) -> None:
+    """Refuse to train without preprocessed images.
+
+    Args:
+        folder: where the preprocessed images of the configuration are.
+        dataset: name of the data set.
+        plans: name of the plans.
+        configuration: name of the configuration.
+
+    Raises:
+        FileNotFoundError: there is none, with the command that makes them.
+    """
+    if folder.is_dir() and any(path.suffix in _IMAGE_SUFFIXES for path in folder.iterdir()):
+        return
+    raise FileNotFoundError(
+        f"no preprocessed images of {dataset} for configuration {configuration} of {plans} in {folder}.\n"
+        f"Run first: nnUNetv2_preprocess -d {dataset_id(dataset)} -plans_name {plans} -c {configuration}"
+    )
 
 
 def check_enough_cases(identifiers: Iterable[str], fold: int | str, splits_file: Path) -> None:
@@ -46,7 +81,7 @@ def hash_images(folder: Path, cases: Iterable[str]) -> dict[str, str]:
 
 
 def record_cases(hashes: Mapping[str, str], file: Path, continued: bool) -> dict[str, str]:
-    """Write the cases that a pre-training reads to ``file``, and return all that it has ever read.
+    """Write the cases that a training reads to ``file``, and return all that it has ever read.
 
     Several processes may write at once: readers find what one of them has written, whole.
 

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from nnunet_topomae.data.loaders import CropLocationLoader, draw_crop_bounds
+from nnunet_topomae.data.loaders import CropLocationLoader, volume_shape
 from nnunet_topomae.data.transforms import draw_flip_axes
 from nnunet_topomae.files import write_json
-from nnunet_topomae.geometry import CropLocation, FlipFrame, as_size3, flip_key_points
+from nnunet_topomae.geometry import CropLocation, FlipFrame, flip_key_points
 from nnunet_topomae.types import Size3
 
 KEY_POINTS_FILE = "key_points.json"
@@ -84,8 +84,7 @@ def key_point_statistics(
     placed, targets = [], []
     for shape in shapes:
         for _ in range(max(1, crops // len(shapes))):
-            lower, upper = draw_crop_bounds(shape, patch_size, rng)
-            points = CropLocation(as_size3(lower, "lower"), as_size3(upper, "upper"), shape).key_points()
+            points = CropLocation.random(shape, patch_size, rng).key_points()
             placed.append(points)
             targets.append(flip_key_points(points, draw_flip_axes(flip_axes, rng), flip_frame))
     of_targets, of_location = (_mean_variance(np.stack(points)) for points in (targets, placed))
@@ -98,9 +97,8 @@ def loader_statistics(loader: CropLocationLoader) -> KeyPointStatistics:
     cases = sorted(map(str, loader.indices))
     if len(cases) > MAX_CASES:
         cases = sorted(np.random.default_rng(SEED).choice(cases, MAX_CASES, replace=False).tolist())
-    shapes = [as_size3(loader.image(case).shape[1:], "volume shape") for case in cases]
-    patch_size = as_size3(loader.patch_size, "patch size")
-    return key_point_statistics(shapes, patch_size, loader.flip_axes, loader.flip_frame)
+    shapes = [volume_shape(loader.image(case)) for case in cases]
+    return key_point_statistics(shapes, loader.crop_size, loader.flip_axes, loader.flip_frame)
 
 
 def report_key_points(loader: CropLocationLoader, folder: Path, report: Callable[[str], None]) -> None:

@@ -8,6 +8,7 @@ import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from jaxtyping import Float
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.data.transforms import draw_flip_axes, flip_crop
-from nnunet_topomae.geometry import CropLocation, FlipFrame
+from nnunet_topomae.geometry import CropLocation, FlipFrame, as_size3
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.types import Size3
 
@@ -40,19 +41,6 @@ class Crop(NamedTuple):
     volume: Tensor
     key_points: np.ndarray
     location: CropLocation
-
-
-def draw_crop_bounds(shape: Sequence[int], patch_size: Size3, rng: Generator) -> tuple[list[int], list[int]]:
-    """Half-open bounds of a uniformly random crop.
-
-    Along an axis on which the volume is smaller than the patch, the crop is centred and leaves the volume on both
-    sides; along the others it stays inside.
-    """
-    lower = []
-    for size, patch in zip(shape, patch_size, strict=True):
-        free = size - patch
-        lower.append(int(rng.integers(0, free + 1)) if free >= 0 else free // 2)
-    return lower, [lo + patch for lo, patch in zip(lower, patch_size, strict=True)]
 
 
 class CropLocationLoader(nnUNetDataLoader):
@@ -86,6 +74,7 @@ class CropLocationLoader(nnUNetDataLoader):
         target_every: int = 1,
     ) -> None:
         super().__init__(dataset, batch_size, patch_size, patch_size, label_manager)
+        self.crop_size = patch_size  # nnU-Net's own attribute `patch_size` has no fixed type
         self.flip_axes = tuple(flip_axes)
         self.seed = seed
         self.flip_frame: FlipFrame = flip_frame
@@ -103,20 +92,25 @@ class CropLocationLoader(nnUNetDataLoader):
         """The array (C, D, H, W) of a case, read from disk only where it is indexed."""
         return self._data.load_case(case)[0]
 
-    def cut(self, case: str, image: Any, lower: Sequence[int], upper: Sequence[int]) -> tuple[Tensor, CropLocation]:
-        """Read the crop ``[lower, upper)`` of a case's image, padded with zeros outside the volume.
+    def cut(self, case: str, image: Any, location: CropLocation) -> Float[Tensor, "C D H W"]:
+        """Read a crop of a case's image, padded with zeros outside the volume.
+
+        Args:
+            case: its name, for the error.
+            image: from :meth:`image`.
+            location: where the crop lies.
 
         Raises:
             ValueError: the crop holds NaN or infinity.
         """
-        crop = crop_and_pad_nd(image, [list(bounds) for bounds in zip(lower, upper, strict=True)], 0)
+        crop = crop_and_pad_nd(image, [list(bounds) for bounds in location.bounds], 0)
         volume = torch.from_numpy(np.ascontiguousarray(crop)).float()
         if not torch.isfinite(volume).all():
             raise ValueError(
-                f"case {case} holds NaN or infinite voxels in {lower} to {upper}. Mend its image in nnUNet_raw "
-                "and preprocess again with nnUNetv2_preprocess."
+                f"case {case} holds NaN or infinite voxels in {location.lower} to {location.upper}. Correct its image "
+                "in nnUNet_raw and preprocess again with nnUNetv2_preprocess."
             )
-        return volume, CropLocation(tuple(lower), tuple(upper), tuple(image.shape[1:]))  # type: ignore[arg-type]
+        return volume
 
     def generate_train_batch(self) -> dict[str, Any]:
         """Draw a batch.
@@ -144,10 +138,16 @@ class CropLocationLoader(nnUNetDataLoader):
 
     def _draw_crop(self, case: str, rng: Generator) -> Crop:
         image = self.image(case)
-        volume, location = self.cut(case, image, *draw_crop_bounds(image.shape[1:], self.patch_size, rng))
+        location = CropLocation.random(volume_shape(image), self.crop_size, rng)
+        volume = self.cut(case, image, location)
         axes = draw_flip_axes(self.flip_axes, rng)
         volume, key_points = flip_crop(volume, location.key_points(), axes, self.flip_frame)
         return Crop(volume.contiguous(), key_points, location.flipped(axes))
+
+
+def volume_shape(image: Any) -> Size3:
+    """Shape (D, H, W) of a case's image (C, D, H, W)."""
+    return as_size3(image.shape[1:], "volume shape")
 
 
 def derive_seed(*numbers: int) -> int:

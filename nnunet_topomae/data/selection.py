@@ -8,7 +8,7 @@ from typing import Any
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
 
 from nnunet_topomae.config import PretrainingConfig
-from nnunet_topomae.data.cases import hash_images, record_cases
+from nnunet_topomae.data.cases import ImagesRead, hash_images, record_cases
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.datasets.unlabeled import read_manifest, unlabeled_folder
 
@@ -33,18 +33,19 @@ class PretrainingCases:
         lines = [f"pre-training reads {len(self.labelled)} training cases and {len(self.unlabelled)} unlabelled images"]
         return "\n".join([*lines, *(f"left out {case}: {reason}" for case, reason in self.excluded.items())])
 
-    def record(self, folder: Path, continued: bool) -> dict[str, dict[str, str]]:
+    def record(self, folder: Path, continued: bool) -> ImagesRead:
         """Hash all images and write both lists into the fold's folder; for one process of a training.
 
-        Returns:
-            The manifest's ``cases`` and ``unlabeled``: SHA-256 of the preprocessed images, by case.
+        Args:
+            folder: the fold's folder.
+            continued: whether the training has read images before, which then stay listed.
         """
         labelled = hash_images(self.data_folder, self.labelled)
         unlabelled = hash_images(unlabeled_folder(self.data_folder), self.unlabelled)
-        return {
-            "cases": record_cases(labelled, folder / "cases_read.json", continued),
-            "unlabeled": record_cases(unlabelled, folder / "unlabeled_read.json", continued),
-        }
+        return ImagesRead(
+            record_cases(labelled, folder / "cases_read.json", continued),
+            record_cases(unlabelled, folder / "unlabeled_read.json", continued),
+        )
 
 
 def choose_cases(

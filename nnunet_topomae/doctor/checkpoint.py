@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.data.cases import hash_images, hash_json_file
 from nnunet_topomae.datasets.unlabeled import unlabeled_folder
 from nnunet_topomae.doctor.checks import Check
-from nnunet_topomae.nnunet.plan import read_plan
+from nnunet_topomae.nnunet.plan import plan_facts
 from nnunet_topomae.training.checkpoints import ENTRY
 from nnunet_topomae.training.checks import plan_differences
 
@@ -84,7 +85,8 @@ def check_plan(described: Mapping[str, Any], plans_file: Path) -> Check:
     manifest = described["manifest"]
     plans = PlansManager(str(plans_file))
     configuration = plans.get_configuration(manifest["configuration"])
-    facts = read_plan(configuration, described["plan"]["channels"], plans.plans).facts
+    config = TopoMAEConfig.from_configuration(configuration.configuration)
+    facts = plan_facts(configuration, config, described["plan"]["channels"], plans.plans)
     different = plan_differences(described["plan"], facts)
     if not different:
         return Check("plan", "ok", f"{plans_file.name} asks for what this checkpoint was trained with")
@@ -102,6 +104,9 @@ def check_splits(manifest: Mapping[str, Any], splits_file: Path) -> Check:
 
 def check_cases(recorded: Mapping[str, str], folder: Path) -> Check:
     """Whether the preprocessed images are those that training read."""
+    if not recorded:
+        advice = "Checkpoints of earlier versions list the cases of pre-trainings only. Nothing compared."
+        return Check("cases", "warning", "the checkpoint lists no cases", advice)
     missing, changed = [], []
     for case, expected in recorded.items():
         try:

@@ -14,17 +14,6 @@ from nnunet_topomae.losses.spatial import key_point_mse
 from nnunet_topomae.topology import TopologicalLoss
 from nnunet_topomae.types import KeyPoints, Scalar, Volume, VoxelMask
 
-TERMS = (
-    "mse_vit",
-    "topo_vit",
-    "spa_vit",
-    "mse_unetrpp",
-    "topo_unetrpp",
-    "spa_unetrpp",
-    "spa_consis",
-    "rec_consis",
-)
-
 
 class TopologicalTerms(NamedTuple):
     """L_topo of the networks, (B-averaged) scalars; None for a network that is not trained."""

@@ -23,6 +23,11 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     return dict(read_json(file))
 
 
+def dataset_id(name: str) -> int:
+    """Number of a data set, as nnU-Net's commands want it: 901 of ``Dataset901_Tiny``."""
+    return int(name.partition("_")[0].removeprefix("Dataset"))
+
+
 def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
     """Names of the input channels, in order; older data sets call them modalities."""
     return list(dataset_json.get("channel_names", dataset_json.get("modality", {})).values())

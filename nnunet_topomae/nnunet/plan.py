@@ -9,7 +9,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
 from nnunet_topomae.config import TopoMAEConfig
-from nnunet_topomae.geometry import as_size3
 
 
 @dataclass(frozen=True)
@@ -52,20 +51,35 @@ def read_plan(
             "the second stage of a cascade takes the first stage's segmentation as input, which pre-training on "
             "images cannot provide. Use 3d_fullres or 3d_lowres."
         )
-    patch_size = as_size3(configuration.patch_size, "the plan's patch size")
     config = TopoMAEConfig.from_configuration(configuration.configuration)
-    shape = derive_network_shape(patch_size, configuration.pool_op_kernel_sizes, config.architecture)
-    spacing = tuple(float(value) for value in configuration.spacing)
-    facts = {
-        "patch_size": list(patch_size),
+    shape = derive_network_shape(configuration.patch_size, configuration.pool_op_kernel_sizes, config.architecture)
+    depth, height, width = (float(value) for value in configuration.spacing)
+    return Plan(config, shape, (depth, height, width), plan_facts(configuration, config, channels, plans))
+
+
+def plan_facts(
+    configuration: ConfigurationManager,
+    config: TopoMAEConfig,
+    channels: int | None = None,
+    plans: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What must agree between a pre-training and the fine-tuning that takes over its weights, as JSON values.
+
+    Args:
+        configuration: nnU-Net's configuration manager.
+        config: its `topomae` section.
+        channels: number of input channels.
+        plans: content of the plans file, whose intensities are recorded.
+    """
+    return {
+        "patch_size": np.asarray(configuration.patch_size).tolist(),
         "strides": np.asarray(configuration.pool_op_kernel_sizes).tolist(),
-        "spacing": list(spacing),
+        "spacing": [float(value) for value in configuration.spacing],
         "normalization": list(configuration.normalization_schemes),
         "intensities": None if plans is None else ct_intensities(configuration.normalization_schemes, plans),
         "channels": channels,
         "architecture": _plain(asdict(config.architecture)),
     }
-    return Plan(config, shape, spacing, facts)  # type: ignore[arg-type]
 
 
 def ct_intensities(schemes: Iterable[str], plans: Mapping[str, Any]) -> list[dict[str, float | None] | None]:

@@ -1,6 +1,7 @@
 """Checkpoints that are never half written and say what they are."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -10,18 +11,42 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunet_topomae import __version__
-from nnunet_topomae.data.cases import hash_json_file, intensity_statistics
+from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
+from nnunet_topomae.config import TopoMAEConfig
+from nnunet_topomae.data.cases import ImagesRead, hash_json_file, intensity_statistics
 from nnunet_topomae.files import hash_json, write_whole
-from nnunet_topomae.nnunet.plan import Plan
+from nnunet_topomae.nnunet.dataset import channel_names
+from nnunet_topomae.nnunet.plan import plan_facts
 from nnunet_topomae.training.devices import unwrap
 
 ENTRY = "topomae"
+
+Role = Literal["pretraining", "finetuning"]
 
 
 def save_atomically(checkpoint: Mapping[str, Any], filename: str | Path) -> None:
     """``torch.save`` to a temporary file in the same folder, then rename: readers see the old file or the new one."""
     with write_whole(Path(filename)) as file:
         torch.save(dict(checkpoint), file)
+
+
+def write_checkpoint(
+    trainer: nnUNetTrainer, filename: str, role: Role, config: TopoMAEConfig, images: ImagesRead
+) -> None:
+    """Write a stock nnU-Net checkpoint plus the entry that describes it; never half of it.
+
+    Args:
+        trainer: what is saved.
+        filename: checkpoint file.
+        role: which kind of training it is.
+        config: the plan's `topomae` section.
+        images: what the training has read.
+    """
+    facts = plan_facts(
+        trainer.configuration_manager, config, len(channel_names(trainer.dataset_json)), trainer.plans_manager.plans
+    )
+    described = describe(role, config, facts, make_manifest(trainer, images))
+    save_atomically({**training_state(trainer), ENTRY: described}, filename)
 
 
 def training_state(trainer: nnUNetTrainer) -> dict[str, Any]:
@@ -39,8 +64,8 @@ def training_state(trainer: nnUNetTrainer) -> dict[str, Any]:
     }
 
 
-def make_manifest(trainer: nnUNetTrainer) -> dict[str, Any]:
-    """What a checkpoint says about its training's data: data set, plans, configuration, fold, splits, intensities."""
+def make_manifest(trainer: nnUNetTrainer, images: ImagesRead) -> dict[str, Any]:
+    """What a checkpoint says about its training's data: data set, plans, fold, splits, intensities, images read."""
     return {
         "dataset": trainer.plans_manager.dataset_name,
         "plans_name": trainer.plans_manager.plans_name,
@@ -51,24 +76,28 @@ def make_manifest(trainer: nnUNetTrainer) -> dict[str, Any]:
             trainer.configuration_manager.normalization_schemes,
             trainer.plans_manager.foreground_intensity_properties_per_channel,
         ),
+        **asdict(images),
     }
 
 
-def describe(role: Literal["pretraining", "finetuning"], plan: Plan, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def describe(
+    role: Role, config: TopoMAEConfig, facts: Mapping[str, Any], manifest: Mapping[str, Any]
+) -> dict[str, Any]:
     """What a checkpoint says about itself, under the key ``topomae``.
 
     Args:
         role: which kind of training wrote it.
-        plan: configuration and facts.
+        config: the plan's `topomae` section.
+        facts: what must agree between pre-training and fine-tuning (nnunet.plan.plan_facts).
         manifest: data set, plans, configuration, fold, hash of the splits, and the cases read with their hashes.
     """
     return {
         "version": __version__,
         "versions": {name: _version(name) for name in ("torch", "nnunetv2", "cripser", "numpy")},
         "role": role,
-        "config": plan.config.to_plan(),
-        "plan": plan.facts,
-        "manifest": {**manifest, "plan_hash": hash_json(plan.facts)},
+        "config": config.to_plan(),
+        "plan": dict(facts),
+        "manifest": {**manifest, "plan_hash": hash_json(facts)},
     }
 
 
@@ -79,11 +108,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def ignore_fusion_weights(network: nn.Module) -> None:
-    """Let a co-pre-training network resume from a checkpoint of an earlier version, which also holds fusion layers."""
+def ignore_former_parts(network: nn.Module) -> None:
+    """Let a co-pre-training network resume from a checkpoint of an earlier version, which also holds former parts."""
+    former = tuple(f"{part}." for part in CoPretrainingNetwork.former_parts)
 
     def drop(module: nn.Module, state: dict[str, Tensor], *_: Any) -> None:
-        for name in [name for name in state if name.startswith("fusion.")]:
+        for name in [name for name in state if name.startswith(former)]:
             del state[name]
 
     network.register_load_state_dict_pre_hook(drop)

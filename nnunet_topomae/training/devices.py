@@ -1,12 +1,13 @@
-"""Networks inside nnU-Net's wrappers, several GPUs, and what a GPU held."""
+"""Networks inside nnU-Net's wrappers, several GPUs, and the memory of a GPU."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed, nn
 
-from nnunet_topomae.training.record import average_terms
+from nnunet_topomae.training.record import add_facts, average_terms
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -22,8 +23,9 @@ def average_terms_of_all_gpus(steps: Sequence[Mapping[str, float]]) -> dict[str,
     return average_terms(gathered)
 
 
-def log_gpu_memory(trainer: Any) -> None:
-    """Write torch's largest allocation to a trainer's log; nothing on the CPU."""
-    if trainer.device.type == "cuda":
+def record_gpu_memory(trainer: Any) -> None:
+    """Write torch's largest allocation to a training's ``training.json`` and log; nothing on the CPU."""
+    if trainer.device.type == "cuda" and trainer.local_rank == 0:
         peak = torch.cuda.max_memory_allocated(trainer.device)
+        add_facts(Path(trainer.output_folder), {"peak_gpu_bytes": int(peak)})
         trainer.print_to_log_file(f"peak GPU memory {peak / 1e9:.2f} GB")

@@ -67,7 +67,7 @@ def load_pretraining(file: Path, target: Target, log: Callable[[str], None]) -> 
     check_no_leak(
         manifest, target.dataset, target.validation_cases, file, Patients(target.plan.config.pretraining.patients)
     )
-    takes_vit, takes_partner = target.parts.take("vit_encoder."), target.parts.take("encoder.")
+    takes_vit, takes_partner = "vit" in target.parts.taken, "partner" in target.parts.taken
     check_trained(described["config"], takes_vit, takes_partner, file)
     if manifest["dataset"] != target.dataset:
         log(f"pre-trained on {manifest['dataset']}, another data set: no list of cases to compare with this one")

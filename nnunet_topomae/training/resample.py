@@ -13,24 +13,16 @@ The rules are our own; no publication describes them.
 """
 
 import math
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnunet_topomae.architectures.roles import Resampling
 from nnunet_topomae.architectures.rule import NetworkShape
 from nnunet_topomae.types import Size3
-
-_POSITION = re.compile(r".*\.position$")
-_PROJECTION = re.compile(r".*\.projection$")
-_PROJECTION_BIAS = re.compile(r".*\.projection_bias$")
-_UPSAMPLING = re.compile(r"decoder\.steps\.\d+\.upsampling\.weight$")
-_DOWNSAMPLING = re.compile(r"encoder\.downsampling\.\d+\.0\.weight$")
-_FULL_RESOLUTION = re.compile(r"encoder\.full_resolution\..*\.weight$")
-_DECODER_STEP = re.compile(r"decoder\.steps\.(\d+)\.")
-_TOKEN_EMBEDDING = "vit_encoder.patch_embedding.weight"
 
 
 @dataclass(frozen=True)
@@ -148,31 +140,33 @@ def repeat_rows(weight: Float[Tensor, "p *any"], count: int) -> Float[Tensor, "p
     return weight[torch.arange(count) % weight.shape[0]]
 
 
-def source_name(name: str, old: NetworkShape, new: NetworkShape) -> str:
-    """Name of a weight's counterpart in the old network; there may be no weight of this name.
-
-    Decoder steps are numbered from the coarsest stage to the finest, but matched from the finest one on.
+def source_name(name: str, coarse_to_fine: Iterable[str], old: NetworkShape, new: NetworkShape) -> str:
+    """Name of a weight's counterpart in the old network, which may not exist.
 
     Args:
         name: name in the new network.
+        coarse_to_fine: beginnings of names in lists that are numbered from the coarsest stage on; their members belong
+            together from the finest one on (architectures.roles.coarse_to_fine_prefixes).
         old: shape of the network that was pre-trained.
         new: shape of the network that is fine-tuned.
 
     Returns:
         The name in the old network.
     """
-    found = _DECODER_STEP.match(name)
-    if found is None:
-        return name
-    step = int(found[1]) + len(old.dims) - len(new.dims)
-    return f"decoder.steps.{step}." + name[found.end() :]
+    for prefix in coarse_to_fine:
+        if name.startswith(prefix):
+            number, _, rest = name.removeprefix(prefix).partition(".")
+            return f"{prefix}{int(number) + len(old.dims) - len(new.dims)}.{rest}"
+    return name
 
 
-def adapt(name: str, weight: Tensor, shape: torch.Size, old: NetworkSize, new: NetworkSize) -> Tensor | None:
-    """The weight ``name`` of the new network, computed from its counterpart.
+def adapt(
+    rule: Resampling | None, weight: Tensor, shape: torch.Size, old: NetworkSize, new: NetworkSize
+) -> Tensor | None:
+    """The weight of the new network, computed from its counterpart.
 
     Args:
-        name: name in the new network.
+        rule: what the network declares about the weight (architectures.roles.resampling_of).
         weight: the counterpart in the old network.
         shape: shape in the new network.
         old: the network that was pre-trained.
@@ -181,27 +175,28 @@ def adapt(name: str, weight: Tensor, shape: torch.Size, old: NetworkSize, new: N
     Returns:
         The weight in its new shape; None if the shapes differ for a reason that resampling does not cover.
     """
-    if name == _TOKEN_EMBEDDING:
-        kernel = weight.view(len(weight), old.channels, *old.shape.token_size)  # (E, C * t) -> (E, C, t0, t1, t2)
-        kernel = resample_reading(spread_channels(kernel, new.channels), new.shape.token_size)
-        adapted = kernel.flatten(1)
+    if rule is Resampling.TOKEN_EMBEDDING:  # may differ in meaning where the shapes are equal
+        adapted = _adapt_token_embedding(weight, old, new)
     elif weight.shape == shape:
         return weight
-    elif _POSITION.match(name):
+    elif rule is Resampling.WRITES_FIELD:
         adapted = resample_written(weight, _size(shape))
-    elif _PROJECTION.match(name):
-        adapted = repeat_rows(resample_reading(weight, _size(shape)), shape[0])
-    elif _PROJECTION_BIAS.match(name):
-        adapted = repeat_rows(weight, shape[0])
-    elif _UPSAMPLING.match(name):
-        adapted = resample_written(weight, _size(shape))
-    elif _DOWNSAMPLING.match(name):
+    elif rule is Resampling.READS_FIELD:
         adapted = resample_reading(spread_channels(weight, shape[1]), _size(shape))
-    elif _FULL_RESOLUTION.match(name):
+    elif rule is Resampling.READS_FIELD_ROWS:
+        adapted = repeat_rows(resample_reading(weight, _size(shape)), shape[0])
+    elif rule is Resampling.ROWS:
+        adapted = repeat_rows(weight, shape[0])
+    elif rule is Resampling.CHANNELS:
         adapted = spread_channels(weight, shape[1])
     else:
         return None
     return adapted if adapted.shape == shape else None
+
+
+def _adapt_token_embedding(weight: Tensor, old: NetworkSize, new: NetworkSize) -> Tensor:
+    kernel = weight.view(len(weight), old.channels, *old.shape.token_size)  # (E, C * t) -> (E, C, t0, t1, t2)
+    return resample_reading(spread_channels(kernel, new.channels), new.shape.token_size).flatten(1)
 
 
 def _along_axes(weight: Tensor, matrices: list[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from nnunet_topomae.architectures.build import no_weight_decay
+from nnunet_topomae.architectures.roles import no_weight_decay
 
 Factor = Callable[[float], float]
 
@@ -75,7 +75,7 @@ def build_adamw(
     slow_learning_rate: float | None = None,
     fast_prefixes: Sequence[str] = (),
 ) -> AdamW:
-    """AdamW without decay on biases, norms, embeddings and scales (architectures.build.no_weight_decay).
+    """AdamW without decay on biases, norms, embeddings and scales (architectures.roles.no_weight_decay).
 
     Args:
         network: parameters that require a gradient are trained. Their names decide, so it must not be wrapped by

@@ -1,4 +1,4 @@
-"""One training step: the only place with autocast, gradient scaling, clipping and the optimiser call."""
+"""One training step: mixed precision, all terms of the loss, gradient scaling, clipping and the optimiser call."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from nnunet_topomae.architectures.copretraining import BranchOutput, CoPretrainingOutput
 from nnunet_topomae.data.topology_target import TargetTopology
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, TopologicalTerms, compose_reconstruction
-from nnunet_topomae.masking import inside_mask, random_token_mask, token_to_voxel_mask
+from nnunet_topomae.masking import crop_mask, inside_mask, random_token_mask
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import PendingLoss, TopologicalLoss
 from nnunet_topomae.types import Scalar, Volume, VoxelMask
@@ -23,31 +23,26 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def optimise(
-    compute_loss: Callable[[], Tensor],
+    loss: Tensor,
     network: nn.Module,
     optimizer: Optimizer,
     scaler: GradScaler | None,
     clip: float,
-    device: torch.device,
     cases: Iterable[str],
 ) -> None:
-    """Do one optimiser step on the loss that ``compute_loss`` returns.
+    """Do one optimiser step. Gradients are freed at its end, so that they take no memory in the next forward pass.
 
     Args:
-        compute_loss: forward pass and loss, run under autocast.
+        loss: what is minimised, computed under :func:`autocast`.
         network: its gradients are clipped.
         optimizer: optimiser.
         scaler: gradient scaler on CUDA, else None.
         clip: largest gradient norm.
-        device: device of the network.
         cases: names of the batch's cases, for the error.
 
     Raises:
         RuntimeError: the loss is not finite.
     """
-    optimizer.zero_grad(set_to_none=True)
-    with autocast(device):
-        loss = compute_loss()
     if not torch.isfinite(loss):
         raise RuntimeError(
             f"the loss is {loss.item()} on a batch of the cases {', '.join(cases)}. Look at their images for NaN or "
@@ -58,12 +53,13 @@ def optimise(
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), clip)
         optimizer.step()
-        return
-    scaler.scale(loss).backward()
-    scaler.unscale_(optimizer)
-    nn.utils.clip_grad_norm_(network.parameters(), clip)
-    scaler.step(optimizer)
-    scaler.update()
+    else:
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(network.parameters(), clip)
+        scaler.step(optimizer)
+        scaler.update()
+    optimizer.zero_grad(set_to_none=True)
 
 
 class CoPretrainingStep:
@@ -72,7 +68,7 @@ class CoPretrainingStep:
     The ViT runs first; its persistent homology is computed in threads while UNETR++ runs.
 
     Args:
-        network: callable ``(data, token_mask, on_vit)``, see architectures.copretraining.CoPretrainingNetwork.
+        network: callable ``(data, mask, on_vit)``, see architectures.copretraining.CoPretrainingNetwork.
         loss: overall loss.
         topological_loss: L_topo, or None to leave it out.
         plan: token grid, mask ratio, composition of the reconstructed volume.
@@ -107,24 +103,25 @@ class CoPretrainingStep:
             the terms by name, see losses.copretraining.CoPretrainingLoss.
         """
         ratio = self.plan.config.pretraining.mask_ratio
-        mask = random_token_mask(len(batch["data"]), self.plan.shape.token_grid, ratio, generator)
+        tokens = random_token_mask(len(batch["data"]), self.plan.shape.token_grid, ratio, generator)
+        mask = crop_mask(tokens, self.plan.shape.token_size, self.device)
         data = batch["data"].to(self.device, non_blocking=True)
         key_points = batch["key_points"].to(self.device, non_blocking=True)
-        hidden = token_to_voxel_mask(mask.to(self.device), self.plan.shape.token_size)
         inside = inside_mask(batch.get("locations", ()), self.device)
         if self.topological_loss is None or topology_scale == 0.0 or "target_topology" not in batch:
-            output = self.network(data, mask)
-            return self.loss.forward(output, data, hidden, key_points, inside=inside)
+            terms: dict[str, Tensor] = self.loss(self.network(data, mask), data, mask.hidden, key_points, inside=inside)
+            return terms
         pending: dict[str, PendingLoss] = {}
 
         def start_vit(branch: BranchOutput) -> None:
-            pending["vit"] = self._start_topology(branch.reconstruction, data, hidden, inside, batch)
+            pending["vit"] = self._start_topology(branch.reconstruction, data, mask.hidden, inside, batch)
 
         output = self.network(data, mask, torch.compiler.disable(start_vit))
         if output.unetrpp is not None:
-            pending["unetrpp"] = self._start_topology(output.unetrpp.reconstruction, data, hidden, inside, batch)
+            pending["unetrpp"] = self._start_topology(output.unetrpp.reconstruction, data, mask.hidden, inside, batch)
         topology = TopologicalTerms(**{name: loss.result() for name, loss in pending.items()})
-        return self.loss.forward(output, data, hidden, key_points, topology, topology_scale, inside)
+        terms = self.loss(output, data, mask.hidden, key_points, topology, topology_scale, inside)
+        return terms
 
     def _start_topology(
         self,

@@ -8,55 +8,56 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
+from nnunet_topomae.architectures.roles import coarse_to_fine_prefixes, part_prefixes, resampling_of
 from nnunet_topomae.training.resample import NetworkSize, adapt, source_name
 
 
 class Parts(NamedTuple):
-    """Parts without a counterpart, by the beginnings of their names.
+    """Which parts of a fine-tuned network come from pre-training, by the beginnings of the parameters' names.
 
     Attributes:
-        fresh: of the network that is fine-tuned; pre-training does not have them.
+        fresh: of the network that is fine-tuned; they are not transferred.
         left_out: of the pre-training; they are not transferred.
+        taken: names of the encoders that are transferred, out of ``vit`` and ``partner``.
     """
 
     fresh: tuple[str, ...]
     left_out: tuple[str, ...]
-
-    def take(self, part: str) -> bool:
-        """Whether a part of both networks, such as ``vit_encoder.``, is transferred."""
-        return part not in self.fresh + self.left_out
+    taken: tuple[str, ...]
 
 
-_PRETRAINING_ONLY = ("vit_decoder.", "vit_key_points.", "key_points.")
-_VIT, _PARTNER = ("vit_encoder.",), ("encoder.", "decoder.")
-FUSION_PARTS = Parts(("fusion.", "decoder.seg_layers."), _PRETRAINING_ONLY)
-# Checkpoints of earlier versions also hold fusion layers in their initial state.
-_UNETR_PARTS = Parts(("unetr_decoder.",), (*_PRETRAINING_ONLY, *_PARTNER, "fusion."))
-# By the plan's `topomae.finetuning.transfer_parts`.
-_FUSION_PARTS = {
-    "both": FUSION_PARTS,
-    "vit": Parts((*FUSION_PARTS.fresh, *_PARTNER), (*_PRETRAINING_ONLY, *_PARTNER)),
-    "partner": Parts((*FUSION_PARTS.fresh, *_VIT), (*_PRETRAINING_ONLY, *_VIT)),
-}
+def transferred_parts(network: nn.Module, choice: str) -> Parts:
+    """What a network takes over from pre-training, as both networks declare it.
 
-
-def fusion_parts(transfer_parts: str) -> Parts:
-    """What the fusion network takes over; what it does not take over of its encoders starts fresh."""
-    return _FUSION_PARTS[transfer_parts]
-
-
-def unetr_parts(transfer_parts: str) -> Parts:
-    """What UNETR takes over: the ViT.
+    Args:
+        network: what is fine-tuned, without nnU-Net's wrappers.
+        choice: the plan's `topomae.finetuning.transfer_parts`.
 
     Raises:
-        ValueError: the plan leaves the ViT out.
+        ValueError: the plan leaves out all that pre-training provides for this network.
     """
-    if transfer_parts == "partner":
+    encoders = CoPretrainingNetwork.transferred_parts
+    provided: tuple[str, ...] = network.pretrained_parts  # type: ignore[assignment]
+    taken = tuple(name for name, parts in encoders.items() if choice in ("both", name) and set(parts) <= set(provided))
+    if not taken:
         raise ValueError(
-            "topomae.finetuning.transfer_parts = 'partner' leaves the ViT out, the only pre-trained part of UNETR. Set "
-            'it to "vit", or finetuning.pretrained to "scratch".'
+            f"topomae.finetuning.transfer_parts = {choice!r} leaves out the only pre-trained part of "
+            f'{type(network).__name__}, {", ".join(provided)}. Set it to "both", or finetuning.pretrained to '
+            '"scratch".'
         )
-    return _UNETR_PARTS
+    taken_parts = {part for name in taken for part in encoders[name]}
+    fresh: tuple[str, ...] = network.fresh_parts  # type: ignore[assignment]
+    unused = {part for parts in encoders.values() for part in parts} - taken_parts
+    return Parts(
+        part_prefixes(network, (*fresh, *(part for part in provided if part not in taken_parts))),
+        _as_prefixes((*CoPretrainingNetwork.pretraining_parts, *CoPretrainingNetwork.former_parts, *sorted(unused))),
+        taken,
+    )
+
+
+def _as_prefixes(parts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{part}." for part in parts)
 
 
 class Transfer(NamedTuple):
@@ -106,7 +107,7 @@ def _components(names: Iterable[str]) -> str:
     return ", ".join(sorted({".".join(name.split(".")[:2]) for name in names})) or "none"
 
 
-def transfer(weights: Mapping[str, Tensor], network: nn.Module, parts: Parts = FUSION_PARTS) -> Transfer:
+def transfer(weights: Mapping[str, Tensor], network: nn.Module, parts: Parts) -> Transfer:
     """Load pre-trained weights by name into the network that is fine-tuned.
 
     Args:
@@ -144,11 +145,7 @@ def transfer(weights: Mapping[str, Tensor], network: nn.Module, parts: Parts = F
 
 
 def transfer_resampled(
-    weights: Mapping[str, Tensor],
-    network: nn.Module,
-    old: NetworkSize,
-    new: NetworkSize,
-    parts: Parts = FUSION_PARTS,
+    weights: Mapping[str, Tensor], network: nn.Module, old: NetworkSize, new: NetworkSize, parts: Parts
 ) -> Transfer:
     """Load the weights of another plan's pre-training, adapted to this network (training/resample.py).
 
@@ -169,16 +166,18 @@ def transfer_resampled(
     adapted: dict[str, str] = {}
     used: set[str] = set()
     problems = []
+    numbered = coarse_to_fine_prefixes(network)
+    staged = _as_prefixes(CoPretrainingNetwork.transferred_parts["partner"])
     for name, value in own.items():
-        source = source_name(name, old.shape, new.shape)
+        source = source_name(name, numbered, old.shape, new.shape)
         if name.startswith(parts.fresh):
             continue
         if source not in weights:
             # Only UNETR++ has stages that the other plan may not have.
-            if not name.startswith(_PARTNER):
+            if not name.startswith(staged):
                 problems.append(f"{name} is absent")
             continue
-        made = adapt(name, weights[source], value.shape, old, new)
+        made = adapt(resampling_of(network, name), weights[source], value.shape, old, new)
         if made is None:
             problems.append(f"{name} is {tuple(weights[source].shape)}, needed is {tuple(value.shape)}")
             continue

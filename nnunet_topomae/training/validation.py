@@ -12,13 +12,12 @@ from skimage.metrics import structural_similarity
 from torch import Generator
 
 from nnunet_topomae.architectures.copretraining import BranchOutput, CoPretrainingOutput
-from nnunet_topomae.data.loaders import CropLocationLoader
+from nnunet_topomae.data.loaders import CropLocationLoader, volume_shape
 from nnunet_topomae.files import write_json
 from nnunet_topomae.geometry import CropLocation
-from nnunet_topomae.masking import random_token_mask, token_to_voxel_mask
+from nnunet_topomae.masking import CropMask, crop_mask, random_token_mask
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.previews import Preview
-from nnunet_topomae.types import TokenMask
 
 PREVIEW_CASES = 4
 
@@ -73,7 +72,7 @@ class ReconstructionValidation:
     """Rebuilds the central crop of every given case under a fixed mask. Padded voxels do not count.
 
     Args:
-        predict: the network in evaluation mode, ``(data, token_mask) -> CoPretrainingOutput``.
+        predict: the network in evaluation mode, ``(data, mask) -> CoPretrainingOutput``.
         loader: reads the crops.
         plan: patch size, token size, spacing, mask ratio.
         device: device of the network.
@@ -116,9 +115,12 @@ class ReconstructionValidation:
         return summary
 
     def _validate(self, case: str, seed: int) -> tuple[Preview, CaseMetrics]:
-        volume, location = self._central_crop(case)
+        image = self.loader.image(case)
+        location = CropLocation.centred(volume_shape(image), self.plan.shape.patch_size)
+        volume = self.loader.cut(case, image, location)
         true = location.key_points()
-        mask, hidden = self._mask(location, seed)
+        mask = self._mask(location, seed)
+        hidden = mask.hidden[0, 0].cpu().numpy()
         with torch.no_grad():
             output = self.predict(volume[None].to(self.device), mask)
         counted = hidden & location.inside()
@@ -144,20 +146,14 @@ class ReconstructionValidation:
         )
         return preview, metrics
 
-    def _mask(self, location: CropLocation, seed: int) -> tuple[TokenMask, Bool[ndarray, "D H W"]]:
-        """The first token mask of a seed that hides some voxel of the volume, and its voxels, True = hidden."""
+    def _mask(self, location: CropLocation, seed: int) -> CropMask:
+        """The first mask of a seed that hides some voxel of the volume."""
         generator, shape = Generator().manual_seed(seed), self.plan.shape
         while True:
-            mask = random_token_mask(1, shape.token_grid, self.plan.config.pretraining.mask_ratio, generator)
-            hidden = token_to_voxel_mask(mask, shape.token_size)[0, 0].numpy()
-            if (hidden & location.inside()).any():
-                return mask, hidden
-
-    def _central_crop(self, case: str) -> tuple[torch.Tensor, CropLocation]:
-        image = self.loader.image(case)
-        patch = self.plan.shape.patch_size
-        lower = [(size - edge) // 2 for size, edge in zip(image.shape[1:], patch, strict=True)]
-        return self.loader.cut(case, image, lower, [lo + edge for lo, edge in zip(lower, patch, strict=True)])
+            tokens = random_token_mask(1, shape.token_grid, self.plan.config.pretraining.mask_ratio, generator)
+            mask = crop_mask(tokens, shape.token_size, self.device)
+            if (mask.hidden[0, 0].cpu().numpy() & location.inside()).any():
+                return mask
 
 
 def _mean(results: Sequence[CaseMetrics]) -> CaseMetrics:

@@ -1,10 +1,12 @@
 """The trainers inside nnU-Net, in one process, on tiny data with regions, an ignore label and a constant image."""
 
 import json
+import multiprocessing
+import re
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,9 +16,9 @@ DATASET = "Dataset901_Tiny"
 SHAPE = (20, 36, 28)
 SECTION: dict[str, Any] = {
     "architecture": {"vit": "tiny", "dims": [8, 8, 16, 16], "depth": 1},
-    "pretraining": {"epochs": 3, "iterations_per_epoch": 2, "validation_iterations": 1, "seed": 1},
+    "pretraining": {"epochs": 2, "iterations_per_epoch": 2, "validation_iterations": 1, "seed": 1},
     "topology": {"warmup_epochs": 0, "region_size": 12},
-    "finetuning": {"epochs": 3, "iterations_per_epoch": 2, "validation_iterations": 1, "seed": 1},
+    "finetuning": {"epochs": 2, "iterations_per_epoch": 1, "validation_iterations": 1, "seed": 1},
 }
 
 
@@ -34,6 +36,15 @@ def _write_case(folder: Path, number: int) -> None:
         written = sitk.GetImageFromArray(values)
         written.SetSpacing((1.0, 1.0, 2.0))
         sitk.WriteImage(written, str(folder / f"{name}.nii.gz"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forked_pools() -> Iterator[None]:
+    """nnU-Net's pools fork: starting fresh Pythons would take most of the time."""
+    get_context = multiprocessing.get_context
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", lambda method=None: get_context("fork"))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +98,20 @@ def _variant(root: Path, name: str, patch_size: list[int] | None = None, **finet
 
 
 def _train(
-    trainer: str, plans: str = "TopoMAEPlans", configuration: str = "3d_fullres", fold: int = 0, **options: Any
+    trainer: str,
+    plans: str = "TopoMAEPlans",
+    configuration: str = "3d_fullres",
+    fold: int = 0,
+    workers: int = 0,
+    **options: Any,
 ) -> None:
+    """Train, with batches drawn by other processes or, without workers, by the training's own."""
     import torch
     from nnunetv2.run.run_training import run_training
 
-    run_training("901", configuration, fold, trainer, plans, device=torch.device("cpu"), **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_n_proc_DA", str(workers))
+        run_training("901", configuration, fold, trainer, plans, device=torch.device("cpu"), **options)
 
 
 def _fold(root: Path, trainer: str, plans: str = "TopoMAEPlans") -> Path:
@@ -103,19 +122,60 @@ def _epochs(fold: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (fold / "metrics.jsonl").read_text().splitlines()]
 
 
-def _interrupt(monkeypatch: pytest.MonkeyPatch, module: str, trainer: str, epoch: int) -> None:
-    """Let a trainer die at the start of an epoch, as by a power cut."""
-    import importlib
+def _train_until(epoch: int, trainer: str, plans: str = "TopoMAEPlans", **options: Any) -> None:
+    """Train, and die at the start of an epoch, as by a power cut."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    found = getattr(importlib.import_module(module), trainer)
-    original = found.on_train_epoch_start
+    original = nnUNetTrainer.on_train_epoch_start
 
     def on_train_epoch_start(self: Any) -> None:
         if self.current_epoch == epoch:
             raise KeyboardInterrupt
         original(self)
 
-    monkeypatch.setattr(found, "on_train_epoch_start", on_train_epoch_start)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nnUNetTrainer, "on_train_epoch_start", on_train_epoch_start)
+        with pytest.raises(KeyboardInterrupt):
+            _train(trainer, plans, **options)
+
+
+def _transferred(fold: Path) -> dict[str, str]:
+    """What became of every weight."""
+    return dict(json.loads((fold / "transfer.json").read_text())["weights"])
+
+
+def _parts(weights: dict[str, str], became: str = "copied") -> set[str]:
+    """Parts of a network of whose weights something became."""
+    return {name.split(".")[0] for name, what in weights.items() if what == became}
+
+
+def _splits(root: Path) -> list[dict[str, list[str]]]:
+    return list(json.loads((root / "preprocessed" / DATASET / "splits_final.json").read_text()))
+
+
+class Pretraining(NamedTuple):
+    """A pre-training of fold 0 that was interrupted after its first epoch and continued.
+
+    Attributes:
+        file: its final checkpoint.
+        interrupted: the records of its epochs when it was interrupted.
+        refusal: what the fusion trainer said at that time.
+    """
+
+    file: Path
+    interrupted: list[dict[str, Any]]
+    refusal: str
+
+
+@pytest.fixture(scope="module")
+def pretraining(workspace: Path) -> Pretraining:
+    fold = _fold(workspace, "TopoMAEPretrainer")
+    _train_until(1, "TopoMAEPretrainer", workers=1)
+    interrupted = _epochs(fold)
+    with pytest.raises(FileNotFoundError) as refused:
+        _train("TopoMAEFusionTrainer")
+    _train("TopoMAEPretrainer", workers=1, continue_training=True)
+    return Pretraining(fold / "checkpoint_final.pth", interrupted, str(refused.value))
 
 
 def test_the_fusion_trainer_says_what_to_run_first(workspace: Path) -> None:
@@ -128,78 +188,90 @@ def test_2d_configuration_is_refused(workspace: Path) -> None:
         _train("TopoMAEPretrainer", configuration="2d")
 
 
-def test_pre_training_is_interrupted_continued_and_fine_tuned(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupted_pre_training_continues(pretraining: Pretraining) -> None:
+    assert [epoch["epoch"] for epoch in pretraining.interrupted] == [0]
+    assert re.search("no finished pre-training .*\n.*--c", pretraining.refusal)
+    epochs = _epochs(pretraining.file.parent)
+    assert [epoch["epoch"] for epoch in epochs] == [0, 1]
+    assert epochs[:1] == pretraining.interrupted
+
+
+def test_pre_training_reads_and_validates_on_the_training_cases(workspace: Path, pretraining: Pretraining) -> None:
     import torch
 
-    with monkeypatch.context() as patch:
-        _interrupt(patch, "nnunet_topomae.trainers.pretrainer", "TopoMAEPretrainer", 2)
-        with pytest.raises(KeyboardInterrupt):
-            _train("TopoMAEPretrainer")
-    fold = _fold(workspace, "TopoMAEPretrainer")
-    before = _epochs(fold)
-    assert [epoch["epoch"] for epoch in before] == [0, 1]
-    with pytest.raises(FileNotFoundError, match="no finished pre-training .*\n.*--c"):
-        _train("TopoMAEFusionTrainer")
-    _train("TopoMAEPretrainer", continue_training=True)
-    assert [epoch["epoch"] for epoch in _epochs(fold)] == [0, 1, 2]
-    assert _epochs(fold)[:2] == before
-
-    checkpoint = torch.load(fold / "checkpoint_final.pth", weights_only=False)
-    described = checkpoint["topomae"]
-    splits = json.loads((workspace / "preprocessed" / DATASET / "splits_final.json").read_text())
-    assert sorted(described["manifest"]["cases"]) == sorted(splits[0]["train"])
+    described = torch.load(pretraining.file, weights_only=False)["topomae"]
+    split = _splits(workspace)[0]
+    assert sorted(described["manifest"]["cases"]) == sorted(split["train"])
     assert described["role"] == "pretraining" and described["plan"]["channels"] == 1
-    summary = json.loads((fold / "validation" / "summary.json").read_text())["reconstruction"]
-    assert sorted(summary["cases"]) == sorted(splits[0]["train"])
-    assert not {path.stem for path in (fold / "validation" / "previews").iterdir()} & set(splits[0]["val"])
+    validation = pretraining.file.parent / "validation"
+    summary = json.loads((validation / "summary.json").read_text())["reconstruction"]
+    assert sorted(summary["cases"]) == sorted(split["train"])
+    assert not {path.stem for path in (validation / "previews").iterdir()} & set(split["val"])
+
+
+def test_an_interrupted_fine_tuning_continues_and_describes_itself(
+    workspace: Path, pretraining: Pretraining, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nnunet_topomae.cli import main
+    from nnunet_topomae.training.record import read_facts
 
     capsys.readouterr()
-    with monkeypatch.context() as patch:
-        _interrupt(patch, "nnunet_topomae.trainers.fusion_trainer", "TopoMAEFusionTrainer", 2)
-        with pytest.raises(KeyboardInterrupt):
-            _train("TopoMAEFusionTrainer")
+    _train_until(1, "TopoMAEFusionTrainer")
     assert "weights matched" in capsys.readouterr().out
     _train("TopoMAEFusionTrainer", continue_training=True)
     fold = _fold(workspace, "TopoMAEFusionTrainer")
-    assert [epoch["epoch"] for epoch in _epochs(fold)] == [0, 1, 2]
+    assert [epoch["epoch"] for epoch in _epochs(fold)] == [0, 1]
     assert set(json.loads((fold / "validation" / "summary.json").read_text())["mean"]) == {"(1, 2)", "2"}
-
-    # -pretrained_weights takes the same file, also where the fold has no pre-training of its own; it counts and checks.
+    assert set(read_facts(fold)) == {"parameters", "macs"}
+    cases = _splits(workspace)[0]["train"]
+    assert sorted(json.loads((fold / "cases_read.json").read_text())) == sorted(cases)
     capsys.readouterr()
-    name = _variant(workspace, "given", transfer_parts="vit")
-    weights = str(_fold(workspace, "TopoMAEPretrainer") / "checkpoint_final.pth")
-    _train("TopoMAEFusionTrainer", name, pretrained_weights=weights)
+    assert main(["doctor", "--checkpoint", str(fold / "checkpoint_final.pth")]) == 0
+    printed = capsys.readouterr().out
+    assert "finetuning with" in printed and f"all {len(cases)} recorded cases are unchanged" in printed
+
+
+def test_given_weights_are_counted_and_checked_where_the_fold_has_no_pre_training_of_its_own(
+    workspace: Path, pretraining: Pretraining, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, weights = _variant(workspace, "given", transfer_parts="vit"), str(pretraining.file)
+    capsys.readouterr()
+    _train_until(0, "TopoMAEFusionTrainer", name, pretrained_weights=weights)
     assert f"pre-trained weights from {weights}: " in capsys.readouterr().out
-    became = json.loads((_fold(workspace, "TopoMAEFusionTrainer", name) / "transfer.json").read_text())["weights"]
-    assert {name.split(".")[0] for name, what in became.items() if what == "copied"} == {"vit_encoder"}
+    assert _parts(_transferred(_fold(workspace, "TopoMAEFusionTrainer", name))) == {"vit_encoder"}
     with pytest.raises(ValueError, match="validation cases of this fold"):
         _train("TopoMAEFusionTrainer", name, fold=1, pretrained_weights=weights)
 
-    # The same file for a plan with another patch: refused, or adapted where the plan asks for it.
+
+def test_weights_of_another_patch_are_refused_or_adapted(
+    workspace: Path, pretraining: Pretraining, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = str(pretraining.file)
     name = _variant(workspace, "otherpatch", patch_size=[16, 24, 24], pretrained=weights)
     with pytest.raises(ValueError, match=r"another plan \(patch_size.*finetuning.transfer=resample"):
         _train("TopoMAEFusionTrainer", name)
     name = _variant(workspace, "adapted", patch_size=[16, 24, 24], pretrained=weights, transfer="resample")
     capsys.readouterr()
-    _train("TopoMAEFusionTrainer", name)
+    _train_until(1, "TopoMAEFusionTrainer", name)  # one epoch with the adapted weights
     assert "of them resampled" in capsys.readouterr().out
-    became = json.loads((_fold(workspace, "TopoMAEFusionTrainer", name) / "transfer.json").read_text())["weights"]
+    became = _transferred(_fold(workspace, "TopoMAEFusionTrainer", name))
     assert became["encoder.stages.0.embeddings.0.position"].startswith("resampled (8, ")
     assert became["vit_encoder.blocks.0.attn.qkv.weight"] == "copied"
 
-    # UNETR takes its ViT.
-    name = _variant(workspace, "unetr", pretrained=weights)
-    _train("UNETRTrainer", name)
-    became = json.loads((_fold(workspace, "UNETRTrainer", name) / "transfer.json").read_text())["weights"]
-    assert {name.split(".")[0] for name, what in became.items() if what == "copied"} == {"vit_encoder"}
-    assert {name.split(".")[0] for name, what in became.items() if what == "fresh"} == {"unetr_decoder"}
 
-    # The same file named in the plan; but another fold's validation cases are in it.
-    name = _variant(workspace, "named", pretrained=weights)
-    other = json.loads((workspace / "preprocessed" / DATASET / "splits_final.json").read_text())[1]["val"]
-    with pytest.raises(ValueError, match=f"validation cases of this fold.*{sorted(other)[0]}"):
+def test_unetr_takes_the_vit(workspace: Path, pretraining: Pretraining) -> None:
+    name = _variant(workspace, "unetr", pretrained=str(pretraining.file))
+    _train_until(1, "UNETRTrainer", name)
+    became = _transferred(_fold(workspace, "UNETRTrainer", name))
+    assert _parts(became) == {"vit_encoder"} and _parts(became, "fresh") == {"unetr_decoder"}
+
+
+def test_weights_named_in_the_plan_that_have_seen_a_validation_case_are_refused(
+    workspace: Path, pretraining: Pretraining
+) -> None:
+    name = _variant(workspace, "named", pretrained=str(pretraining.file))
+    other = sorted(_splits(workspace)[1]["val"])
+    with pytest.raises(ValueError, match=f"validation cases of this fold.*{other[0]}"):
         _train("TopoMAEFusionTrainer", name, fold=1)
 
 
@@ -273,7 +345,8 @@ def test_training_from_scratch(
     import torch
 
     mirrored = "default" if mirror_axes is None else len(mirror_axes)
-    name = _variant(workspace, f"scratch{trainer}{mirrored}", pretrained="scratch", mirror_axes=mirror_axes)
+    options: dict[str, Any] = {"pretrained": "scratch", "mirror_axes": mirror_axes, "epochs": 1}
+    name = _variant(workspace, f"scratch{trainer}{mirrored}", **options)
     _train(trainer, name)
     fold = _fold(workspace, trainer, name)
     assert (fold / "validation" / "summary.json").is_file()

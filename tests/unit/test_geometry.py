@@ -121,6 +121,25 @@ def test_flips_undo_themselves_and_combine(axes: tuple[int, ...], frame: str) ->
     np.testing.assert_array_equal(points, CROP.key_points())  # the argument is left as it was
 
 
+def test_random_crops_are_uniform_inside_and_centred_where_the_volume_is_too_small() -> None:
+    rng = np.random.default_rng(0)
+    crops = [CropLocation.random((8, 5, 6), (5, 5, 9), rng) for _ in range(400)]
+    lowers = [crop.lower for crop in crops]
+    counts = np.bincount([lower[0] for lower in lowers], minlength=4)
+    assert len(counts) == 4 and counts.min() > 60
+    assert {lower[1] for lower in lowers} == {0}
+    assert {lower[2] for lower in lowers} == {-2}  # three voxels too few: two in front, one behind, as nnU-Net pads
+    assert all(
+        crop.bounds == [(lo, lo + edge) for lo, edge in zip(crop.lower, (5, 5, 9), strict=True)] for crop in crops
+    )
+    assert {crop.volume_shape for crop in crops} == {(8, 5, 6)}
+
+
+def test_centred_crop_has_as_much_on_both_sides() -> None:
+    location = CropLocation.centred((10, 8, 5), (4, 5, 8))
+    assert location == CropLocation((3, 1, -2), (7, 6, 6), (10, 8, 5))
+
+
 def test_as_size3_makes_ints() -> None:
     size = as_size3(torch.Size((7, 8, 9)), "size")
     assert size == (7, 8, 9)

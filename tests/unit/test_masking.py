@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from nnunet_topomae.geometry import CropLocation
-from nnunet_topomae.masking import inside_mask, patchify, random_token_mask, token_grid, token_to_voxel_mask, unpatchify
+from nnunet_topomae.masking import (
+    crop_mask,
+    inside_mask,
+    patchify,
+    random_token_mask,
+    token_grid,
+    token_to_voxel_mask,
+    unpatchify,
+)
 
 GRID, TOKEN = (2, 3, 5), (4, 2, 3)
 PATCH = (8, 6, 15)
@@ -17,7 +25,6 @@ def generator() -> torch.Generator:
 
 def test_token_grid() -> None:
     assert token_grid(PATCH, TOKEN) == GRID
-    assert token_grid(torch.Size(PATCH), list(TOKEN)) == GRID
 
 
 @pytest.mark.parametrize("token", [(3, 2, 3), (4, 2, 0), (-4, 2, 3)])
@@ -68,6 +75,23 @@ def test_voxel_mask_is_the_mask_of_the_voxels_token(generator: torch.Generator) 
     assert voxels.shape == (3, 1, *PATCH)
     for sample, (d, h, w) in product(range(3), product(*map(range, PATCH))):
         assert voxels[sample, 0, d, h, w] == mask[sample, d // TOKEN[0], h // TOKEN[1], w // TOKEN[2]]
+
+
+def test_crop_mask_lists_what_is_visible_and_what_is_hidden(generator: torch.Generator) -> None:
+    tokens = random_token_mask(3, GRID, 0.4, generator)
+    mask = crop_mask(tokens, TOKEN)
+    for sample in range(3):
+        assert mask.visible[sample].tolist() == [n for n in range(30) if not tokens[sample].flatten()[n]]
+    assert torch.equal(mask.hidden, token_to_voxel_mask(tokens, TOKEN))
+
+
+def test_samples_must_show_the_same_number_of_tokens() -> None:
+    tokens = torch.zeros(3, *GRID, dtype=torch.bool)
+    tokens[1, 0, 0, 0] = True
+    with pytest.raises(ValueError, match=r"\[30, 29, 30\]"):
+        crop_mask(tokens, TOKEN)
+    with pytest.raises(ValueError, match="at least one"):
+        crop_mask(torch.ones(3, *GRID, dtype=torch.bool), TOKEN)
 
 
 def test_inside_mask_is_that_of_every_crop() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig
-from nnunet_topomae.masking import random_token_mask
+from nnunet_topomae.masking import CropMask, crop_mask, random_token_mask
 
 PLANS = {
     "three stages": ((12, 32, 24), [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]]),
@@ -45,9 +45,9 @@ def crop(generator: torch.Generator) -> Callable[[NetworkShape, int, int], Tenso
 
 
 @pytest.fixture
-def mask(generator: torch.Generator) -> Callable[[NetworkShape, int], Tensor]:
-    """A random token mask: mask(shape, batch)."""
-    return lambda shape, batch: random_token_mask(batch, shape.token_grid, 0.5, generator)
+def mask(generator: torch.Generator) -> Callable[[NetworkShape, int], CropMask]:
+    """A random mask: mask(shape, batch)."""
+    return lambda shape, batch: crop_mask(random_token_mask(batch, shape.token_grid, 0.5, generator), shape.token_size)
 
 
 @pytest.fixture(autouse=True)

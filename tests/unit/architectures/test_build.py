@@ -11,8 +11,8 @@ from nnunet_topomae.architectures.build import (
     build_fusion_network,
     build_unetrpp,
     deep_supervision_scales,
-    no_weight_decay,
 )
+from nnunet_topomae.architectures.roles import no_weight_decay
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig
 

@@ -1,9 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from nnunet_topomae.architectures.build import build_copretraining_network
-from nnunet_topomae.masking import token_to_voxel_mask
 from nnunet_topomae.training.schedules import build_adamw
 
 
@@ -22,7 +23,7 @@ def test_shapes_with_a_single_sample(shape, architecture, crop, mask, channels) 
 def test_hidden_voxels_change_nothing(shape, architecture, crop, mask, training) -> None:  # type: ignore[no-untyped-def]
     network = build_copretraining_network(shape, 2, architecture).train(training)
     data, hidden = crop(shape, 2, 2), mask(shape, 2)
-    voxels = token_to_voxel_mask(hidden, shape.token_size)
+    voxels = hidden.hidden
     changed = torch.where(voxels, torch.full_like(data, 1e4), data)
     changed[voxels.expand_as(data) & (data > 0)] = float("nan")
     with torch.no_grad():
@@ -34,7 +35,7 @@ def test_hidden_voxels_change_nothing(shape, architecture, crop, mask, training)
 def test_visible_voxels_change_all_outputs(shape, architecture, crop, mask) -> None:  # type: ignore[no-untyped-def]
     network = build_copretraining_network(shape, 1, architecture)
     data, hidden = crop(shape, 1, 1), mask(shape, 1)
-    changed = torch.where(token_to_voxel_mask(hidden, shape.token_size), data, data + 1)
+    changed = torch.where(hidden.hidden, data, data + 1)
     with torch.no_grad():
         for before, after in zip(network(data, hidden), network(changed, hidden), strict=True):
             assert not torch.allclose(before.reconstruction, after.reconstruction)
@@ -66,11 +67,13 @@ def test_key_point_head_sees_zeros_in_hidden_places(four_stages, architecture, c
     seen: list[torch.Tensor] = []
     network.vit_key_points.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     data, hidden = crop(four_stages, 2, 1), mask(four_stages, 2)
-    tokens = network.vit_encoder(data, hidden)
+    tokens = network.vit_encoder(data, hidden.visible)
     network.forward_vit(data, hidden)
     features = seen[0].movedim(1, -1)  # (B, E, d, h, w) -> (B, d, h, w, E)
-    assert not features[hidden].any()
-    assert torch.equal(features[~hidden], tokens.flatten(0, 1))
+    size = four_stages.token_size
+    places = hidden.hidden[:, 0, :: size[0], :: size[1], :: size[2]]
+    assert not features[places].any()
+    assert torch.equal(features[~places], tokens.flatten(0, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -123,11 +126,11 @@ def test_every_parameter_learns(shape, architecture, crop, mask) -> None:  # typ
 
 
 def test_overfits_one_batch(four_stages, architecture, mask) -> None:  # type: ignore[no-untyped-def]
-    network = build_copretraining_network(four_stages, 1, architecture)
+    network = build_copretraining_network(four_stages, 1, replace(architecture, depth=1))
     depth = torch.linspace(0, 3, four_stages.patch_size[0])[:, None, None]
     data = (torch.sin(depth) * torch.linspace(0, 1, four_stages.patch_size[2])).expand(1, 1, *four_stages.patch_size)
     hidden = mask(four_stages, 1)
-    voxels = token_to_voxel_mask(hidden, four_stages.token_size)
+    voxels = hidden.hidden
     points = torch.linspace(-0.9, 0.9, 27).view(1, 9, 3)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     history = []

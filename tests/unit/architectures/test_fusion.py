@@ -42,10 +42,10 @@ def test_projections_use_the_strides_between(four_stages: NetworkShape) -> None:
     fusion = TokenFusion(10, four_stages)
     layers = [[type(layer).__name__ for layer in projection] for projection in fusion.projections]
     assert layers == [
-        ["ConvTranspose3d", "InstanceNorm3d", "GELU", "ConvTranspose3d"],
-        ["ConvTranspose3d"],
+        ["Upsampling", "InstanceNorm3d", "GELU", "Upsampling"],
+        ["Upsampling"],
         ["Pointwise"],
-        ["Conv3d"],
+        ["Downsampling"],
     ]
     first, last = fusion.projections[0][0], fusion.projections[0][-1]
     assert (first.stride, last.stride) == (four_stages.strides[2], four_stages.strides[1])

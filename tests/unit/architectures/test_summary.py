@@ -8,8 +8,16 @@ from torch import Tensor, nn
 
 from nnunet_topomae.architectures.build import build_copretraining_network, build_fusion_network, build_unetrpp
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
-from nnunet_topomae.architectures.summary import count_macs, count_parameters, network_macs, summary_line
+from nnunet_topomae.architectures.summary import (
+    Cost,
+    count_macs,
+    count_parameters,
+    measure_cost,
+    network_macs,
+    summary_line,
+)
 from nnunet_topomae.config import ArchitectureConfig
+from nnunet_topomae.masking import crop_mask
 
 NORMS = {"instance_norm", "batch_norm", "layer_norm", "group_norm"}
 PRODUCTS = {"conv", "linear", "matmul", "bmm", "addmm", "mm", "einsum"}
@@ -33,6 +41,10 @@ def test_closed_form() -> None:
     network = nn.Sequential(nn.Conv3d(2, 5, 3, padding=1), nn.ConvTranspose3d(5, 3, (1, 2, 2), stride=(1, 2, 2)))
     assert count_parameters(network) == 27 * 2 * 5 + 5 + 4 * 5 * 3 + 3
     assert count_macs(network, (2, 4, 6, 8)) == 4 * 6 * 8 * (27 * 2 * 5 + 4 * 5 * 3)
+
+
+def test_cost_of_a_network_in_2d() -> None:
+    assert measure_cost(nn.Conv2d(2, 5, 3, padding=1), 2, (6, 8)) == Cost(9 * 2 * 5 + 5, 6 * 8 * 9 * 2 * 5)
 
 
 def test_equals_fvcore(four_stages, architecture, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -62,7 +74,8 @@ def test_hidden_tokens_cost_nothing(four_stages: NetworkShape, architecture: Arc
     grid = four_stages.token_grid
     few, many = torch.ones(1, *grid, dtype=torch.bool), torch.zeros(1, *grid, dtype=torch.bool)
     few[0, 0, 0, :2] = False
-    counts = [count_macs(network, (1, *four_stages.patch_size), mask) for mask in (few, many)]
+    masks = [crop_mask(mask, four_stages.token_size, "meta") for mask in (few, many)]
+    counts = [count_macs(network, (1, *four_stages.patch_size), mask) for mask in masks]
     per_token = 4 * 12 * 192**2 + 192 * 96 + math.prod(four_stages.token_size) * 192
     tokens = math.prod(grid)
     attention = 4 * 2 * 192 * (tokens**2 - 2**2)
@@ -80,14 +93,16 @@ def test_counting_leaves_the_network_alone(four_stages: NetworkShape, architectu
 
 def test_summary_line(four_stages: NetworkShape, architecture: ArchitectureConfig) -> None:
     network = build_copretraining_network(four_stages, 1, architecture)
-    line = summary_line(network, four_stages, 1)
+    cost = measure_cost(network, 1, four_stages.patch_size)
+    assert cost == Cost(count_parameters(network), network_macs(network, four_stages, 1))
+    line = summary_line(network, four_stages, cost)
     for part in (
         "CoPretrainingNetwork",
         "patch 8x32x48",
         "stem 1x2x2",
         "96 tokens of 2x8x8",
-        " M parameters",
-        " G MACs",
+        f"{cost.parameters / 1e6:.2f} M parameters",
+        f"{cost.macs / 1e9:.2f} G MACs",
     ):
         assert part in line
     assert "\n" not in line

@@ -10,7 +10,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig, TopologyConfig, TopoMAEConfig
-from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_loader, draw_crop_bounds
+from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_loader
 from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import TopologyRegion, persistence_diagrams
@@ -128,14 +128,6 @@ def test_global_random_state_is_neither_used_nor_changed() -> None:
     torch.manual_seed(2)
     loader.reset()
     assert torch.equal(next(loader)["data"], first["data"])
-
-
-def test_bounds_are_uniform_and_inside() -> None:
-    rng = np.random.default_rng(0)
-    lowers = [draw_crop_bounds((8, 5, 6), (5, 5, 9), rng)[0] for _ in range(400)]
-    assert {lower[0] for lower in lowers} == {0, 1, 2, 3}
-    assert {lower[1] for lower in lowers} == {0}
-    assert {lower[2] for lower in lowers} == {-2}  # three voxels too few: two in front, one behind, as nnU-Net pads
 
 
 def test_nan_names_the_case() -> None:

@@ -156,10 +156,10 @@ def test_validation_patients_and_copies_of_validation_cases_are_left_out(
     assert free.unlabelled == ("p1_b", "p3_a")
     assert free.excluded == {"p9_a": "the same image as validation case p2_a"}
     recorded = free.record(tmp_path, continued=False)
-    assert recorded["cases"] == hash_images(task.data_folder, ["p1_a"])
-    assert recorded["unlabeled"] == hash_images(task.folder, ["p1_b", "p3_a"])
-    assert json.loads((tmp_path / "cases_read.json").read_text()) == recorded["cases"]
-    assert json.loads((tmp_path / "unlabeled_read.json").read_text()) == recorded["unlabeled"]
+    assert recorded.cases == hash_images(task.data_folder, ["p1_a"])
+    assert recorded.unlabeled == hash_images(task.folder, ["p1_b", "p3_a"])
+    assert json.loads((tmp_path / "cases_read.json").read_text()) == recorded.cases
+    assert json.loads((tmp_path / "unlabeled_read.json").read_text()) == recorded.unlabeled
     grouped = choose_cases((["p2_a"], ["p1_a"]), *arguments, PretrainingConfig(patients="^(.+)_"))
     assert grouped.unlabelled == ("p3_a", "p9_a")
     assert grouped.excluded == {"p1_b": "its patient is validated on"}

@@ -284,7 +284,7 @@ def trained(nnunet_env: Any, tmp_path: Path) -> Trained:
         "network_weights": {"weight": torch.zeros(3, 2)},
         "logging": logged,
         "init_args": {"plans": plans, "configuration": CONFIGURATION, "fold": 0, "device": torch.device("cpu")},
-        ENTRY: describe("pretraining", plan, manifest),
+        ENTRY: describe("pretraining", plan.config, plan.facts, manifest),
     }
     file = tmp_path / "checkpoint_final.pth"
     torch.save(checkpoint, file)
@@ -377,6 +377,15 @@ def test_checkpoint_of_an_earlier_version_with_fewer_facts(
     assert checkpoint_report(trained.file, capsys)[2]["plan"]["status"] == "ok"
     _change_plan(trained)
     assert checkpoint_report(trained.file, capsys)[2]["plan"]["status"] == "error"
+
+
+def test_checkpoint_that_lists_no_cases(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    """As fine-tuning checkpoints of earlier versions: no proof is not a proof."""
+    checkpoint = torch.load(trained.file, weights_only=False)
+    checkpoint[ENTRY]["manifest"]["cases"] = {}
+    torch.save(checkpoint, trained.file)
+    cases = checkpoint_report(trained.file, capsys)[2]["cases"]
+    assert (cases["status"], cases["value"]) == ("warning", "the checkpoint lists no cases")
 
 
 def test_checkpoint_without_data_here(

@@ -10,7 +10,6 @@ from nnunet_topomae.architectures.copretraining import BranchOutput, CoPretraini
 from nnunet_topomae.config import PretrainingConfig, TopologyConfig
 from nnunet_topomae.losses.consistency import reconstruction_consistency, spatial_consistency
 from nnunet_topomae.losses.copretraining import (
-    TERMS,
     CoPretrainingLoss,
     TopologicalTerms,
     compose_reconstruction,
@@ -163,7 +162,7 @@ def test_total_is_the_papers_formula(lambdas: tuple[float, float, float]) -> Non
         + l3 * terms["rec_consis"]
     )
     assert terms["total"] == pytest.approx(expected, rel=1e-5)
-    assert set(terms) == {*TERMS, "total"}
+    assert set(terms) == {*term_weights(PretrainingConfig(), TopologyConfig()), "total"}
     assert (terms["topo_vit"], terms["topo_unetrpp"]) == (pytest.approx(0.7), pytest.approx(1.9))
 
 

@@ -12,6 +12,7 @@ from nnunetv2.run import run_training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, distributed, nn
 
+from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
 from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
 from nnunet_topomae.trainers.unetr_trainer import UNETRTrainer
@@ -117,7 +118,7 @@ def pretrained(_dataset: None) -> Pretrained:
     with torch.no_grad():
         for parameter in trainer.network.parameters():
             parameter.add_(torch.rand_like(parameter))
-    trainer.images_read = {"cases": dict.fromkeys(SPLITS[0]["train"], "hash"), "unlabeled": {}}
+    trainer.images_read = ImagesRead(dict.fromkeys(SPLITS[0]["train"], "hash"))
     file = Path(trainer.output_folder) / "checkpoint_final.pth"
     trainer.save_checkpoint(str(file))
     weights = torch.load(file, weights_only=False)["network_weights"]

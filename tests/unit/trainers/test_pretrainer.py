@@ -4,12 +4,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.data import selection
-from nnunet_topomae.data.cases import hash_images
+from nnunet_topomae.data.cases import ImagesRead, hash_images
 from nnunet_topomae.data.selection import PretrainingCases
 from nnunet_topomae.trainers import pretrainer
+from nnunet_topomae.trainers.planned import PlannedTrainer
 from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
 
 
@@ -32,10 +34,12 @@ def test_one_process_of_a_training_hashes_the_images_and_writes_their_list(
     monkeypatch.setattr(selection, "read_manifest", lambda *_: {})
     monkeypatch.setattr(pretrainer, "start_workers", lambda loader, _: loader)
     monkeypatch.setattr(pretrainer, "SingleThreadedAugmenter", lambda loader, _: loader)
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda self: self.get_dataloaders())
     loaded: list[Any] = []
 
     def trainer(rank: int) -> Any:
-        return SimpleNamespace(
+        made = TopoMAEPretrainer.__new__(TopoMAEPretrainer)
+        vars(made).update(
             do_split=lambda: (["b", "a"], ["c"]),
             preprocessed_dataset_folder=str(data_folder),
             output_folder=str(output_folder),
@@ -48,17 +52,18 @@ def test_one_process_of_a_training_hashes_the_images_and_writes_their_list(
             local_rank=rank,
             device=None,
             build_loader=lambda *arguments: loaded.append(arguments),
-            images_read={},
+            images_read=ImagesRead(),
         )
+        return made
 
     second = trainer(rank=1)
-    TopoMAEPretrainer.get_dataloaders(second)
-    assert calls == [] and list(output_folder.iterdir()) == [] and second.images_read == {}
-    assert [arguments[0] for arguments in loaded] == [["b", "a"], ["b", "a"]]
+    PlannedTrainer.on_train_start(second)
+    assert calls == [] and list(output_folder.iterdir()) == [] and second.images_read == ImagesRead()
+    assert [arguments[0] for arguments in loaded] == [["a", "b"], ["a", "b"]]
     first = trainer(rank=0)
-    TopoMAEPretrainer.get_dataloaders(first)
+    PlannedTrainer.on_train_start(first)
     assert calls == [("a", "b"), ()]
-    assert first.images_read == {"cases": expected, "unlabeled": {}}
+    assert first.images_read == ImagesRead(cases=expected)
     assert json.loads((output_folder / "cases_read.json").read_text()) == expected
 
 

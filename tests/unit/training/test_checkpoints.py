@@ -10,7 +10,7 @@ from torch import nn
 from nnunet_topomae.architectures.build import build_copretraining_network, build_fusion_network
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig
-from nnunet_topomae.training.checkpoints import ignore_fusion_weights, save_atomically, training_state
+from nnunet_topomae.training.checkpoints import ignore_former_parts, save_atomically, training_state
 
 TINY = ArchitectureConfig(vit="tiny", dims=(8, 16, 32, 64), depth=1)
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
@@ -37,7 +37,7 @@ def test_pre_training_resumes_from_a_checkpoint_with_fusion_layers() -> None:
     again, _ = _networks()
     with pytest.raises(RuntimeError, match=r"fusion\."):
         again.load_state_dict(dict(state))
-    ignore_fusion_weights(again)
+    ignore_former_parts(again)
     again.load_state_dict(dict(state))
     assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
 

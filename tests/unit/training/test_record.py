@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_topomae.training.devices import log_gpu_memory
+from nnunet_topomae.training.devices import record_gpu_memory
 from nnunet_topomae.training.plots import plot_terms
 from nnunet_topomae.training.record import METRICS_FILE, add_facts, average_terms, read_epochs, read_facts, write_epoch
 
@@ -32,21 +32,25 @@ def test_plot(tmp_path: Path, terms: int) -> None:
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_gpu_memory_is_logged_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_memory_is_recorded_by_the_first_process_of_a_gpu_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     class Trainer:
-        def __init__(self, device: str) -> None:
-            self.device, self.lines = torch.device(device), list[str]()
+        def __init__(self, device: str, rank: int) -> None:
+            self.device, self.local_rank, self.lines = torch.device(device), rank, list[str]()
+            self.output_folder = str(tmp_path / f"{device}{rank}")
+            Path(self.output_folder).mkdir()
 
         def print_to_log_file(self, line: str) -> None:
             self.lines.append(line)
 
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3_210_000_000)
-    lines = []
-    for device in ("cpu", "cuda"):
-        trainer = Trainer(device)
-        log_gpu_memory(trainer)
-        lines.append(trainer.lines)
-    assert lines == [[], ["peak GPU memory 3.21 GB"]]
+    trainers = [Trainer("cpu", 0), Trainer("cuda", 1), Trainer("cuda", 0)]
+    for trainer in trainers:
+        record_gpu_memory(trainer)
+    assert [trainer.lines for trainer in trainers] == [[], [], ["peak GPU memory 3.21 GB"]]
+    facts = [read_facts(Path(trainer.output_folder)) for trainer in trainers]
+    assert facts == [{}, {}, {"peak_gpu_bytes": 3_210_000_000}]
 
 
 def test_facts_are_kept_and_replaced_by_key(tmp_path: Path) -> None:

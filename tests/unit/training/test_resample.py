@@ -18,7 +18,7 @@ from nnunet_topomae.training.resample import (
     source_name,
     spread_channels,
 )
-from nnunet_topomae.training.transfer import transfer_resampled
+from nnunet_topomae.training.transfer import Parts, transfer_resampled, transferred_parts
 
 TINY = ArchitectureConfig(vit="tiny", dims=(8, 16, 32, 64), depth=1)
 SIZES = [(2, 2), (1, 4), (4, 1), (2, 4), (4, 2), (3, 5), (5, 3), (7, 2), (2, 7)]
@@ -104,6 +104,14 @@ THIN = _size((8, 64, 64), [[1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2]], 1)
 LARGER = _size((32, 32, 48), [[2, 2, 2]] * 3, 3)
 
 
+# As the networks declare it (architectures.roles.coarse_to_fine_prefixes).
+STEPS = ("decoder.steps.",)
+
+
+def _both(network: torch.nn.Module) -> Parts:
+    return transferred_parts(network, "both")
+
+
 def _networks(old: NetworkSize, new: NetworkSize) -> tuple[torch.nn.Module, torch.nn.Module]:
     torch.manual_seed(0)
     pretrained = build_copretraining_network(old.shape, old.channels, TINY)
@@ -115,13 +123,13 @@ def test_every_weight_is_copied_resampled_or_fresh(old: NetworkSize, new: Networ
     pretrained, network = _networks(old, new)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     weights = pretrained.state_dict()
-    result = transfer_resampled(weights, network, old, new)
+    result = transfer_resampled(weights, network, old, new, _both(network))
     own = network.state_dict()
     assert set(result.matched) | set(result.missing) == set(own) and not set(result.matched) & set(result.missing)
     assert all(torch.equal(own[name], before[name]) for name in result.missing)
     for name in result.matched:
         if name not in result.adapted:
-            assert torch.equal(own[name], weights[source_name(name, old.shape, new.shape)]), name
+            assert torch.equal(own[name], weights[source_name(name, STEPS, old.shape, new.shape)]), name
     stages = min(len(old.shape.dims), len(new.shape.dims))
     kept = [name for name in own if name.startswith("encoder.stages.") and int(name.split(".")[2]) < stages]
     assert set(kept) <= set(result.matched)
@@ -133,14 +141,14 @@ def test_every_weight_is_copied_resampled_or_fresh(old: NetworkSize, new: Networ
 def test_the_same_plan_is_copied_to_the_last_bit() -> None:
     pretrained, network = _networks(ISOTROPIC, ISOTROPIC)
     weights = pretrained.state_dict()
-    result = transfer_resampled(weights, network, ISOTROPIC, ISOTROPIC)
+    result = transfer_resampled(weights, network, ISOTROPIC, ISOTROPIC, _both(network))
     assert result.adapted == {}
     assert all(torch.equal(network.state_dict()[name], weights[name]) for name in result.matched)
 
 
 def test_tokens_of_a_constant_image_are_those_of_the_old_network() -> None:
     pretrained, network = _networks(ISOTROPIC, LARGER)
-    transfer_resampled(pretrained.state_dict(), network, ISOTROPIC, LARGER)
+    transfer_resampled(pretrained.state_dict(), network, ISOTROPIC, LARGER, _both(network))
     tokens = []
     for model, size in ((pretrained, ISOTROPIC), (network, LARGER)):
         image = torch.full((1, size.channels, *size.shape.patch_size), 0.7)
@@ -151,10 +159,10 @@ def test_tokens_of_a_constant_image_are_those_of_the_old_network() -> None:
 def test_decoder_steps_belong_together_from_the_finest_on() -> None:
     three = NetworkShape((16, 32, 24), ((2, 2, 2),) * 3, (8, 16, 32), (4, 4, 4), 2)
     four = NetworkShape((16, 32, 32), ((2, 2, 2),) * 4, (8, 16, 32, 64), (4, 4, 4, 2), 2)
-    assert source_name("decoder.steps.3.upsampling.weight", three, four) == "decoder.steps.2.upsampling.weight"
-    assert source_name("decoder.steps.0.upsampling.weight", three, four) == "decoder.steps.-1.upsampling.weight"
-    assert source_name("decoder.steps.0.refinement.x", four, three) == "decoder.steps.1.refinement.x"
-    assert source_name("encoder.stages.1.x", four, three) == "encoder.stages.1.x"
+    assert source_name("decoder.steps.3.upsampling.weight", STEPS, three, four) == "decoder.steps.2.upsampling.weight"
+    assert source_name("decoder.steps.0.upsampling.weight", STEPS, three, four) == "decoder.steps.-1.upsampling.weight"
+    assert source_name("decoder.steps.0.refinement.x", STEPS, four, three) == "decoder.steps.1.refinement.x"
+    assert source_name("encoder.stages.1.x", STEPS, four, three) == "encoder.stages.1.x"
 
 
 def test_another_architecture_is_refused_and_nothing_is_loaded() -> None:
@@ -164,5 +172,5 @@ def test_another_architecture_is_refused_and_nothing_is_loaded() -> None:
     network = build_fusion_network(shape, 3, 3, other, deep_supervision=True)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(ValueError, match="cannot be adapted"):
-        transfer_resampled(pretrained.state_dict(), network, ISOTROPIC, NetworkSize(shape, 3))
+        transfer_resampled(pretrained.state_dict(), network, ISOTROPIC, NetworkSize(shape, 3), _both(network))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

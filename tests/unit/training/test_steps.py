@@ -12,14 +12,14 @@ from nnunet_topomae.config import ArchitectureConfig, PretrainingConfig, Topolog
 from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
-from nnunet_topomae.masking import random_token_mask, token_to_voxel_mask
+from nnunet_topomae.masking import crop_mask, random_token_mask
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import TopologicalLoss
 from nnunet_topomae.training.steps import CoPretrainingStep, detach_terms, optimise
 
 CPU = torch.device("cpu")
-TINY = ArchitectureConfig(vit="tiny", dims=(8, 16, 32, 64), depth=1)
-SHAPE = derive_network_shape((16, 32, 24), [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]], TINY)
+TINY = ArchitectureConfig(vit="tiny", dims=(8, 8, 16, 16), depth=1)
+SHAPE = derive_network_shape((8, 24, 16), [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]], TINY)
 
 
 SEED = 5
@@ -33,7 +33,7 @@ def _step(topology: TopologyConfig) -> tuple[CoPretrainingStep, nn.Module, dict[
     torch.manual_seed(0)
     network = build_copretraining_network(SHAPE, 2, TINY)
     generator = torch.Generator().manual_seed(0)
-    data = torch.randn(2, 2, 16, 32, 24, generator=generator)
+    data = torch.randn(2, 2, *SHAPE.patch_size, generator=generator)
     rng = np.random.default_rng(0)
     batch = {
         "data": data,
@@ -48,12 +48,12 @@ def _step(topology: TopologyConfig) -> tuple[CoPretrainingStep, nn.Module, dict[
 @pytest.mark.parametrize("region", ["full", "crop", "pool"])
 @pytest.mark.parametrize("composition", ["paste", "full"])
 def test_topological_terms_are_those_of_the_composed_reconstructions(region: str, composition: str) -> None:
-    topology = TopologyConfig(region=region, region_size=7, composition=composition, normalisation="paper")
+    topology = TopologyConfig(region=region, region_size=6, composition=composition, normalisation="paper")
     step, network, batch = _step(topology)
     terms = step(batch, _masks(), 1.0)
-    mask = random_token_mask(2, SHAPE.token_grid, 0.5, _masks())
-    data, hidden = batch["data"], token_to_voxel_mask(mask, SHAPE.token_size)
-    direct = TopologicalLoss(region, 7, normalisation="paper")
+    mask = crop_mask(random_token_mask(2, SHAPE.token_grid, 0.5, _masks()), SHAPE.token_size)
+    data, hidden = batch["data"], mask.hidden
+    direct = TopologicalLoss(region, 6, normalisation="paper")
     origins = [target.origin for target in batch["target_topology"]]
     for name, branch in zip(("vit", "unetrpp"), network(data, mask), strict=True):
         volume = branch.reconstruction
@@ -66,8 +66,8 @@ def test_topological_terms_are_those_of_the_composed_reconstructions(region: str
 def test_padded_voxels_count_in_no_term(composition: str) -> None:
     step, network, batch = _step(TopologyConfig(region="full", composition=composition, normalisation="paper"))
     locations = [
-        CropLocation((-3, 0, -5), (13, 32, 19), (12, 40, 30)),
-        CropLocation((1, 2, 3), (17, 34, 27), (20, 36, 30)),
+        CropLocation((-3, 0, -5), (5, 24, 11), (4, 30, 20)),
+        CropLocation((1, 2, 3), (9, 26, 19), (10, 28, 20)),
     ]
     inside = torch.stack([torch.from_numpy(location.inside())[None] for location in locations])
     batch["data"] = batch["data"] * inside
@@ -75,8 +75,8 @@ def test_padded_voxels_count_in_no_term(composition: str) -> None:
     target = TopologyTarget(step.plan.config.topology)
     batch |= {"locations": locations, "target_topology": [target(volume, rng) for volume in batch["data"]]}
     terms = step(batch, _masks(), 1.0)
-    mask = random_token_mask(2, SHAPE.token_grid, 0.5, _masks())
-    data, hidden = batch["data"], token_to_voxel_mask(mask, SHAPE.token_size)
+    mask = crop_mask(random_token_mask(2, SHAPE.token_grid, 0.5, _masks()), SHAPE.token_size)
+    data, hidden = batch["data"], mask.hidden
     counted = (hidden & inside).expand_as(data)
     direct = TopologicalLoss("full", normalisation="paper")
     for name, branch in network(data, mask).present().items():
@@ -91,7 +91,7 @@ def test_padded_voxels_count_in_no_term(composition: str) -> None:
 
 @pytest.mark.parametrize("branch", ["vit", "unetrpp"])
 def test_one_network_alone_has_its_own_terms_only(branch: str) -> None:
-    step, _, batch = _step(TopologyConfig(region_size=9))
+    step, _, batch = _step(TopologyConfig(region_size=7))
     expected = step(batch, _masks(), 1.0)
     torch.manual_seed(0)
     step.network = build_copretraining_network(SHAPE, 2, TINY, [branch])
@@ -103,7 +103,7 @@ def test_one_network_alone_has_its_own_terms_only(branch: str) -> None:
 
 
 def test_total_reaches_every_weight_and_topology_is_left_out_on_request() -> None:
-    step, network, batch = _step(TopologyConfig(region_size=9))
+    step, network, batch = _step(TopologyConfig(region_size=7))
     terms = step(batch, _masks(), 1.0)
     terms["total"].backward()
     without_gradient = [name for name, parameter in network.named_parameters() if parameter.grad is None]
@@ -114,24 +114,19 @@ def test_total_reaches_every_weight_and_topology_is_left_out_on_request() -> Non
 
 
 def test_pre_training_learns() -> None:
-    step, network, batch = _step(TopologyConfig(region_size=9))
+    step, network, batch = _step(TopologyConfig(region_size=7))
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
     totals = []
     for _ in range(15):
-        terms: dict[str, torch.Tensor] = {}
-
-        def compute_loss(terms: dict[str, torch.Tensor] = terms) -> torch.Tensor:
-            terms.update(step(batch, _masks(), 1.0))
-            return terms["total"]
-
-        optimise(compute_loss, network, optimizer, None, 1.0, CPU, ["a"])
+        terms = step(batch, _masks(), 1.0)
+        optimise(terms["total"], network, optimizer, None, 1.0, ["a"])
         totals.append(detach_terms(terms)["total"])
     assert totals[-1] < 0.7 * totals[0]
 
 
 @pytest.mark.slow
 def test_compiled_network_runs_with_topology() -> None:
-    step, network, batch = _step(TopologyConfig(region_size=9))
+    step, network, batch = _step(TopologyConfig(region_size=7))
     expected = detach_terms(step(batch, _masks(), 1.0))
     step.network = torch.compile(network, backend="eager")
     assert detach_terms(step(batch, _masks(), 1.0)) == pytest.approx(expected, rel=1e-4)
@@ -141,9 +136,22 @@ def test_clipping_bounds_the_gradient() -> None:
     layer = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     before = torch.cat([p.detach().flatten().clone() for p in layer.parameters()])
-    optimise(lambda: 1e6 * layer(torch.ones(1, 3)).sum(), layer, optimizer, None, 0.25, CPU, ["a"])
+    optimise(1e6 * layer(torch.ones(1, 3)).sum(), layer, optimizer, None, 0.25, ["a"])
     after = torch.cat([p.detach().flatten() for p in layer.parameters()])
     assert torch.linalg.norm(after - before).item() == pytest.approx(0.25, rel=1e-3)
+
+
+def test_every_step_has_its_own_gradient() -> None:
+    """The second step must not add to the gradient of the first; gradients take no memory in between."""
+    layer = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    moves = []
+    for _ in range(2):
+        before = layer.weight.detach().clone()
+        optimise(layer(torch.ones(1, 3)).sum(), layer, optimizer, None, 100.0, ["a"])
+        moves.append(layer.weight.detach() - before)
+        assert layer.weight.grad is None
+    torch.testing.assert_close(moves[1], moves[0])
 
 
 def test_a_loss_that_is_not_finite_names_the_cases_and_changes_nothing() -> None:
@@ -151,5 +159,5 @@ def test_a_loss_that_is_not_finite_names_the_cases_and_changes_nothing() -> None
     before = layer.weight.detach().clone()
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     with pytest.raises(RuntimeError, match="cases a, b"):
-        optimise(lambda: layer(torch.full((1, 3), math.nan)).sum(), layer, optimizer, None, 1.0, CPU, ["a", "b"])
+        optimise(layer(torch.full((1, 3), math.nan)).sum(), layer, optimizer, None, 1.0, ["a", "b"])
     assert torch.equal(layer.weight, before)

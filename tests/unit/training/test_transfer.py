@@ -8,7 +8,7 @@ from torch import nn
 from nnunet_topomae.architectures.build import build_copretraining_network, build_fusion_network, build_unetr
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig
-from nnunet_topomae.training.transfer import Transfer, fusion_parts, transfer, unetr_parts
+from nnunet_topomae.training.transfer import Parts, Transfer, transfer, transferred_parts
 
 TINY = ArchitectureConfig(vit="tiny", dims=(8, 16, 32, 64), depth=1)
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
@@ -20,11 +20,15 @@ def _networks(channels: int = 2) -> tuple[nn.Module, nn.Module]:
     return pretrained, build_fusion_network(SHAPE, channels, 3, TINY, deep_supervision=True)
 
 
+def _both(network: nn.Module) -> Parts:
+    return transferred_parts(network, "both")
+
+
 def test_transfer_counts_every_weight_once() -> None:
     pretrained, network = _networks()
     fresh = {n: v.clone() for n, v in network.state_dict().items() if n.startswith(("fusion.", "decoder.seg_layers."))}
     weights = pretrained.state_dict()
-    result = transfer(weights, network)
+    result = transfer(weights, network, _both(network))
     own = network.state_dict()
     assert set(result.matched) | set(result.missing) == set(own) and not set(result.matched) & set(result.missing)
     assert set(result.matched) | set(result.unexpected) == set(weights)
@@ -36,7 +40,7 @@ def test_transfer_counts_every_weight_once() -> None:
 
 def test_after_transfer_the_encoders_compute_what_they_computed_in_pre_training() -> None:
     pretrained, network = (n.eval() for n in _networks())
-    transfer(pretrained.state_dict(), network)
+    transfer(pretrained.state_dict(), network, _both(network))
     data = torch.randn(1, 2, 16, 32, 24)
     for first, second in zip(pretrained.encoder(data), network.encoder(data), strict=True):
         assert torch.equal(first, second)
@@ -50,7 +54,7 @@ def test_other_number_of_channels_is_refused_and_nothing_is_loaded() -> None:
     pretrained, network = _networks(channels=1)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(ValueError, match="number of channels"):
-        transfer(pretrained.state_dict(), network)
+        transfer(pretrained.state_dict(), network, _both(network))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
@@ -59,9 +63,9 @@ def test_absent_and_foreign_weights_are_refused() -> None:
     weights = dict(pretrained.state_dict())
     name = next(n for n in weights if n.startswith("encoder."))
     with pytest.raises(ValueError, match=f"{name} is absent"):
-        transfer({n: v for n, v in weights.items() if n != name}, network)
+        transfer({n: v for n, v in weights.items() if n != name}, network, _both(network))
     with pytest.raises(ValueError, match=r"other\.weight is not part"):
-        transfer({**weights, "other.weight": torch.zeros(1)}, network)
+        transfer({**weights, "other.weight": torch.zeros(1)}, network, _both(network))
 
 
 @pytest.mark.parametrize(("which", "prefix"), [("vit", "vit_encoder."), ("partner", "encoder.")])
@@ -71,11 +75,11 @@ def test_refusals_stay_strict_for_what_is_transferred(which: str, prefix: str) -
     name = next(n for n in weights if n.startswith(prefix))
     without = {n: v for n, v in weights.items() if n != name}
     with pytest.raises(ValueError, match=f"{name} is absent"):
-        transfer(without, network, fusion_parts(which))
+        transfer(without, network, transferred_parts(network, which))
     with pytest.raises(ValueError, match=f"{name} is .*, needed is"):
-        transfer({**weights, name: torch.zeros(1)}, network, fusion_parts(which))
+        transfer({**weights, name: torch.zeros(1)}, network, transferred_parts(network, which))
     other = "vit" if which == "partner" else "partner"
-    assert name in transfer(without, network, fusion_parts(other)).missing
+    assert name in transfer(without, network, transferred_parts(network, other)).missing
 
 
 def test_counts_are_written_with_the_source(tmp_path: Path) -> None:
@@ -94,11 +98,37 @@ def test_unetr_takes_the_vit_and_nothing_else() -> None:
     network = build_unetr(SHAPE, 2, 3, TINY)
     fresh = {name: value.clone() for name, value in network.unetr_decoder.state_dict().items()}
     weights = {**pretrained.state_dict(), "fusion.projections.0.0.weight": torch.zeros(1)}
-    result = transfer(weights, network, unetr_parts("both"))
+    result = transfer(weights, network, _both(network))
     own = network.state_dict()
     assert {name for name in weights if name.startswith("vit_encoder.")} == set(result.matched)
     assert all(torch.equal(own[name], weights[name]) for name in result.matched)
     assert all(torch.equal(own[f"unetr_decoder.{name}"], value) for name, value in fresh.items())
     assert len(result.missing) == len(fresh) and len(result.unexpected) == len(weights) - len(result.matched)
     with pytest.raises(ValueError, match="vit_encoder.norm.weight is absent"):
-        transfer({n: v for n, v in weights.items() if n != "vit_encoder.norm.weight"}, network, unetr_parts("both"))
+        transfer({n: v for n, v in weights.items() if n != "vit_encoder.norm.weight"}, network, _both(network))
+
+
+def test_parts_of_every_choice() -> None:
+    pretraining = {"vit_decoder.", "vit_key_points.", "key_points.", "fusion."}
+    pretrained, network = _networks()
+    both, vit, partner = (transferred_parts(network, choice) for choice in ("both", "vit", "partner"))
+    assert (both.taken, vit.taken, partner.taken) == (("vit", "partner"), ("vit",), ("partner",))
+    assert set(both.fresh) == {"fusion.", "decoder.seg_layers."} and set(both.left_out) == pretraining
+    assert set(vit.fresh) == {*both.fresh, "encoder.", "decoder."}
+    assert set(vit.left_out) == {*pretraining, "encoder.", "decoder."}
+    assert set(partner.fresh) == {*both.fresh, "vit_encoder."}
+    assert set(partner.left_out) == {*pretraining, "vit_encoder."}
+    unetr = build_unetr(SHAPE, 2, 3, TINY)
+    assert _both(unetr) == transferred_parts(unetr, "vit")
+    assert _both(unetr).fresh == ("unetr_decoder.",) and set(_both(unetr).left_out) == set(vit.left_out)
+    assert {name.split(".")[0] for name, _ in pretrained.named_parameters()} == {
+        part for parts in (*pretrained.transferred_parts.values(), pretrained.pretraining_parts) for part in parts
+    }
+
+
+def test_a_part_that_was_renamed_is_an_error() -> None:
+    network = build_unetr(SHAPE, 2, 3, TINY)
+    network.decoder = network.unetr_decoder
+    del network.unetr_decoder
+    with pytest.raises(AttributeError, match="unetr_decoder"):
+        _both(network)

@@ -12,6 +12,7 @@ from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig, TopoMAEConfig
 from nnunet_topomae.data.loaders import CropLocationLoader
 from nnunet_topomae.geometry import CropLocation
+from nnunet_topomae.masking import CropMask
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.previews import Preview
 from nnunet_topomae.training.validation import (
@@ -52,9 +53,8 @@ class _Loader(CropLocationLoader):
     def image(self, case: str) -> torch.Tensor:
         return self.volume
 
-    def cut(self, case: str, image: torch.Tensor, lower, upper):  # type: ignore[no-untyped-def]
-        crop = crop_and_pad_nd(image, [list(bounds) for bounds in zip(lower, upper, strict=True)], 0)
-        return crop, CropLocation(tuple(lower), tuple(upper), tuple(image.shape[1:]))
+    def cut(self, case: str, image: torch.Tensor, location: CropLocation) -> torch.Tensor:
+        return crop_and_pad_nd(image, [list(bounds) for bounds in location.bounds], 0)
 
 
 @pytest.mark.parametrize("branch", ["vit", "unetrpp"])
@@ -64,7 +64,7 @@ def test_validation_shows_what_was_trained_and_measures_no_padding(tmp_path: Pat
     plan = Plan(TopoMAEConfig(architecture), shape, (3.0, 1.5, 0.5), {})
     wrong = torch.full((1, 9, 3), 0.5)
 
-    def predict(data: torch.Tensor, mask: torch.Tensor) -> CoPretrainingOutput:
+    def predict(data: torch.Tensor, mask: CropMask) -> CoPretrainingOutput:
         rebuilt = torch.where(data == 0, torch.full_like(data, 1e3), data + 0.1)  # 0.1 off inside, junk in the padding
         return CoPretrainingOutput(**{"vit": None, "unetrpp": None, branch: BranchOutput(rebuilt, wrong)})
 
@@ -87,7 +87,7 @@ def test_a_volume_within_one_token_is_measured_all_the_same(tmp_path: Path) -> N
     plan = Plan(TopoMAEConfig(architecture), shape, (1.0, 1.0, 1.0), {})
     loader = _Loader(torch.ones(1, 1, 1, 1))
 
-    def predict(data: torch.Tensor, mask: torch.Tensor) -> CoPretrainingOutput:
+    def predict(data: torch.Tensor, mask: CropMask) -> CoPretrainingOutput:
         return CoPretrainingOutput(BranchOutput(data + 1, torch.zeros(1, 9, 3)), None)
 
     validation = ReconstructionValidation(predict, loader, plan, torch.device("cpu"))

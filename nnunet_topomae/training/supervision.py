@@ -1,0 +1,58 @@
+"""What all supervised trainings do, those of nnU-Net's own networks too: functions that take the trainer."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_topomae.config import FinetuningConfig
+from nnunet_topomae.data.cases import ImagesRead, hash_images, record_cases
+from nnunet_topomae.data.fractions import choose_fraction, labels_present
+
+
+def choose_labelled(trainer: nnUNetTrainer, training: list[str], section: FinetuningConfig) -> list[str]:
+    """The plan's fraction of a fold's training cases.
+
+    Args:
+        trainer: its log says how many were chosen.
+        training: training cases of the fold.
+        section: fraction and seed.
+    """
+    if section.label_fraction == 1:
+        return training
+    present = labels_present(trainer.dataset_class(trainer.preprocessed_dataset_folder, training), training)
+    chosen = choose_fraction(present, section.label_fraction, section.label_seed)
+    trainer.print_to_log_file(f"training on {len(chosen)} of {len(present)} labelled cases")
+    return chosen
+
+
+def choose_mirror_axes(
+    trainer: nnUNetTrainer, augmentation: tuple[Any, ...], section: FinetuningConfig
+) -> tuple[Any, ...]:
+    """nnU-Net's augmentation with the plan's mirror axes, which the checkpoint hands on to prediction.
+
+    Args:
+        trainer: its ``inference_allowed_mirroring_axes`` is set.
+        augmentation: what nnU-Net has configured; the mirror axes are the last entry.
+        section: the plan's axes; None stands for nnU-Net's.
+    """
+    *others, axes = augmentation
+    chosen = section.mirror_axes
+    # None, not an empty tuple, stands for no mirroring in nnU-Net's predictor.
+    trainer.inference_allowed_mirroring_axes = axes if chosen is None else (chosen or None)
+    return (*others, trainer.inference_allowed_mirroring_axes)
+
+
+def record_training_cases(trainer: nnUNetTrainer) -> ImagesRead:
+    """Hash the fold's training cases, and list them in its folder (data.cases.record_cases)."""
+    hashes = hash_images(Path(trainer.preprocessed_dataset_folder), trainer.do_split()[0])
+    file = Path(trainer.output_folder) / "cases_read.json"
+    return ImagesRead(record_cases(hashes, file, continued=trainer.current_epoch > 0))
+
+
+def to_device(tensors: Any, device: torch.device) -> Any:
+    """One tensor, or a list of them: the label maps of all scales."""
+    if isinstance(tensors, list):
+        return [tensor.to(device, non_blocking=True) for tensor in tensors]
+    return tensors.to(device, non_blocking=True)

@@ -1,0 +1,155 @@
+"""What every trainer writes about itself, on a data set without a single voxel: facts and the images it has read."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_topomae.architectures.summary import count_macs
+from nnunet_topomae.cli import main
+from nnunet_topomae.data.cases import hash_images
+from nnunet_topomae.doctor.checkpoint import read_description
+from nnunet_topomae.trainers.planned import PlannedTrainer
+from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
+from nnunet_topomae.trainers.seeded_trainer import SeededNNUNetTrainer
+from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
+from nnunet_topomae.training import supervision
+from nnunet_topomae.training.record import read_facts
+
+DATASET = "Dataset007_Tiny"
+CASES = [f"c{number}" for number in range(5)]
+SPLITS = [{"train": CASES[:4], "val": CASES[4:]}]
+DESCRIPTION = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
+STAGES = 4
+NETWORK = {
+    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+    "arch_kwargs": {
+        "n_stages": STAGES,
+        "features_per_stage": [4] * STAGES,
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3]] * STAGES,
+        "strides": [[1, 1, 1], *[[2, 2, 2]] * (STAGES - 1)],
+        "n_conv_per_stage": [1] * STAGES,
+        "n_conv_per_stage_decoder": [1] * (STAGES - 1),
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    },
+    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+}
+PATCH = (16, 24, 32)
+
+
+@pytest.fixture(autouse=True)
+def images(nnunet_env: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of five preprocessed cases, of which only names and hashes are read; training itself does not start."""
+    folder = Path(nnunet_env.preprocessed / DATASET / "Plans_3d_fullres")
+    folder.mkdir(parents=True)
+    (folder.parent / "splits_final.json").write_text(json.dumps(SPLITS))
+    for case in CASES:
+        (folder / f"{case}.b2nd").write_bytes(case.encode())
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda self: None)
+    return folder
+
+
+def _trainer(kind: type[PlannedTrainer], folder: Path, **finetuning: Any) -> PlannedTrainer:
+    configuration = {
+        "data_identifier": folder.name,
+        "preprocessor_name": "DefaultPreprocessor",
+        "patch_size": list(PATCH),
+        "batch_size": 2,
+        "batch_dice": False,
+        "spacing": [2.0, 1.0, 1.0],
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "architecture": NETWORK,
+        "topomae": {
+            "architecture": {"vit": "tiny", "dims": [8, 8, 16, 16], "depth": 1},
+            "finetuning": {"seed": 1, **finetuning},
+        },
+    }
+    plans = {
+        "dataset_name": DATASET,
+        "plans_name": "Plans",
+        "image_reader_writer": "SimpleITKIO",
+        "label_manager": "LabelManager",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "foreground_intensity_properties_per_channel": {},
+        "configurations": {"3d_fullres": configuration},
+        "continue_training": False,
+    }
+    (folder.parent / "Plans.json").write_text(json.dumps(plans))
+    return kind(plans, "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", [UNETRPPTrainer, SeededNNUNetTrainer])
+def test_facts_are_those_of_the_network_and_the_first_process_writes_them(
+    images: Path, kind: type[PlannedTrainer]
+) -> None:
+    trainer = _trainer(kind, images)
+    folder = Path(trainer.output_folder)
+    trainer.local_rank = 1
+    trainer.initialize()
+    assert read_facts(folder) == {}
+    trainer = _trainer(kind, images)
+    trainer.initialize()
+    facts = read_facts(folder)
+    assert facts == {
+        "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
+        "macs": float(count_macs(trainer.network, (1, *PATCH))),
+    }
+    log = Path(trainer.log_file).read_text()
+    assert f"{facts['macs'] / 1e9:.2f} G MACs" in log and "seed 1" in log
+
+
+@pytest.mark.parametrize("kind", [UNETRPPTrainer, SeededNNUNetTrainer])
+@pytest.mark.parametrize(("fraction", "count"), [(1.0, 4), (0.5, 2)])
+def test_a_supervised_checkpoint_lists_the_cases_that_were_read(
+    images: Path,
+    kind: type[PlannedTrainer],
+    fraction: float,
+    count: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(supervision, "labels_present", lambda dataset, cases: dict.fromkeys(cases, "organ"))
+    trainer = _trainer(kind, images, label_fraction=fraction)
+    trainer.initialize()
+    trainer.on_train_start()
+    file = Path(trainer.output_folder) / "checkpoint_final.pth"
+    trainer.save_checkpoint(str(file))
+    described, _ = read_description(file)
+    read = trainer.do_split()[0]
+    assert len(read) == count and set(read) <= set(SPLITS[0]["train"])
+    assert described["role"] == "finetuning"
+    assert described["manifest"]["cases"] == hash_images(images, read)
+    assert json.loads((Path(trainer.output_folder) / "cases_read.json").read_text()) == hash_images(images, read)
+    capsys.readouterr()
+    assert main(["doctor", "--checkpoint", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{count} cases recorded" in printed and f"all {count} recorded cases are unchanged" in printed
+    (images / f"{read[0]}.b2nd").write_bytes(b"preprocessed again")
+    assert main(["doctor", "--checkpoint", str(file)]) == 1
+    assert f"1 of {count} changed: {read[0]}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [TopoMAEPretrainer, UNETRPPTrainer, SeededNNUNetTrainer])
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_plan_without_preprocessed_data_names_the_command_that_makes_them(
+    images: Path, kind: type[PlannedTrainer], empty: bool
+) -> None:
+    trainer = _trainer(kind, images)
+    shutil.rmtree(images)
+    if empty:
+        images.mkdir()
+    with pytest.raises(FileNotFoundError, match="nnUNetv2_preprocess -d 7 -plans_name Plans -c 3d_fullres"):
+        trainer.initialize()

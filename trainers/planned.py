@@ -1,0 +1,99 @@
+"""A training that the plan's `topomae` section schedules, and that says in its files what it was."""
+
+import secrets
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_topomae.architectures.summary import Cost, measure_cost
+from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, TopoMAEConfig
+from nnunet_topomae.data.cases import ImagesRead, check_enough_cases, check_preprocessed
+from nnunet_topomae.training.checkpoints import write_checkpoint
+from nnunet_topomae.training.devices import record_gpu_memory, unwrap
+from nnunet_topomae.training.record import add_facts
+
+
+class PlannedTrainer(nnUNetTrainer):
+    """nnU-Net trainer with the plan's budget and seed; not trained itself.
+
+    Its checkpoints describe themselves and list the images that it has read. Its `training.json` has facts for
+    reports. The parameters' names are nnU-Net's, which reads them from the signature and stores them in checkpoints.
+    """
+
+    role: Literal["pretraining", "finetuning"]
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.config = TopoMAEConfig.from_configuration(self.configuration_manager.configuration)
+        section = self.section
+        self.num_epochs = section.epochs
+        self.num_iterations_per_epoch = section.iterations_per_epoch
+        self.num_val_iterations_per_epoch = section.validation_iterations
+        self.seed = secrets.randbits(32) if section.seed is None else section.seed
+        self.images_read = ImagesRead()
+
+    @property
+    def section(self) -> PretrainingConfig | FinetuningConfig:
+        """The part of the `topomae` section that schedules this training."""
+        return getattr(self.config, self.role)  # type: ignore[no-any-return]
+
+    def initialize(self) -> None:
+        """Build network, optimiser and loss with seeded weights, and record the sizes."""
+        names = self.plans_manager.dataset_name, self.plans_manager.plans_name, self.configuration_name
+        check_preprocessed(Path(self.preprocessed_dataset_folder), *names)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.seed)
+            super().initialize()
+        if self.local_rank == 0:
+            cost = measure_cost(unwrap(self.network), self.num_input_channels, self.configuration_manager.patch_size)
+            add_facts(Path(self.output_folder), {"parameters": cost.parameters, "macs": float(cost.macs)})
+            self.print_to_log_file(f"{self.describe_network(cost)}; seed {self.seed}")
+
+    def describe_network(self, cost: Cost) -> str:
+        """One line for the log."""
+        return f"{type(unwrap(self.network)).__name__}: {cost}"
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split, with a clear error where five folds cannot be made."""
+        splits = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        cases = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        check_enough_cases(cases, self.fold, splits)
+        training, validation = super().do_split()
+        return [str(case) for case in training], [str(case) for case in validation]
+
+    def record_images(self) -> ImagesRead:
+        """Hash the images that this training reads, and list them in the fold's folder.
+
+        Returns:
+            All that it has ever read, the part before `--c` included.
+        """
+        raise NotImplementedError
+
+    def on_train_start(self) -> None:
+        """nnU-Net's start, after listing the images that will be read."""
+        if self.local_rank == 0:
+            self.images_read = self.record_images()
+        super().on_train_start()
+
+    def on_train_end(self) -> None:
+        """nnU-Net's end; records the memory that training took."""
+        super().on_train_end()
+        record_gpu_memory(self)
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write a stock nnU-Net checkpoint plus the entry that describes it; never half of it."""
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        write_checkpoint(self, filename, self.role, self.config, self.images_read)

@@ -1,0 +1,75 @@
+"""Supervised training that starts from the pre-training of the same fold; of which network, its subclasses say."""
+
+from pathlib import Path
+
+from torch.optim import Optimizer
+
+from nnunet_topomae.trainers.supervised import SupervisedTrainer
+from nnunet_topomae.training.devices import unwrap
+from nnunet_topomae.training.pretrained import Target, load_pretraining
+from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
+from nnunet_topomae.training.sources import PretrainingSource
+from nnunet_topomae.training.transfer import Parts, transferred_parts
+
+
+class PretrainedTrainer(SupervisedTrainer):
+    """Fine-tunes a network that declares its `pretrained_parts` and `fresh_parts`.
+
+    Starts from the pre-training of the same data set, plans, configuration and fold, from the file that the plan's
+    `topomae.finetuning.pretrained` names, or from the file given to `-pretrained_weights`.
+    """
+
+    takes_pretrained_weights = True
+
+    @property
+    def parts(self) -> Parts:
+        """What the network takes over, and what starts fresh."""
+        return transferred_parts(unwrap(self.network), self.plan.config.finetuning.transfer_parts)
+
+    @property
+    def source(self) -> PretrainingSource:
+        """Where this fold's pre-trained weights come from."""
+        return PretrainingSource(
+            Path(self.output_folder_base).parent,
+            self.plans_manager.dataset_name,
+            self.plans_manager.plans_name,
+            self.configuration_name,
+            self.fold,
+            self.plan.config.finetuning.pretrained,
+            self.given_weights,
+        )
+
+    def configure_optimizers(self) -> tuple[Optimizer, WarmupSchedule]:
+        """AdamW; fresh parts may learn faster than pre-trained ones."""
+        section = self.plan.config.finetuning
+        slow = None if self.source.from_scratch else section.pretrained_learning_rate
+        optimizer = build_adamw(
+            unwrap(self.network),
+            section.learning_rate,
+            section.weight_decay,
+            slow_learning_rate=slow,
+            fast_prefixes=() if slow is None else self.parts.fresh,
+        )
+        return optimizer, self.build_schedule(optimizer, poly)
+
+    def load_initial_weights(self) -> None:
+        """Load the pre-trained weights, unless the plan asks for training from scratch."""
+        if self.source.from_scratch:
+            self.print_to_log_file("training from scratch, as topomae.finetuning.pretrained says")
+        else:
+            self.load_pretraining(self.source.require())
+
+    def load_pretraining(self, file: Path) -> None:
+        """Transfer the weights of a checkpoint that may be used here, and record what became of each."""
+        validation_cases = () if self.fold == "all" else tuple(self.do_split()[1])
+        target = Target(
+            unwrap(self.network),
+            self.plan,
+            self.num_input_channels,
+            self.parts,
+            self.plans_manager.dataset_name,
+            validation_cases,
+        )
+        result, source = load_pretraining(file, target, self.print_to_log_file)
+        if self.local_rank == 0:
+            result.write(Path(self.output_folder) / "transfer.json", source)

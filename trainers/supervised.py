@@ -1,0 +1,88 @@
+"""Supervised training of one of our networks; which one, its subclasses say."""
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from nnunet_topomae.architectures.build import DEEP_SUPERVISION_WEIGHTS, deep_supervision_scales
+from nnunet_topomae.data.cases import ImagesRead
+from nnunet_topomae.trainers.base import TopoMAETrainer
+from nnunet_topomae.training.devices import unwrap
+from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
+from nnunet_topomae.training.steps import autocast, optimise
+from nnunet_topomae.training.supervision import choose_labelled, choose_mirror_axes, record_training_cases, to_device
+
+
+class SupervisedTrainer(TopoMAETrainer):
+    """Trains on the labels of the fold's training cases, with nnU-Net's loader, augmentation and loss.
+
+    Subclasses define `build_network_architecture`.
+    """
+
+    role = "finetuning"
+    # Whether the network has outputs at coarser scales too.
+    supports_deep_supervision = True
+
+    def initialize(self) -> None:
+        """Build everything, with deep supervision where the network supports it."""
+        if not self.supports_deep_supervision:
+            self.enable_deep_supervision = False
+        super().initialize()
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Switch it, where there is any."""
+        if self.supports_deep_supervision:
+            super().set_deep_supervision_enabled(enabled)
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split with the plan's fraction of the training cases."""
+        training, validation = super().do_split()
+        return choose_labelled(self, training, self.plan.config.finetuning), validation
+
+    def record_images(self) -> ImagesRead:
+        """Hash and list the training cases."""
+        return record_training_cases(self)
+
+    def configure_optimizers(self) -> tuple[Optimizer, WarmupSchedule]:
+        """AdamW with linear warm-up and polynomial decay."""
+        section = self.plan.config.finetuning
+        optimizer = build_adamw(unwrap(self.network), section.learning_rate, section.weight_decay)
+        return optimizer, self.build_schedule(optimizer, poly)
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        return deep_supervision_scales(self.plan.shape) if self.enable_deep_supervision else None
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
+        """nnU-Net's augmentation with the plan's mirror axes."""
+        augmentation = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        return choose_mirror_axes(self, augmentation, self.plan.config.finetuning)
+
+    def _build_loss(self) -> nn.Module:
+        """nnU-Net's loss with UNETR++'s weights of the three outputs; nnU-Net would give the coarsest one none."""
+        loss: Any = super()._build_loss()
+        if self.enable_deep_supervision:
+            loss.weight_factors = DEEP_SUPERVISION_WEIGHTS
+        return loss  # type: ignore[no-any-return]
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One supervised step."""
+        self.follow_schedule()
+        data, target = to_device(batch["data"], self.device), to_device(batch["target"], self.device)
+        with autocast(self.device):
+            loss = self.loss(self.network(data), target)
+        clip = self.plan.config.finetuning.clip
+        optimise(loss, self.network, self.optimizer, self.grad_scaler, clip, batch["keys"])
+        return {"loss": loss.detach().cpu().numpy()}
+
+    def on_epoch_end(self) -> None:
+        """nnU-Net's log and checkpoints, then our record."""
+        epoch = self.current_epoch
+        super().on_epoch_end()
+        values = {name: float(self.logger.get_value(name, step=epoch)) for name in ("train_losses", "val_losses")}
+        dice = float(self.logger.get_value("mean_fg_dice", step=epoch))
+        self.epoch_terms = {
+            "train": {"loss": values["train_losses"]},
+            "validation": {"loss": values["val_losses"], "pseudo_dice": dice},
+        }
+        self.write_record(epoch)
