@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -41,6 +42,14 @@ def nnunet_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NnunetFolders
         folder.mkdir()
         monkeypatch.setenv(folder.name, str(folder))
     return folders
+
+
+@pytest.fixture
+def nnunet_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnU-Net's process pools become thread pools, which need not import torch again; ours stay as they are."""
+    from multiprocessing.pool import ThreadPool
+
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: SimpleNamespace(Pool=ThreadPool))
 
 
 @pytest.fixture
