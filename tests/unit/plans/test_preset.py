@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 from torch import nn
 from torch.optim import AdamW
@@ -197,7 +196,7 @@ def test_the_documentation_shows_what_the_files_hold(name: str) -> None:
     assert table(load_preset(name)) in (DOCS / "datasets.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.usefixtures("nnunet_in_threads")
+@pytest.mark.usefixtures("light_nnunet")
 def test_plan_and_preprocess_with_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = tmp_path / "raw" / "Dataset009_Spleen"
     for kind in ("raw", "preprocessed", "results"):
@@ -220,14 +219,7 @@ def test_plan_and_preprocess_with_a_preset(tmp_path: Path, monkeypatch: pytest.M
         "file_ending": ".nii.gz",
     }
     (raw / "dataset.json").write_text(json.dumps(description))
-    # nnU-Net draws fifty million voxels per case, with replacement. The preset has an intensity window of its own.
-    collect = DatasetFingerprintExtractor.collect_foreground_intensities
-    monkeypatch.setattr(
-        DatasetFingerprintExtractor,
-        "collect_foreground_intensities",
-        lambda segmentation, images, num_samples: collect(segmentation, images, num_samples=1000),
-    )
-    # And sizes of its own, whatever the planner finds.
+    # The preset has sizes of its own, whatever the planner finds.
     need = TrainingMemory(fixed=0, per_sample=GIB)
     monkeypatch.setattr("nnunet_topomae.plans.planner.estimate_need", lambda *_: need)
     parser = argparse.ArgumentParser()
