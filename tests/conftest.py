@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import cache_from_source
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -85,6 +86,26 @@ def nnunet_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NnunetFolders
         folder.mkdir()
         monkeypatch.setenv(folder.name, str(folder))
     return folders
+
+
+@pytest.fixture
+def light_nnunet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnU-Net's own functions at little cost.
+
+    Its process pools become thread pools, which need not import torch again; ours stay as they are. A fingerprint draws
+    a thousand voxels per case, not its share of a hundred million.
+    """
+    from multiprocessing.pool import ThreadPool
+
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    collect = DatasetFingerprintExtractor.collect_foreground_intensities
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: SimpleNamespace(Pool=ThreadPool))
+    monkeypatch.setattr(
+        DatasetFingerprintExtractor,
+        "collect_foreground_intensities",
+        lambda segmentation, images, num_samples: collect(segmentation, images, num_samples=1000),
+    )
 
 
 @pytest.fixture

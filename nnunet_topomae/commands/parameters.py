@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from nnunet_topomae.nnunet.names import CONFIGURATION
+
 if TYPE_CHECKING:
     from nnunet_topomae.architectures.rule import NetworkShape
     from nnunet_topomae.config import ArchitectureConfig
 
-MIN_FEATURE_MAP_SIZE = 4
 ALL_PRESETS = "all"
 
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("-d", metavar="ID", help="data set id or name, already planned")
     source.add_argument("--patch", type=int, nargs=3, metavar=("D", "H", "W"), help="any patch size instead of a plan")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="with -d: name of the plans")
-    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="with -d: configuration")
+    parser.add_argument("-c", default=CONFIGURATION, metavar="CONFIGURATION", help="with -d: configuration")
     parser.add_argument(
         "--strides", nargs="+", metavar="DxHxW", help="with --patch: pool strides, e.g. 1x2x2 2x2x2; default nnU-Net's"
     )
@@ -101,20 +102,18 @@ def _presets(wanted: Sequence[str] | None, default: str) -> list[str]:
 
 def _from_plan(dataset: str, plans_name: str, configuration: str) -> Subject:
     """Read a plan of nnU-Net's preprocessed folder."""
-    from pathlib import Path
-
-    from nnunetv2.paths import nnUNet_preprocessed
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_topomae.nnunet.dataset import read_dataset_json
+    from nnunet_topomae.nnunet.folders import nnunet_folder
     from nnunet_topomae.nnunet.plan import read_plan
     from nnunet_topomae.nnunet.plans_file import read_plans
 
-    if not nnUNet_preprocessed:
-        raise ValueError("nnUNet_preprocessed is not set; set it as for nnU-Net's own commands, or use --patch")
-    folder = Path(nnUNet_preprocessed) / maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
+    folder = nnunet_folder("nnUNet_preprocessed") / maybe_convert_to_dataset_name(
+        int(dataset) if dataset.isdigit() else dataset
+    )
     path = folder / f"{plans_name}.json"
     plans = PlansManager(read_plans(path))
     if configuration not in plans.available_configurations:
@@ -136,9 +135,10 @@ def _from_patch(args: argparse.Namespace) -> Subject:
 
     from nnunet_topomae.architectures.rule import derive_network_shape
     from nnunet_topomae.config import ArchitectureConfig
+    from nnunet_topomae.plans.planner import MAX_POOLS, MIN_FEATURE_MAP_EDGE
 
     if args.strides is None:
-        _, strides, *_ = get_pool_and_conv_props(args.spacing, args.patch, MIN_FEATURE_MAP_SIZE, 999999)
+        _, strides, *_ = get_pool_and_conv_props(args.spacing, args.patch, MIN_FEATURE_MAP_EDGE, MAX_POOLS)
     else:
         strides = [_read_stride(stride) for stride in args.strides]
     architecture = ArchitectureConfig()

@@ -1,8 +1,10 @@
 """`nnunet-topomae preprocess-unlabeled`: preprocess images without labels for pre-training."""
 
 import argparse
-import json
+from copy import deepcopy
 from pathlib import Path
+
+from nnunet_topomae.nnunet.names import CONFIGURATION, PLANS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="images CASE_0000.nii.gz, or a sub-folder of DICOM slices per case; default: imagesUn of the raw data set",
     )
-    parser.add_argument("-p", default="TopoMAEPlans", metavar="PLANS", help="plans (default: %(default)s)")
-    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: %(default)s")
+    parser.add_argument("-p", default=PLANS, metavar="PLANS", help="plans (default: %(default)s)")
+    parser.add_argument("-c", default=CONFIGURATION, metavar="CONFIGURATION", help="default: %(default)s")
     parser.add_argument("-np", type=int, default=1, metavar="N", help="cases at a time (default: %(default)s)")
 
 
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     dataset = maybe_convert_to_dataset_name(int(args.d) if args.d.isdigit() else args.d)
     folder = nnunet_folder("nnUNet_preprocessed") / dataset
     plans = read_plans(folder / f"{args.p}.json")
-    manager = PlansManager(json.loads(json.dumps(plans)))
+    manager = PlansManager(deepcopy(plans))
     if args.c not in manager.available_configurations:
         raise ValueError(f"no configuration {args.c} in plans {args.p}; it has {manager.available_configurations}")
     description = read_dataset_json(folder)

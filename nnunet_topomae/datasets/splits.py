@@ -110,12 +110,12 @@ def make_splits(
     Raises:
         ValueError: fewer than five patients, or the published split does not fit.
     """
-    # Brings in scikit-learn, which the processes that convert images can do without.
-    from nnunetv2.utilities.crossval_split import generate_crossval_split
-
     groups = group_by_patient(cases, patient)
     if len(groups) < FOLDS:
         raise ValueError(f"{FOLDS} folds need at least {FOLDS} patients, there are {len(groups)}")
+    # Brings in scikit-learn, which the processes that convert images can do without.
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
     folds = generate_crossval_split(sorted(groups), n_splits=FOLDS)
     splits = [
         {part: sorted(case for name in fold[part] for case in groups[str(name)]) for part in ("train", "val")}

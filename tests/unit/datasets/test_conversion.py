@@ -115,6 +115,7 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "nnUNet_raw"
 
 
+@pytest.mark.usefixtures("light_nnunet")
 def test_btcv(btcv: Path, raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_convert("btcv", str(btcv)) == 0
     folder = raw / "Dataset017_BTCV"
@@ -161,6 +162,7 @@ def test_synapse_keeps_eight_organs_under_their_names(btcv: Path, raw: Path) -> 
     assert json.loads((folder / "published_split.json").read_text())["source"] == "derived"
 
 
+@pytest.mark.usefixtures("light_nnunet")
 def test_acdc_keeps_the_frames_of_a_patient_together(acdc: Path, raw: Path) -> None:
     # The real list needs all 100 patients; another of the same kind takes its place here.
     published = PublishedSplit(
@@ -205,6 +207,7 @@ def test_acdc_slices_stay_where_they_are(acdc: Path, raw: Path) -> None:
     np.testing.assert_array_equal(read(raw / "Dataset027_ACDC/imagesTr/patient001_frame01_0000.nii.gz"), read(image))
 
 
+@pytest.mark.usefixtures("light_nnunet")
 def test_msd_splits_channels(msd: Path, raw: Path) -> None:
     assert run_convert("msd", str(msd)) == 0
     folder = raw / "Dataset005_Prostate"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_topomae.architectures.memory import GIB, TrainingMemory
 from nnunet_topomae.commands.plan import add_arguments, run
 from nnunet_topomae.data.cases import intensity_statistics
 from nnunet_topomae.datasets.intensities import LABEL_FREE, describe_intensities, sample_bodies, sample_body
@@ -85,8 +86,10 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
-def test_plans_without_labels_do_not_depend_on_labels(folders: Path) -> None:
+@pytest.mark.usefixtures("light_nnunet")
+def test_plans_without_labels_do_not_depend_on_labels(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need = TrainingMemory(fixed=0, per_sample=GIB)  # sizes are not what is tested
+    monkeypatch.setattr("nnunet_topomae.plans.planner.estimate_need", lambda *_: need)
     read = []
     for number, labels_at in enumerate((6, 0)):  # in the body; outside of it
         name = f"Dataset003_Test{number}"

@@ -66,11 +66,11 @@ def _write_image(path: Path, seed: int, values: np.ndarray | None = None, dtype:
 
 
 @pytest.fixture
-def task(tmp_path: Path) -> UnlabeledPreprocessing:
+def job(tmp_path: Path) -> UnlabeledPreprocessing:
     """Two preprocessed labelled cases, p1_a and p2_a, made from the images with seeds 1 and 2."""
     data_folder = tmp_path / "preprocessed" / "Dataset005_Tiny" / "TopoMAEPlans_3d_fullres"
     data_folder.mkdir(parents=True)
-    task = UnlabeledPreprocessing(_plans(), "3d_fullres", DESCRIPTION, data_folder)
+    job = UnlabeledPreprocessing(_plans(), "3d_fullres", DESCRIPTION, data_folder)
     for number in (1, 2):
         file = tmp_path / "labelled" / f"p{number}_a_0000.nii.gz"
         _write_image(file, number)
@@ -83,7 +83,7 @@ def task(tmp_path: Path) -> UnlabeledPreprocessing:
         configuration.preprocessor_class(verbose=False).run_case_save(
             str(data_folder / f"p{number}_a"), [str(file)], str(seg), manager, configuration, DESCRIPTION
         )
-    return task
+    return job
 
 
 @pytest.fixture
@@ -94,70 +94,70 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "imagesUn"
 
 
-def _preprocess(task: UnlabeledPreprocessing, source: Path, processes: int = 1) -> list[str]:
-    return sorted(preprocess_unlabeled(task, find_images(source, ".nii.gz", 1), processes))
+def _preprocess(job: UnlabeledPreprocessing, source: Path, processes: int = 1) -> list[str]:
+    return sorted(preprocess_unlabeled(job, find_images(source, ".nii.gz", 1), processes))
 
 
-def test_images_are_preprocessed_like_the_data_set(task: UnlabeledPreprocessing, source: Path) -> None:
-    assert _preprocess(task, source) == ["p1_b", "p3_a", "p9_a"]
-    values = nnUNetDatasetBlosc2(str(task.folder)).load_case("p3_a")[0][:]
+def test_images_are_preprocessed_like_the_data_set(job: UnlabeledPreprocessing, source: Path) -> None:
+    assert _preprocess(job, source) == ["p1_b", "p3_a", "p9_a"]
+    values = nnUNetDatasetBlosc2(str(job.folder)).load_case("p3_a")[0][:]
     assert values.shape == (1, *SHAPE)
     raw = sitk.GetArrayFromImage(sitk.ReadImage(str(source / "p3_a_0000.nii.gz")))
     np.testing.assert_allclose(values[0], (raw - raw.mean()) / raw.std(), atol=1e-4)
-    entries = read_manifest(task.data_folder, task.plans, task.configuration)
+    entries = read_manifest(job.data_folder, job.plans, job.configuration)
     assert {case: entry["twin"] for case, entry in entries.items()} == {"p1_b": None, "p3_a": None, "p9_a": "p2_a"}
-    assert not [path for path in task.folder.iterdir() if path.name.startswith(".")]
+    assert not [path for path in job.folder.iterdir() if path.name.startswith(".")]
 
 
-def test_a_second_run_does_only_what_is_new_or_changed(task: UnlabeledPreprocessing, source: Path) -> None:
-    _preprocess(task, source)
-    before = {path.name: path.stat().st_mtime_ns for path in task.folder.glob("*.b2nd")}
+def test_a_second_run_does_only_what_is_new_or_changed(job: UnlabeledPreprocessing, source: Path) -> None:
+    _preprocess(job, source)
+    before = {path.name: path.stat().st_mtime_ns for path in job.folder.glob("*.b2nd")}
     _write_image(source / "p3_a_0000.nii.gz", 33)
     _write_image(source / "p4_a_0000.nii.gz", 4)
-    assert _preprocess(task, source) == ["p1_b", "p3_a", "p4_a", "p9_a"]
-    after = {path.name: path.stat().st_mtime_ns for path in task.folder.glob("*.b2nd")}
+    assert _preprocess(job, source) == ["p1_b", "p3_a", "p4_a", "p9_a"]
+    after = {path.name: path.stat().st_mtime_ns for path in job.folder.glob("*.b2nd")}
     changed = {name.split(".")[0].removesuffix("_seg") for name, time in after.items() if before.get(name) != time}
     assert changed == {"p3_a", "p4_a"}
 
 
-def test_several_processes_do_the_same(task: UnlabeledPreprocessing, source: Path) -> None:
-    _preprocess(task, source, processes=2)
-    several = read_manifest(task.data_folder, task.plans, task.configuration)
-    for path in task.folder.iterdir():
+def test_several_processes_do_the_same(job: UnlabeledPreprocessing, source: Path) -> None:
+    _preprocess(job, source, processes=2)
+    several = read_manifest(job.data_folder, job.plans, job.configuration)
+    for path in job.folder.iterdir():
         path.unlink()
-    _preprocess(task, source)
-    assert read_manifest(task.data_folder, task.plans, task.configuration) == several
+    _preprocess(job, source)
+    assert read_manifest(job.data_folder, job.plans, job.configuration) == several
 
 
-def test_another_plan_makes_them_stale_and_a_new_run_renews_them(task: UnlabeledPreprocessing, source: Path) -> None:
-    _preprocess(task, source)
+def test_another_plan_makes_them_stale_and_a_new_run_renews_them(job: UnlabeledPreprocessing, source: Path) -> None:
+    _preprocess(job, source)
     plans = _plans()
     plans["configurations"]["3d_fullres"] |= {"patch_size": [8, 8, 8], "batch_size": 9}
-    assert len(read_manifest(task.data_folder, plans, "3d_fullres")) == 3
+    assert len(read_manifest(job.data_folder, plans, "3d_fullres")) == 3
     plans["configurations"]["3d_fullres"]["spacing"] = [2.0, 2.0, 2.0]
-    assert preprocessing_hash(plans, "3d_fullres") != task.preprocessing
+    assert preprocessing_hash(plans, "3d_fullres") != job.preprocessing
     with pytest.raises(ValueError, match="preprocess-unlabeled -d Dataset005_Tiny -p TopoMAEPlans -c 3d_fullres"):
-        read_manifest(task.data_folder, plans, "3d_fullres")
-    renewed = UnlabeledPreprocessing(plans, "3d_fullres", DESCRIPTION, task.data_folder)
+        read_manifest(job.data_folder, plans, "3d_fullres")
+    renewed = UnlabeledPreprocessing(plans, "3d_fullres", DESCRIPTION, job.data_folder)
     (source / "p1_b_0000.nii.gz").unlink()
     _preprocess(renewed, source)
-    assert sorted(read_manifest(task.data_folder, plans, "3d_fullres")) == ["p3_a", "p9_a"]
-    assert not list(task.folder.glob("p1_b*"))
-    assert nnUNetDatasetBlosc2(str(task.folder), ["p3_a"]).load_case("p3_a")[0].shape == (1, 6, 4, 4)
+    assert sorted(read_manifest(job.data_folder, plans, "3d_fullres")) == ["p3_a", "p9_a"]
+    assert not list(job.folder.glob("p1_b*"))
+    assert nnUNetDatasetBlosc2(str(job.folder), ["p3_a"]).load_case("p3_a")[0].shape == (1, 6, 4, 4)
 
 
 def test_validation_patients_and_copies_of_validation_cases_are_left_out(
-    task: UnlabeledPreprocessing, source: Path, tmp_path: Path
+    job: UnlabeledPreprocessing, source: Path, tmp_path: Path
 ) -> None:
-    _preprocess(task, source)
-    arguments = (task.data_folder, task.plans, task.configuration)
+    _preprocess(job, source)
+    arguments = (job.data_folder, job.plans, job.configuration)
     free = choose_cases((["p1_a"], ["p2_a"]), *arguments, PretrainingConfig())
     assert free.labelled == ("p1_a",)
     assert free.unlabelled == ("p1_b", "p3_a")
     assert free.excluded == {"p9_a": "the same image as validation case p2_a"}
     recorded = free.record(tmp_path, continued=False)
-    assert recorded.cases == hash_images(task.data_folder, ["p1_a"])
-    assert recorded.unlabeled == hash_images(task.folder, ["p1_b", "p3_a"])
+    assert recorded.cases == hash_images(job.data_folder, ["p1_a"])
+    assert recorded.unlabeled == hash_images(job.folder, ["p1_b", "p3_a"])
     assert json.loads((tmp_path / "cases_read.json").read_text()) == recorded.cases
     assert json.loads((tmp_path / "unlabeled_read.json").read_text()) == recorded.unlabeled
     grouped = choose_cases((["p2_a"], ["p1_a"]), *arguments, PretrainingConfig(patients="^(.+)_"))
@@ -172,27 +172,27 @@ def test_validation_patients_and_copies_of_validation_cases_are_left_out(
         choose_cases((["p1_a"], ["p2_a"]), *arguments, PretrainingConfig(patients="^(p)"))
 
 
-def test_no_unlabelled_images_at_all(task: UnlabeledPreprocessing) -> None:
-    assert read_manifest(task.data_folder, task.plans, task.configuration) == {}
-    chosen = choose_cases((["p1_a"], ["p2_a"]), task.data_folder, task.plans, task.configuration, PretrainingConfig())
-    dataset = JointDataset(nnUNetDatasetBlosc2(str(task.data_folder), ["p1_a"]), chosen.unlabelled)
+def test_no_unlabelled_images_at_all(job: UnlabeledPreprocessing) -> None:
+    assert read_manifest(job.data_folder, job.plans, job.configuration) == {}
+    chosen = choose_cases((["p1_a"], ["p2_a"]), job.data_folder, job.plans, job.configuration, PretrainingConfig())
+    dataset = JointDataset(nnUNetDatasetBlosc2(str(job.data_folder), ["p1_a"]), chosen.unlabelled)
     assert dataset.identifiers == ["p1_a"]
 
 
-def test_both_folders_are_one_data_set_that_can_be_pickled(task: UnlabeledPreprocessing, source: Path) -> None:
-    _preprocess(task, source)
-    labelled = nnUNetDatasetBlosc2(str(task.data_folder), ["p1_a"])
+def test_both_folders_are_one_data_set_that_can_be_pickled(job: UnlabeledPreprocessing, source: Path) -> None:
+    _preprocess(job, source)
+    labelled = nnUNetDatasetBlosc2(str(job.data_folder), ["p1_a"])
     dataset = pickle.loads(pickle.dumps(JointDataset(labelled, ["p3_a", "p1_b"])))
     assert dataset.identifiers == ["p1_a", "p1_b", "p3_a"]
-    for case, folder in (("p1_a", task.data_folder), ("p3_a", task.folder)):
+    for case, folder in (("p1_a", job.data_folder), ("p3_a", job.folder)):
         expected = nnUNetDatasetBlosc2(str(folder), [case]).load_case(case)[0][:]
         np.testing.assert_array_equal(dataset.load_case(case)[0][:], expected)
 
 
-def test_a_name_of_a_labelled_case_is_refused(task: UnlabeledPreprocessing, source: Path) -> None:
+def test_a_name_of_a_labelled_case_is_refused(job: UnlabeledPreprocessing, source: Path) -> None:
     _write_image(source / "p1_a_0000.nii.gz", 5)
     with pytest.raises(ValueError, match="p1_a. Rename"):
-        _preprocess(task, source)
+        _preprocess(job, source)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_name_of_a_labelled_case_is_refused(task: UnlabeledPreprocessing, sour
     ],
 )
 def test_unusable_images_are_named_and_nothing_is_half_written(
-    task: UnlabeledPreprocessing, tmp_path: Path, bad: np.ndarray | None, message: str
+    job: UnlabeledPreprocessing, tmp_path: Path, bad: np.ndarray | None, message: str
 ) -> None:
     file = tmp_path / "bad" / "p0_a_0000.mha"  # NIfTI readers turn NaN into 0
     file.parent.mkdir()
@@ -213,10 +213,10 @@ def test_unusable_images_are_named_and_nothing_is_half_written(
         file.write_text("not an image")
     else:
         sitk.WriteImage(sitk.GetImageFromArray(bad.astype(np.float32)), str(file))
-    task = replace(task, dataset_json={**DESCRIPTION, "file_ending": ".mha"})
+    job = replace(job, dataset_json={**DESCRIPTION, "file_ending": ".mha"})
     with pytest.raises(ValueError, match=f"{file}.*{message}"):
-        list(preprocess_unlabeled(task, find_images(file.parent, ".mha", 1)))
-    assert [path.name for path in task.folder.iterdir()] == [MANIFEST]
+        list(preprocess_unlabeled(job, find_images(file.parent, ".mha", 1)))
+    assert [path.name for path in job.folder.iterdir()] == [MANIFEST]
 
 
 def test_wrong_file_names(tmp_path: Path) -> None:
@@ -253,14 +253,14 @@ def _write_dicom(folder: Path, series: str, first: int, values: np.ndarray) -> N
         writer.Execute(image)
 
 
-def test_a_dicom_series_is_a_case(task: UnlabeledPreprocessing, tmp_path: Path) -> None:
+def test_a_dicom_series_is_a_case(job: UnlabeledPreprocessing, tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 900, SHAPE)
     source = tmp_path / "dicom"
     _write_dicom(source / "scan", "1.2.3.4", 0, values)
     images = find_images(source, ".nii.gz", 1)
     assert list(images) == ["scan"] and len(images["scan"]) == SHAPE[0]
-    assert list(preprocess_unlabeled(task, images)) == ["scan"]
-    read = nnUNetDatasetBlosc2(str(task.folder)).load_case("scan")[0][:]
+    assert list(preprocess_unlabeled(job, images)) == ["scan"]
+    read = nnUNetDatasetBlosc2(str(job.folder)).load_case("scan")[0][:]
     assert read.shape == (1, *SHAPE)
     np.testing.assert_allclose(read[0], (values - values.mean()) / values.std(), atol=1e-3)
     _write_dicom(source / "scan", "1.2.3.5", 50, values)
@@ -275,7 +275,7 @@ def test_unlabeled_folder_is_beside_the_data() -> None:
     assert unlabeled_folder(Path("a/Plans_3d_fullres")) == Path("a/Plans_3d_fullres_unlabeled")
 
 
-def test_manifest_is_json(task: UnlabeledPreprocessing, source: Path) -> None:
-    _preprocess(task, source)
-    manifest = json.loads((task.folder / MANIFEST).read_text())
-    assert manifest["plans"] == "TopoMAEPlans" and manifest["preprocessing"] == task.preprocessing
+def test_manifest_is_json(job: UnlabeledPreprocessing, source: Path) -> None:
+    _preprocess(job, source)
+    manifest = json.loads((job.folder / MANIFEST).read_text())
+    assert manifest["plans"] == "TopoMAEPlans" and manifest["preprocessing"] == job.preprocessing

@@ -22,6 +22,7 @@ DATA = {  # spacing in mm, median shape, voxels
     "abdomen": ((2.0, 1.5, 1.5), (160, 260, 330)),
     "microscopy": ((0.3, 0.3, 0.3), (1200, 1500, 1500)),
     "thin slab": ((5.0, 0.5, 0.5), (5, 512, 512)),
+    "tiny": ((1.0, 1.0, 1.0), (16, 16, 16)),
 }
 # Networks of the usual channels that are quick to estimate, where a test is not about memory.
 SHALLOW = TopoMAEConfig(architecture=ArchitectureConfig(vit="tiny", depth=1))
@@ -137,16 +138,16 @@ def test_padding_ends(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, in
 def test_too_little_memory_is_an_error_that_says_how_much(make: Make) -> None:
     planner = make(TopoMAEPlanner)
     planner.config = SHALLOW
-    patch = _plan(planner, "hippocampus")
+    patch = _plan(planner, "tiny")
     strides = patch["architecture"]["arch_kwargs"]["strides"]
     shape = network_shape(patch["patch_size"], strides, SHALLOW.architecture)
     weights = max(estimate_need(training, shape, SHALLOW.architecture, 1, 2).fixed for training in TRAININGS)
     planner.UNet_vram_target_GB = weights / GIB + 0.001
     with pytest.raises(ValueError, match=rf"{weights / GIB + 0.001:g} GB are too little.*larger -gpu_memory_target"):
-        _plan(planner, "hippocampus")
+        _plan(planner, "tiny")
     planner.UNet_vram_target_GB = 1.0
     with pytest.raises(ValueError, match=r"weights alone need .* larger -gpu_memory_target"):
-        _plan(planner, "hippocampus")
+        _plan(planner, "tiny")
 
 
 def test_what_does_not_fit_one_training_is_not_estimated_for_the_other(make: Make) -> None:

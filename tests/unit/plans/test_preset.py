@@ -13,6 +13,7 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import C
 from torch import nn
 from torch.optim import AdamW
 
+from nnunet_topomae.architectures.memory import GIB, TrainingMemory
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.commands.plan import add_arguments, run
 from nnunet_topomae.config import TopoMAEConfig
@@ -195,6 +196,7 @@ def test_the_documentation_shows_what_the_files_hold(name: str) -> None:
     assert table(load_preset(name)) in (DOCS / "datasets.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("light_nnunet")
 def test_plan_and_preprocess_with_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = tmp_path / "raw" / "Dataset009_Spleen"
     for kind in ("raw", "preprocessed", "results"):
@@ -217,6 +219,9 @@ def test_plan_and_preprocess_with_a_preset(tmp_path: Path, monkeypatch: pytest.M
         "file_ending": ".nii.gz",
     }
     (raw / "dataset.json").write_text(json.dumps(description))
+    # The preset has sizes of its own, whatever the planner finds.
+    need = TrainingMemory(fixed=0, per_sample=GIB)
+    monkeypatch.setattr("nnunet_topomae.plans.planner.estimate_need", lambda *_: need)
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     assert run(parser.parse_args(["-d", "9", "--preset", "msd_spleen", "-npfp", "1", "-np", "1"])) == 0
@@ -225,6 +230,7 @@ def test_plan_and_preprocess_with_a_preset(tmp_path: Path, monkeypatch: pytest.M
 
     folder = tmp_path / "preprocessed" / "Dataset009_Spleen"
     plans = json.loads((folder / "TopoMAEPlans_msd_spleen.json").read_text())
+    assert plans["plans_name"] == "TopoMAEPlans_msd_spleen"
     assert plans["configurations"]["3d_fullres"]["patch_size"] == [96, 96, 96]
     data = nnUNetDatasetBlosc2(str(folder / "TopoMAEPlans_msd_spleen_3d_fullres")).load_case("s0")[0][:]
     assert data.shape == (1, 24, 20, 24)
