@@ -1,12 +1,13 @@
 """The decorator of all compiled functions, and whether they can be compiled here.
 
-Compiled code is cached beside the source. Since it contains the functions that it calls, a change in any file of the
-solver renews all of it.
+Compiled code is cached on disk next to the source. Since it contains the functions that it calls, a change in any file
+of a package renews all kernels of that package.
 """
 
 import inspect
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,17 +21,14 @@ numba: Any = import_module("numba") if find_spec("numba") else None
 COMPILED: bool = numba is not None and not numba.config.DISABLE_JIT
 
 
-def _hash_of_sources() -> str:
-    """SHA-256 of all files of this package."""
-    package = import_module(__name__.rpartition(".")[0])
+@cache
+def _hash_of_sources(package: str) -> str:
+    """SHA-256 of all files of a package."""
     digest = sha256()
-    for module in iter_modules(package.__path__):
-        loader: Any = getattr(find_spec(f"{package.__name__}.{module.name}"), "loader", None)
+    for module in iter_modules(import_module(package).__path__):
+        loader: Any = getattr(find_spec(f"{package}.{module.name}"), "loader", None)
         digest.update(loader.get_data(loader.path))
     return digest.hexdigest()
-
-
-SOURCES = _hash_of_sources() if COMPILED else ""
 
 
 def kernel(function: Function) -> Function:
@@ -53,10 +51,11 @@ def kernel(function: Function) -> Function:
 
 
 def _new_cache(function: Function) -> Any:
-    """A cache of compiled code that knows the files of the kernels that ``function`` calls; numba's does not."""
+    """A cache of compiled code whose keys depend on all files of the function's package; numba looks at one only."""
+    sources = _hash_of_sources(function.__module__.rpartition(".")[0])
 
-    class SolverCache(import_module("numba.core.caching").FunctionCache):  # type: ignore[misc]
+    class PackageCache(import_module("numba.core.caching").FunctionCache):  # type: ignore[misc]
         def _index_key(self, signature: Any, codegen: Any) -> Any:
-            return (*super()._index_key(signature, codegen), SOURCES)
+            return (*super()._index_key(signature, codegen), sources)
 
-    return SolverCache(function)
+    return PackageCache(function)
