@@ -50,10 +50,10 @@ def tests_minimum(session: nox.Session) -> None:
     session.run("pytest", *session.posargs, env={"PYTHONSAFEPATH": "1"})
 
 
-@nox.session(name="tests-newest", python=PYTHONS[-1], default=False)
+@nox.session(name="tests-newest", python=PYTHONS[-1], venv_backend="uv", default=False)
 def tests_newest(session: nox.Session) -> None:
     """Tests with the newest versions of everything, pre-releases included."""
-    session.install("--upgrade", "--pre", ".[dev]")
+    session.install("--upgrade", "--prerelease", "allow", ".[dev]")
     session.run("pytest", *session.posargs, env={"PYTHONSAFEPATH": "1"})
 
 

@@ -27,7 +27,7 @@ PLANNERS = {
     "TopoMAEPlans": "TopoMAEPlanner",
 }
 SHORT: dict[str, dict[str, Any]] = {
-    "architecture": {"vit": "tiny", "dims": [8, 16, 32, 64], "depth": 1},
+    "architecture": {"vit": "tiny", "dims": [8, 16, 32, 64], "depth": 1, "feature_size": 4},
     "pretraining": {"epochs": 2, "iterations_per_epoch": 1, "validation_iterations": 1, "seed": 0},
     "topology": {"warmup_epochs": 0, "region_size": 24},
     "finetuning": {"epochs": 2, "iterations_per_epoch": 1, "validation_iterations": 1, "seed": 0},

@@ -50,6 +50,12 @@ def test_every_study_is_in_the_docs(repository: Path) -> None:
     assert commands <= set(re.findall(r"studies/(\w+\.py)", page))
 
 
+def test_every_study_is_run_here(repository: Path) -> None:
+    run = set(re.findall(r'study\("(\w+)"\)|studies/(\w+)\.sh', Path(__file__).read_text()))
+    commands = {path.stem for path in (repository / "studies").glob("*.py") if "__main__" in path.read_text()}
+    assert commands <= {name for names in run for name in names}
+
+
 def test_the_reference_is_the_published_network(study: Study) -> None:
     """42.96 M parameters and 47.98 G MACs in the paper; 42.953 M and 47.886 G measured on the public code."""
     strides = [[1, 1, 1], [1, 2, 2], *[[2, 2, 2]] * 4]

@@ -1,7 +1,7 @@
 """The decorator of all compiled functions, and whether they can be compiled here.
 
-Compiled code is cached next to the source. It contains the functions that it calls, so a change in any file of a
-package renews all kernels of that package; kernels call none of other packages.
+Compiled code is cached on disk next to the source. Since it contains the functions that it calls, a change in any file
+of a package renews all kernels of that package.
 """
 
 import inspect
@@ -37,12 +37,6 @@ def kernel(function: Function) -> Function:
     Kernels get their arrays in named tuples and must not allocate any: without numba's memory management
     (`_nrt=False`) reading an array out of a tuple costs no reference count, which saves a third of the time.
     Without numba, or with NUMBA_DISABLE_JIT=1, the function stays as it is.
-
-    Args:
-        function: the function in plain Python.
-
-    Returns:
-        The compiled function, with the same arguments.
     """
     if not COMPILED:
         return function
@@ -57,10 +51,11 @@ def kernel(function: Function) -> Function:
 
 
 def _new_cache(function: Function) -> Any:
-    """A cache of compiled code that knows the files of the kernels that ``function`` calls; numba's does not."""
+    """A cache of compiled code whose keys depend on all files of the function's package; numba looks at one only."""
+    sources = _hash_of_sources(function.__module__.rpartition(".")[0])
 
-    class SolverCache(import_module("numba.core.caching").FunctionCache):  # type: ignore[misc]
+    class PackageCache(import_module("numba.core.caching").FunctionCache):  # type: ignore[misc]
         def _index_key(self, signature: Any, codegen: Any) -> Any:
-            return (*super()._index_key(signature, codegen), _hash_of_sources(function.__module__.rpartition(".")[0]))
+            return (*super()._index_key(signature, codegen), sources)
 
-    return SolverCache(function)
+    return PackageCache(function)
