@@ -8,6 +8,7 @@ from nnunet_topomae.benchmark.jobs import Job, names
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.stages import SCORES
 from nnunet_topomae.benchmark.store import JobFolder
+from nnunet_topomae.evaluation.metrics import StructureScore
 from nnunet_topomae.files import read_json
 from nnunet_topomae.training.record import read_facts
 
@@ -19,7 +20,7 @@ class Entry:
     Attributes:
         job: the supervised training; knows data set, recipe, fold, seed and share of the labels.
         predicted: the job whose predictions were scored: the training, or the prediction of held-out cases.
-        scores: metrics by case and structure; None where not defined.
+        scores: by case and structure.
         parameters: of the network.
         macs: multiply-accumulate operations of the network on one crop; None where the training does not say.
         gpu_bytes: largest GPU memory of the training and its pre-training; None without a GPU.
@@ -29,7 +30,7 @@ class Entry:
 
     job: Job
     predicted: Job
-    scores: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    scores: Mapping[str, Mapping[str, StructureScore]]
     parameters: int
     macs: float | None
     gpu_bytes: float | None
@@ -68,10 +69,15 @@ def _read(spec: BenchmarkSpec, job: Job) -> Entry:
     return Entry(
         job=training,
         predicted=job.needs[0],
-        scores=read["scores"],
+        scores={case: {name: _score(one) for name, one in of.items()} for case, of in read["scores"].items()},
         parameters=read["parameters"],
         macs=facts["train"].get("macs"),
         gpu_bytes=max(memory, default=None),
         training=JobFolder.of(training, spec).done() or {},
         pretraining=JobFolder.of(pretraining, spec).done() if pretraining else None,
     )
+
+
+def _score(values: Mapping[str, Any]) -> StructureScore:
+    """A score from JSON, where null stands for NaN."""
+    return StructureScore(**{key: float("nan") if value is None else value for key, value in values.items()})

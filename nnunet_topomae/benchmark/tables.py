@@ -13,7 +13,7 @@ from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.results import Cost, JobRecord, Results, Row, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.store import JobFolder
-from nnunet_topomae.evaluation.metrics import METRICS
+from nnunet_topomae.evaluation.metrics import METRICS, StructureScore, summarise
 from nnunet_topomae.evaluation.statistics import Comparison, compare, rank_shares
 from nnunet_topomae.nnunet.provenance import describe_machine, describe_versions
 
@@ -43,7 +43,8 @@ def case_table(entries: Sequence[Entry], metric: str) -> tuple[list[str], ndarra
     values: dict[str, dict[int, list[float]]] = {}
     for entry in entries:
         for case, structures in entry.scores.items():
-            of_structures = [score[metric] if score[metric] is not None else perfect for score in structures.values()]
+            found = [getattr(score, metric) for score in structures.values()]
+            of_structures = [perfect if np.isnan(value) else value for value in found]
             values.setdefault(case, {}).setdefault(entry.job.seed, []).append(float(np.mean(of_structures)))
     cases = sorted(values)
     return cases, np.array([[np.mean(values[case][seed]) for seed in seeds] for case in cases])
@@ -55,14 +56,16 @@ def summarise_recipe(entries: Sequence[Entry]) -> Row:
     structures = list(next(iter(entries[0].scores.values())))
     per_seed = [
         {
-            name: _means([case[name] for entry in entries if entry.job.seed == seed for case in entry.scores.values()])
+            name: summarise(
+                [case[name] for entry in entries if entry.job.seed == seed for case in entry.scores.values()]
+            )
             for name in structures
         }
         for seed in seeds
     ]
     overall = {
         metric: [
-            (np.nansum if metric in COUNTS else _nanmean)([means[name][metric] for name in structures])
+            float((sum if metric in COUNTS else _nanmean)([means[name][metric] for name in structures]))
             for means in per_seed
         ]
         for metric in METRICS
@@ -84,32 +87,20 @@ def summarise_recipe(entries: Sequence[Entry]) -> Row:
 
 
 def _by_case(entries: Sequence[Entry]) -> dict[str, dict[str, dict[str, float]]]:
-    found: dict[str, list[Mapping[str, Mapping[str, Any]]]] = {}
+    found: dict[str, list[Mapping[str, StructureScore]]] = {}
     for entry in entries:
         for case, structures in entry.scores.items():
             found.setdefault(case, []).append(structures)
     return {
         case: {
-            name: {metric: _nanmean([_number(one[name][metric]) for one in several]) for metric in LISTED}
+            name: {metric: _nanmean([getattr(one[name], metric) for one in several]) for metric in LISTED}
             for name in several[0]
         }
         for case, several in sorted(found.items())
     }
 
 
-def _means(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    means = {}
-    for metric in METRICS:
-        values = [_number(score[metric]) for score in scores]
-        means[metric] = float(np.nansum(values)) if metric in COUNTS else _nanmean(values)
-    return means
-
-
-def _number(value: float | bool | None) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def _nanmean(values: Sequence[float]) -> float:
+def _nanmean(values: Sequence[float | int]) -> float:
     defined = [value for value in values if not np.isnan(value)]
     return float(np.mean(defined)) if defined else float("nan")
 

@@ -210,5 +210,10 @@ def scores_csv(entries: Sequence[Entry]) -> str:
         where = [entry.job.dataset, entry.job.recipe, entry.job.fraction, entry.job.fold, entry.job.seed]
         for case, structures in entry.scores.items():
             for structure, score in structures.items():
-                writer.writerow([*where, case, structure, *(score[metric] for metric in METRICS)])
+                writer.writerow([*where, case, structure, *(_cell(getattr(score, metric)) for metric in METRICS)])
     return text.getvalue()
+
+
+def _cell(value: float | bool) -> str:
+    """A score in full; empty where it is not defined."""
+    return "" if math.isnan(value) else str(value)
