@@ -37,6 +37,12 @@ def kernel(function: Function) -> Function:
     Kernels get their arrays in named tuples and must not allocate any: without numba's memory management
     (`_nrt=False`) reading an array out of a tuple costs no reference count, which saves a third of the time.
     Without numba, or with NUMBA_DISABLE_JIT=1, the function stays as it is.
+
+    Args:
+        function: the function in plain Python.
+
+    Returns:
+        The compiled function, with the same arguments.
     """
     if not COMPILED:
         return function
