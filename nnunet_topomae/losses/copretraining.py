@@ -60,7 +60,13 @@ def build_topological_loss(config: TopologyConfig) -> TopologicalLoss | None:
     if not config.enabled:
         return None
     return TopologicalLoss(
-        config.region, config.region_size, config.dimensions, config.normalisation, config.backend, config.threads
+        config.region,
+        config.region_size,
+        config.dimensions,
+        config.normalisation,
+        config.backend,
+        config.threads,
+        config.tolerance,
     )
 
 

@@ -16,6 +16,9 @@ from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import PendingLoss, TopologicalLoss
 from nnunet_topomae.types import Scalar, Volume, VoxelMask
 
+# Larger gaps of L_topo are more than rounding.
+EXACT_GAP = 1e-9
+
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Mixed precision on CUDA; nothing elsewhere, as in nnU-Net."""
@@ -100,7 +103,8 @@ class CoPretrainingStep:
                 computed.
 
         Returns:
-            the terms by name, see losses.copretraining.CoPretrainingLoss.
+            the terms by name, see losses.copretraining.CoPretrainingLoss. ``topo_gap`` is there only if L_topo is not
+            exact: the largest relative gap of its matchings.
         """
         ratio = self.plan.config.pretraining.mask_ratio
         tokens = random_token_mask(len(batch["data"]), self.plan.shape.token_grid, ratio, generator)
@@ -121,6 +125,9 @@ class CoPretrainingStep:
             pending["unetrpp"] = self._start_topology(output.unetrpp.reconstruction, data, mask.hidden, inside, batch)
         topology = TopologicalTerms(**{name: loss.result() for name, loss in pending.items()})
         terms = self.loss(output, data, mask.hidden, key_points, topology, topology_scale, inside)
+        gap = max(loss.gap for loss in pending.values())
+        if gap > EXACT_GAP:
+            terms["topo_gap"] = terms["total"].new_tensor(gap)
         return terms
 
     def _start_topology(

@@ -113,6 +113,13 @@ def test_total_reaches_every_weight_and_topology_is_left_out_on_request() -> Non
     assert "topo_vit" not in step(batch, _masks(), 1.0)
 
 
+def test_the_gap_is_among_the_terms_where_the_distance_is_not_exact() -> None:
+    step, _, batch = _step(TopologyConfig(region="full"))
+    assert "topo_gap" not in step(batch, _masks(), 1.0)
+    step, _, batch = _step(TopologyConfig(region="full", tolerance=0.3))
+    assert 1e-9 < step(batch, _masks(), 1.0)["topo_gap"].item() <= 0.3
+
+
 def test_pre_training_learns() -> None:
     step, network, batch = _step(TopologyConfig(region_size=7))
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
