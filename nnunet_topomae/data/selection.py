@@ -92,7 +92,7 @@ class JointDataset:
 
     Args:
         labelled: the preprocessed data set, with the cases to read.
-        unlabelled: names of unlabelled cases in the folder beside it.
+        unlabelled: names of unlabelled cases in the folder next to it.
     """
 
     def __init__(self, labelled: nnUNetBaseDataset, unlabelled: Iterable[str]) -> None:

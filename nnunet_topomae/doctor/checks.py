@@ -45,7 +45,7 @@ class Check:
 
 
 def all_checks(findings: Mapping[str, Any], environment: Mapping[str, str]) -> list[Check]:
-    """Every check, in the order in which one would mend things.
+    """Every check, ordered by dependency: the first error is the one to correct first.
 
     Args:
         findings: what :func:`nnunet_topomae.doctor.probe.probe` returned.
@@ -155,7 +155,8 @@ def check_hook(search: Mapping[str, Any], environment: Mapping[str, str]) -> Che
     name = "start-up hook"
     fallback = f'set nnUNet_extTrainer to "{EXT_TRAINER_FOLDER}" and plan with `nnunet-topomae plan`'
     if search["error"] is not None:
-        return Check(name, "error", f"nnU-Net's class search cannot be imported: {search['error']}", "Mend nnunetv2.")
+        value = f"nnU-Net's class search cannot be imported: {search['error']}"
+        return Check(name, "error", value, "Run: pip install --force-reinstall nnunetv2")
     if search["value"] == "active":
         return Check(name, "ok", "active")
     if search["value"] == "absent":
@@ -178,7 +179,7 @@ def check_class(name: str, found: Mapping[str, Any], hook_off: bool) -> Check:
     if found["error"] is None:
         return Check(name, "error", value, f"Another class has this name; remove it, {module} is the right one.")
     if not hook_off:
-        return Check(name, "error", value, "Mend the errors above; if there are none, please report this one.")
+        return Check(name, "error", value, "Correct the errors above; if there are none, please report this one.")
     if place == _hook.PLANNERS_PLACE:
         return Check(name, "warning", value, "With the hook off, plan with `nnunet-topomae plan`.")
     return Check(name, "error", value, f'With the hook off, set nnUNet_extTrainer to "{EXT_TRAINER_FOLDER}".')
@@ -192,7 +193,7 @@ def check_device(found: Mapping[str, Any], nvidia_driver: bool) -> Check:
         nvidia_driver: whether this machine has an NVIDIA driver.
     """
     if found["error"] is not None:
-        return Check("device", "error", found["error"], "Mend torch.")
+        return Check("device", "error", found["error"], "Reinstall torch for this machine.")
     device = found["value"]
     if device["type"] == "cuda":
         memory = f"{_gib(device['free'])} of {_gib(device['total'])} GiB free"

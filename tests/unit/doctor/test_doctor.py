@@ -139,7 +139,7 @@ def test_hook_states(state: str, environment: dict[str, str], status: str, says:
 @pytest.mark.parametrize(
     ("name", "hook_off", "status", "says"),
     [
-        ("TopoMAEPretrainer", False, "error", "Mend the errors above"),
+        ("TopoMAEPretrainer", False, "error", "Correct the errors above"),
         ("TopoMAEPretrainer", True, "error", "nnUNet_extTrainer"),
         ("TopoMAEPlanner", True, "warning", "nnunet-topomae plan"),
     ],
