@@ -80,6 +80,8 @@ class PlannedTrainer(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         """nnU-Net's start, after listing the images that will be read."""
+        if not self.was_initialized:
+            self.initialize()
         if self.local_rank == 0:
             self.images_read = self.record_images()
         super().on_train_start()

@@ -10,6 +10,7 @@ Where this departs from the original code, and why:
 """
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
@@ -19,11 +20,31 @@ from torch import Tensor, nn
 
 from nnunet_topomae.architectures.layers import SMALL_STD, Pointwise, residual_block
 from nnunet_topomae.architectures.roles import Resampling
-from nnunet_topomae.config import ArchitectureConfig
 from nnunet_topomae.types import Size3, Volume
 
 Tokens = Float[Tensor, "B N C"]
 Heads = Float[Tensor, "B heads N c"]
+
+
+@dataclass(frozen=True)
+class EPASettings:
+    """What the EPA stages of a network have in common.
+
+    Attributes:
+        depth: blocks of a stage.
+        heads: attention heads.
+        gamma: initial scale of the attention's residual branch.
+        share_embeddings: whether the blocks of a stage share their :class:`TokenEmbedding`.
+        attention_dropout: dropout of the attention matrices.
+        channel_dropout: dropout of whole channels in front of a block's output.
+    """
+
+    depth: int
+    heads: int
+    gamma: float = 0.1
+    share_embeddings: bool = False
+    attention_dropout: float = 0.0
+    channel_dropout: float = 0.0
 
 
 class TokenEmbedding(nn.Module):
@@ -120,14 +141,14 @@ class EfficientPairedAttention(nn.Module):
 class EPABlock(nn.Module):
     """Transformer block of UNETR++: EPA, then a residual convolution block, each with a skip connection."""
 
-    def __init__(self, channels: int, architecture: ArchitectureConfig, attention_dropout: float, dropout: float):
+    def __init__(self, channels: int, settings: EPASettings) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.attention = EfficientPairedAttention(channels, architecture.heads, attention_dropout)
-        self.gamma = nn.Parameter(torch.full((channels,), architecture.gamma))
+        self.attention = EfficientPairedAttention(channels, settings.heads, settings.attention_dropout)
+        self.gamma = nn.Parameter(torch.full((channels,), settings.gamma))
         self.convolution = residual_block(channels, channels)
-        end = Pointwise(channels, channels, gain=1.0 / math.sqrt(architecture.depth))
-        self.output = nn.Sequential(nn.Dropout3d(dropout), end)
+        end = Pointwise(channels, channels, gain=1.0 / math.sqrt(settings.depth))
+        self.output = nn.Sequential(nn.Dropout3d(settings.channel_dropout), end)
 
     def forward(self, features: Volume, embedding: TokenEmbedding) -> Volume:
         """Map features to features of the same shape."""
@@ -144,26 +165,14 @@ class EPAStage(nn.Module):
         channels: channels of the stage.
         grid: tokens along (D, H, W).
         projected: projected tokens in EPA.
-        architecture: depth, heads, gamma and whether the blocks share their :class:`TokenEmbedding`.
-        attention_dropout: dropout of the attention matrices.
-        dropout: dropout of whole channels in front of a block's output.
+        settings: what the stages have in common.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        grid: Size3,
-        projected: int,
-        architecture: ArchitectureConfig,
-        attention_dropout: float,
-        dropout: float,
-    ) -> None:
+    def __init__(self, channels: int, grid: Size3, projected: int, settings: EPASettings) -> None:
         super().__init__()
-        depth = architecture.depth
-        self.blocks = nn.ModuleList(EPABlock(channels, architecture, attention_dropout, dropout) for _ in range(depth))
-        self.embeddings = nn.ModuleList(
-            TokenEmbedding(channels, grid, projected) for _ in range(1 if architecture.share_embeddings else depth)
-        )
+        self.blocks = nn.ModuleList(EPABlock(channels, settings) for _ in range(settings.depth))
+        embeddings = 1 if settings.share_embeddings else settings.depth
+        self.embeddings = nn.ModuleList(TokenEmbedding(channels, grid, projected) for _ in range(embeddings))
 
     def forward(self, features: Volume) -> Volume:
         """Map features to features of the same shape."""

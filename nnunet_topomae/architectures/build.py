@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 
+from nnunet_topomae.architectures.attention import EPASettings
 from nnunet_topomae.architectures.copretraining import BRANCHES, Branch, CoPretrainingNetwork
 from nnunet_topomae.architectures.fusion import FusionNetwork, TokenFusion
 from nnunet_topomae.architectures.keypoint_head import KeyPointHead
 from nnunet_topomae.architectures.mae import MAEDecoder
 from nnunet_topomae.architectures.rule import NetworkShape
 from nnunet_topomae.architectures.unetr import UNETR, UNETRDecoder
-from nnunet_topomae.architectures.unetrpp import UNETRPP, Dropout, UNETRPPDecoder, UNETRPPEncoder
+from nnunet_topomae.architectures.unetrpp import UNETRPP, UNETRPPDecoder, UNETRPPEncoder
 from nnunet_topomae.architectures.vit import VIT_PRESETS, ViTEncoder
 from nnunet_topomae.config import ArchitectureConfig
 
 # Dropout of Shaker et al. 2024 for segmentation, which the plan scales; none while reconstructing.
-PUBLISHED_DROPOUT = Dropout(attention=0.15, channel=0.1)
-PRETRAINING_DROPOUT = Dropout(attention=0.0, channel=0.0)
+ATTENTION_DROPOUT, CHANNEL_DROPOUT = 0.15, 0.1
 
 DEEP_SUPERVISION_WEIGHTS = (4 / 7, 2 / 7, 1 / 7)
 
@@ -63,12 +63,15 @@ def build_copretraining_network(
     """
     preset = VIT_PRESETS[architecture.vit]
     grid, size = shape.token_grid, shape.token_size
+    settings = _epa_settings(architecture, dropout=0.0)
     return CoPretrainingNetwork(
         vit_encoder=ViTEncoder(grid, size, in_channels, preset),
         vit_decoder=MAEDecoder(grid, size, in_channels, preset),
         vit_key_points=KeyPointHead(preset.width, grid),
-        encoder=UNETRPPEncoder(shape, in_channels, architecture, PRETRAINING_DROPOUT),
-        decoder=UNETRPPDecoder(shape, in_channels, architecture, PRETRAINING_DROPOUT, reconstructs=True),
+        encoder=UNETRPPEncoder(shape, in_channels, architecture.feature_size, settings),
+        decoder=UNETRPPDecoder(
+            shape, in_channels, architecture.feature_size, settings, architecture.upsampling, reconstructs=True
+        ),
         key_points=KeyPointHead(shape.dims[-1], shape.grids[-1]),
         branches=branches,
     )
@@ -82,8 +85,19 @@ def deep_supervision_scales(shape: NetworkShape) -> list[list[float]]:
 def _segmentation_parts(
     shape: NetworkShape, in_channels: int, out_channels: int, architecture: ArchitectureConfig, deep_supervision: bool
 ) -> tuple[UNETRPPEncoder, UNETRPPDecoder]:
-    factor = architecture.dropout
-    dropout = Dropout(PUBLISHED_DROPOUT.attention * factor, PUBLISHED_DROPOUT.channel * factor)
-    encoder = UNETRPPEncoder(shape, in_channels, architecture, dropout)
-    decoder = UNETRPPDecoder(shape, out_channels, architecture, dropout, deep_supervision)
+    settings, features = _epa_settings(architecture, architecture.dropout), architecture.feature_size
+    encoder = UNETRPPEncoder(shape, in_channels, features, settings)
+    decoder = UNETRPPDecoder(shape, out_channels, features, settings, architecture.upsampling, deep_supervision)
     return encoder, decoder
+
+
+def _epa_settings(architecture: ArchitectureConfig, dropout: float) -> EPASettings:
+    """What the plan says about the stages, with a factor of the published dropout rates."""
+    return EPASettings(
+        depth=architecture.depth,
+        heads=architecture.heads,
+        gamma=architecture.gamma,
+        share_embeddings=architecture.share_embeddings,
+        attention_dropout=ATTENTION_DROPOUT * dropout,
+        channel_dropout=CHANNEL_DROPOUT * dropout,
+    )

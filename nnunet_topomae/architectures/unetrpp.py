@@ -1,12 +1,11 @@
 """UNETR++ (Shaker et al. 2024), sized by the rule: encoder and decoder of EPA stages with skip connections."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar, Literal, cast
 
 from torch import Tensor, nn
 
-from nnunet_topomae.architectures.attention import EPAStage
+from nnunet_topomae.architectures.attention import EPASettings, EPAStage
 from nnunet_topomae.architectures.layers import (
     Features,
     ReconstructionHead,
@@ -19,21 +18,7 @@ from nnunet_topomae.architectures.layers import (
 )
 from nnunet_topomae.architectures.roles import Resampling
 from nnunet_topomae.architectures.rule import NetworkShape
-from nnunet_topomae.config import ArchitectureConfig
 from nnunet_topomae.types import Size3, Volume
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """Dropout rates of UNETR++.
-
-    Attributes:
-        attention: of the attention matrices.
-        channel: of whole channels in front of a block's output.
-    """
-
-    attention: float
-    channel: float
 
 
 class UNETRPPEncoder(nn.Module):
@@ -42,21 +27,21 @@ class UNETRPPEncoder(nn.Module):
     Args:
         shape: sizes from the rule.
         in_channels: image channels.
-        architecture: what the stages are made of.
-        dropout: dropout rates.
+        feature_size: channels at full resolution.
+        settings: what the stages are made of.
     """
 
     resampled_as: ClassVar = {"full_resolution": Resampling.CHANNELS}
 
-    def __init__(self, shape: NetworkShape, in_channels: int, architecture: ArchitectureConfig, dropout: Dropout):
+    def __init__(self, shape: NetworkShape, in_channels: int, feature_size: int, settings: EPASettings) -> None:
         super().__init__()
         channels = (in_channels, *shape.dims)
-        self.full_resolution = residual_block(in_channels, architecture.feature_size)
+        self.full_resolution = residual_block(in_channels, feature_size)
         self.downsampling = nn.ModuleList(
             downsample(channels[stage], channels[stage + 1], stride) for stage, stride in enumerate(shape.strides)
         )
         self.stages = nn.ModuleList(
-            EPAStage(dim, grid, projected, architecture, dropout.attention, dropout.channel)
+            EPAStage(dim, grid, projected, settings)
             for dim, grid, projected in zip(shape.dims, shape.grids, shape.projections, strict=True)
         )
         self.apply(initialise_weights)
@@ -93,8 +78,9 @@ class UNETRPPDecoder(nn.Module):
     Args:
         shape: sizes from the rule.
         out_channels: channels of the heads.
-        architecture: what the stages are made of.
-        dropout: dropout rates.
+        feature_size: channels at full resolution.
+        settings: what the stages are made of.
+        upsampling: how full resolution is reached, as in the original or without its risk of checkerboards.
         deep_supervision: initial value of the attribute.
         reconstructs: one head for intensities, which runs in float32 outside autocast, instead of the three heads for
             logits.
@@ -106,8 +92,9 @@ class UNETRPPDecoder(nn.Module):
         self,
         shape: NetworkShape,
         out_channels: int,
-        architecture: ArchitectureConfig,
-        dropout: Dropout,
+        feature_size: int,
+        settings: EPASettings,
+        upsampling: Literal["transposed", "trilinear"] = "transposed",
         deep_supervision: bool = False,
         reconstructs: bool = False,
     ) -> None:
@@ -117,24 +104,19 @@ class UNETRPPDecoder(nn.Module):
         steps = [
             UpStep(
                 Upsampling(shape.dims[stage + 1], shape.dims[stage], shape.strides[stage + 1]),
-                EPAStage(
-                    shape.dims[stage],
-                    shape.grids[stage],
-                    shape.projections[stage],
-                    architecture,
-                    dropout.attention,
-                    dropout.channel,
-                ),
+                EPAStage(shape.dims[stage], shape.grids[stage], shape.projections[stage], settings),
             )
             for stage in reversed(range(len(shape.dims) - 1))
         ]
-        features = architecture.feature_size
-        last = UpStep(_last_upsampling(shape, architecture), residual_block(features, features))
+        to_full_resolution = Upsampling if upsampling == "transposed" else _trilinear
+        last = UpStep(
+            to_full_resolution(shape.dims[0], feature_size, shape.stem), residual_block(feature_size, feature_size)
+        )
         self.steps = nn.ModuleList([*steps, last])
         self.seg_layers = nn.ModuleList(
-            [ReconstructionHead(features, out_channels)]
+            [ReconstructionHead(feature_size, out_channels)]
             if reconstructs
-            else [SegmentationHead(channels, out_channels) for channels in (features, *shape.dims[:2])]
+            else [SegmentationHead(channels, out_channels) for channels in (feature_size, *shape.dims[:2])]
         )
         self.apply(initialise_weights)
 
@@ -164,13 +146,10 @@ class UNETRPP(nn.Module):
         return cast("Tensor | list[Tensor]", self.decoder(self.encoder(data)))
 
 
-def _last_upsampling(shape: NetworkShape, architecture: ArchitectureConfig) -> nn.Module:
-    """From the first stage to full resolution, as in the original or without its risk of checkerboards."""
-    stem: Size3 = shape.stem
-    if architecture.upsampling == "transposed":
-        return Upsampling(shape.dims[0], architecture.feature_size, stem)
-    scale = (float(stem[0]), float(stem[1]), float(stem[2]))
+def _trilinear(in_channels: int, out_channels: int, stride: Size3) -> nn.Sequential:
+    """1x1x1 convolution, then interpolation."""
+    scale = (float(stride[0]), float(stride[1]), float(stride[2]))
     return nn.Sequential(
-        nn.Conv3d(shape.dims[0], architecture.feature_size, kernel_size=1, bias=False),
+        nn.Conv3d(in_channels, out_channels, kernel_size=1, bias=False),
         nn.Upsample(scale_factor=scale, mode="trilinear", align_corners=False),
     )

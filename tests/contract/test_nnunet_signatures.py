@@ -141,7 +141,7 @@ def test_our_checkpoints_have_the_entries_of_stock_ones() -> None:
     pattern = re.compile(r"""^\s+['"](\w+)['"]: """, re.MULTILINE)
     stock = pattern.findall(inspect.getsource(resolve(f"{TRAINER}.save_checkpoint")))
     ours = pattern.findall(inspect.getsource(resolve("nnunet_topomae.training.checkpoints:training_state")))
-    assert len(stock) >= 9, "nnU-Net writes its checkpoints in another way: mend training_state"
+    assert len(stock) >= 9, "nnU-Net writes its checkpoints in another way: adapt training_state"
     assert ours == stock
 
 

@@ -1,13 +1,17 @@
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from nnunet_topomae.architectures.attention import EfficientPairedAttention, EPABlock, EPAStage, TokenEmbedding
+from nnunet_topomae.architectures.attention import (
+    EfficientPairedAttention,
+    EPABlock,
+    EPASettings,
+    EPAStage,
+    TokenEmbedding,
+)
 from nnunet_topomae.architectures.layers import initialise_weights
-from nnunet_topomae.config import ArchitectureConfig
 
 GRID = (2, 3, 4)
 
@@ -68,8 +72,8 @@ def test_position_embedding_is_added_at_its_place() -> None:
 
 def test_block_is_the_published_formula() -> None:
     """Tokens + gamma * EPA(LayerNorm(tokens)), then + conv(residual block)."""
-    architecture = ArchitectureConfig(heads=2, gamma=0.3)
-    block, embedding = EPABlock(8, architecture, 0.0, 0.0).double(), TokenEmbedding(8, GRID, 5).double()
+    block = EPABlock(8, EPASettings(depth=3, heads=2, gamma=0.3)).double()
+    embedding = TokenEmbedding(8, GRID, 5).double()
     features = torch.randn(2, 8, *GRID, dtype=torch.float64)
     tokens = (features + embedding.position).permute(0, 2, 3, 4, 1).reshape(2, -1, 8)
     tokens = tokens + 0.3 * block.attention(nn.functional.layer_norm(tokens, (8,)), embedding)
@@ -78,9 +82,8 @@ def test_block_is_the_published_formula() -> None:
 
 
 def test_shared_embeddings() -> None:
-    architecture = ArchitectureConfig(depth=3, heads=2)
-    own = EPAStage(8, GRID, 5, architecture, 0.0, 0.0)
-    shared = EPAStage(8, GRID, 5, replace(architecture, share_embeddings=True), 0.0, 0.0)
+    own = EPAStage(8, GRID, 5, EPASettings(depth=3, heads=2))
+    shared = EPAStage(8, GRID, 5, EPASettings(depth=3, heads=2, share_embeddings=True))
     count = [sum(p.numel() for p in stage.parameters()) for stage in (own, shared)]
     assert count[0] - count[1] == 2 * (8 * 24 + 5 * 24 + 5)
     assert shared(torch.randn(1, 8, *GRID)).shape == (1, 8, *GRID)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_topomae.architectures.build import PRETRAINING_DROPOUT, build_unetrpp
+from nnunet_topomae.architectures.attention import EPASettings
+from nnunet_topomae.architectures.build import build_unetrpp
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
 from nnunet_topomae.architectures.unetrpp import UNETRPPDecoder
 from nnunet_topomae.config import ArchitectureConfig
@@ -87,7 +88,8 @@ def test_new_network_keeps_the_scale_of_its_features(four_stages, crop) -> None:
 @pytest.mark.parametrize("reconstructs", [True, False])
 def test_only_intensities_are_computed_in_float32_under_autocast(shape, architecture, crop, reconstructs) -> None:  # type: ignore[no-untyped-def]
     network = build_unetrpp(shape, 2, 2, architecture, deep_supervision=False).eval()
-    network.decoder = UNETRPPDecoder(shape, 2, architecture, PRETRAINING_DROPOUT, reconstructs=reconstructs).eval()
+    settings = EPASettings(architecture.depth, architecture.heads)
+    network.decoder = UNETRPPDecoder(shape, 2, architecture.feature_size, settings, reconstructs=reconstructs).eval()
     assert len(network.decoder.seg_layers) == (1 if reconstructs else 3)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         output = network(crop(shape, 1, 2))

@@ -123,7 +123,6 @@ def test_a_supervised_checkpoint_lists_the_cases_that_were_read(
 ) -> None:
     monkeypatch.setattr(supervision, "labels_present", lambda dataset, cases: dict.fromkeys(cases, "organ"))
     trainer = _trainer(kind, images, label_fraction=fraction)
-    trainer.initialize()
     trainer.on_train_start()
     file = Path(trainer.output_folder) / "checkpoint_final.pth"
     trainer.save_checkpoint(str(file))

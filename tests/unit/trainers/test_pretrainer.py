@@ -53,6 +53,7 @@ def test_one_process_of_a_training_hashes_the_images_and_writes_their_list(
             device=None,
             build_loader=lambda *arguments: loaded.append(arguments),
             images_read=ImagesRead(),
+            was_initialized=True,
         )
         return made
 
