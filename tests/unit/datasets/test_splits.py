@@ -1,9 +1,18 @@
 """Folds by patient, and the published splits."""
 
+import json
+from pathlib import Path
+
 import pytest
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from nnunet_topomae.datasets.splits import PublishedSplit, describe_published, group_by_patient, make_splits
+from nnunet_topomae.datasets.splits import (
+    PublishedSplit,
+    describe_published,
+    group_by_patient,
+    make_splits,
+    place_published,
+)
 from nnunet_topomae.plans.preset import load_preset, preset_names
 
 SYNAPSE = [f"img{number:04d}" for number in (*range(1, 11), *range(21, 41))]
@@ -84,3 +93,17 @@ def test_names_without_patient_and_too_few_patients_are_refused() -> None:
         group_by_patient(["heart_3"], r"patient(\d+)")
     with pytest.raises(ValueError, match="at least 5 patients, there are 2"):
         make_splits([f"patient{n}_{frame}" for n in range(2) for frame in range(9)], r"(patient\d+)")
+
+
+def test_the_published_split_is_placed_where_there_are_no_folds(tmp_path: Path) -> None:
+    split = load_preset("synapse").split
+    assert "no split is published" in place_published(tmp_path, SYNAPSE, None)
+    assert "is not written" in place_published(tmp_path, SYNAPSE[1:], split)
+    assert not list(tmp_path.iterdir())
+    assert "5 as published" in place_published(tmp_path, SYNAPSE, split)
+    splits = json.loads((tmp_path / "splits_final.json").read_text())
+    assert splits == make_splits(SYNAPSE, published=split)
+    assert json.loads((tmp_path / "published_split.json").read_text())["fold"] == 5
+    (tmp_path / "splits_final.json").write_text("[]")
+    assert "kept as it is" in place_published(tmp_path, SYNAPSE, split)
+    assert (tmp_path / "splits_final.json").read_text() == "[]"

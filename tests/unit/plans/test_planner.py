@@ -64,20 +64,27 @@ def _plan(planner: Any, data: str, cases: int = 60) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("data", "gb"),
+    ("config", "data", "gb"),
     [
-        ("hippocampus", 8.0),
-        ("cine", 8.0),
-        ("thin slab", 24.0),
-        *(pytest.param(data, gb, marks=pytest.mark.slow) for data in ("abdomen", "microscopy") for gb in (8.0, 24.0)),
+        (TopoMAEConfig(), "hippocampus", 8.0),
+        (SHALLOW, "cine", 3.0),  # the patch has to shrink
+        (SHALLOW, "thin slab", 6.0),
+        *(
+            pytest.param(TopoMAEConfig(), data, gb, marks=pytest.mark.slow)
+            for data in ("cine", "thin slab", "abdomen", "microscopy")
+            for gb in (8.0, 24.0)
+        ),
     ],
 )
-def test_both_trainings_fit_and_the_patch_suits_the_image(make: Make, data: str, gb: float) -> None:
-    plan = _plan(make(TopoMAEPlanner, gb=gb), data)
+def test_both_trainings_fit_and_the_patch_suits_the_image(
+    make: Make, config: TopoMAEConfig, data: str, gb: float
+) -> None:
+    planner = make(TopoMAEPlanner, gb=gb)
+    planner.config = config
+    plan = _plan(planner, data)
     strides = plan["architecture"]["arch_kwargs"]["strides"]
-    architecture = TopoMAEConfig().architecture
-    shape = network_shape(plan["patch_size"], strides, architecture)
-    needs = [estimate_need(training, shape, architecture, 1, 2) for training in TRAININGS]
+    shape = network_shape(plan["patch_size"], strides, config.architecture)
+    needs = [estimate_need(training, shape, config.architecture, 1, 2) for training in TRAININGS]
     assert len(needs) == 2
     assert all(need.total(plan["batch_size"]) <= gb * GIB for need in needs)
     assert plan["batch_size"] >= 2
@@ -85,12 +92,17 @@ def test_both_trainings_fit_and_the_patch_suits_the_image(make: Make, data: str,
     assert all(
         patch < image + stride for patch, image, stride in zip(plan["patch_size"], DATA[data][1], total, strict=True)
     )
-    derive_network_shape([int(size) for size in plan["patch_size"]], strides, TopoMAEConfig().architecture)
-    assert TopoMAEConfig.from_configuration(plan) == TopoMAEConfig()
+    derive_network_shape([int(size) for size in plan["patch_size"]], strides, config.architecture)
+    assert TopoMAEConfig.from_configuration(plan) == config
 
 
 def test_more_memory_is_used(make: Make) -> None:
-    small, large = (_plan(make(TopoMAEPlanner, gb=gb), "cine") for gb in (8.0, 24.0))
+    plans = []
+    for gb in (3.0, 6.0):
+        planner = make(TopoMAEPlanner, gb=gb)
+        planner.config = SHALLOW
+        plans.append(_plan(planner, "cine"))
+    small, large = plans
     assert np.prod(large["patch_size"]) * large["batch_size"] > np.prod(small["patch_size"]) * small["batch_size"]
 
 

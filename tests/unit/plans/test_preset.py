@@ -219,6 +219,10 @@ def test_plan_and_preprocess_with_a_preset(tmp_path: Path, monkeypatch: pytest.M
         "file_ending": ".nii.gz",
     }
     (raw / "dataset.json").write_text(json.dumps(description))
+    folder = tmp_path / "preprocessed" / "Dataset009_Spleen"
+    folder.mkdir()
+    by_hand = {"configurations": {"mine": {"inherits_from": "3d_fullres", "batch_size": 7}}}
+    (folder / "TopoMAEPlans_msd_spleen.json").write_text(json.dumps(by_hand))
     # The preset has sizes of its own, whatever the planner finds.
     need = TrainingMemory(fixed=0, per_sample=GIB)
     monkeypatch.setattr("nnunet_topomae.plans.planner.estimate_need", lambda *_: need)
@@ -228,10 +232,10 @@ def test_plan_and_preprocess_with_a_preset(tmp_path: Path, monkeypatch: pytest.M
 
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-    folder = tmp_path / "preprocessed" / "Dataset009_Spleen"
     plans = json.loads((folder / "TopoMAEPlans_msd_spleen.json").read_text())
     assert plans["plans_name"] == "TopoMAEPlans_msd_spleen"
     assert plans["configurations"]["3d_fullres"]["patch_size"] == [96, 96, 96]
+    assert plans["configurations"]["mine"] == by_hand["configurations"]["mine"]
     data = nnUNetDatasetBlosc2(str(folder / "TopoMAEPlans_msd_spleen_3d_fullres")).load_case("s0")[0][:]
     assert data.shape == (1, 24, 20, 24)
     assert data.min() == 0.0
