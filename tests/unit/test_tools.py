@@ -45,5 +45,29 @@ def test_every_public_name_exists_and_is_documented(name: str) -> None:
         assert getattr(module, item).__doc__, f"{name}.{item} has no docstring"
 
 
+def shared_fixtures() -> set[str]:
+    """What tests/conftest.py says: fixtures whose tests run in one process."""
+    (value,) = re.findall(r"^SHARED_FIXTURES = (\(.*\))$", (ROOT / "tests" / "conftest.py").read_text(), re.MULTILINE)
+    return set(ast.literal_eval(value))
+
+
+def test_costly_fixtures_are_made_once() -> None:
+    """Fixtures of a module or session are shared, need a shared one, or are cheap to make in every process."""
+    wanted, found = {}, set()
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                decorators = " ".join(map(ast.unparse, node.decorator_list))
+                found |= {node.name} if "fixture" in decorators else set()
+                if "scope=" in decorators and "autouse" not in decorators:
+                    wanted[node.name] = {argument.arg for argument in node.args.args}
+    shared = shared_fixtures()
+    assert shared <= found, "fixtures that are no more"
+    covered = shared | {"fork", "repository", "make_bench"}
+    for _ in wanted:
+        covered |= {name for name, needs in wanted.items() if needs & (covered - {"repository"})}
+    assert set(wanted) <= covered, "add them to SHARED_FIXTURES in tests/conftest.py"
+
+
 def test_the_package_has_a_version() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", nnunet_topomae.__version__)
