@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-# As many as the structures of BTCV; further ones begin anew.
+# As many as the structures of BTCV; further ones repeat the colours.
 STRUCTURE_COLOURS = (
     *("#56b4e9", "#e69f00", "#00b894", "#e84393", "#f0e442", "#a29bfe", "#ff7675"),
     *("#0984e3", "#b8e994", "#d35400", "#81ecec", "#8e44ad", "#fdcb6e"),
