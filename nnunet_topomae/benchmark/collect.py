@@ -80,4 +80,5 @@ def _read(spec: BenchmarkSpec, job: Job) -> Entry:
 
 def _score(values: Mapping[str, Any]) -> StructureScore:
     """A score from JSON, where null stands for NaN."""
-    return StructureScore(**{key: float("nan") if value is None else value for key, value in values.items()})
+    typed: dict[str, Any] = {key: float("nan") if value is None else value for key, value in values.items()}
+    return StructureScore(**typed)

@@ -33,7 +33,7 @@ class Recipe:
         plans: base plans; the benchmark's settings and `settings` make a variant of them.
         pretrainer: trainer of the pre-training, None without one.
         settings: values of the plan's `topomae` section by key, such as `pretraining.lambda2`.
-        paper_row: row of the paper's tables to compare it with, if any.
+        paper_row: row of the paper's tables to compare with, if any.
     """
 
     name: str

@@ -114,7 +114,7 @@ def command_list(spec: BenchmarkSpec, file: Path, jobs: Sequence[Job]) -> str:
     lines = [
         "#!/bin/bash",
         f"# Jobs of {file.name}, each after those that it needs. Any of them may run on another machine that sees this",
-        "# folder; one that is done is left alone. Exit codes: 0 done, 75 somebody is on it, 76 too early.",
+        "# folder; one that is done is left alone. Exit codes: 0 done, 75 it runs elsewhere, 76 too early.",
         "set -e",
     ]
     for job in jobs:

@@ -34,7 +34,7 @@ class BenchmarkSpec:
         tolerance: of NSD, in mm.
         betti: also score Betti numbers.
         preset: plan with the published settings of this preset, which also enter `settings`.
-        paper: preset name of data sets by id, for the published numbers beside ours.
+        paper: preset name of data sets by id, to compare with the published numbers.
         slurm: options for sbatch by name, such as `partition`.
         raw: nnU-Net's folder of raw data; None where the variable nnUNet_raw names it.
         held_out: score the data sets' held-out cases (imagesTs, labelsTs) instead of each fold's validation cases.

@@ -79,7 +79,7 @@ def _progress(status: JobStatus) -> str:
     if not total:
         return " " * (BAR + 2)
     filled = round(BAR * status.epochs / total)
-    speed = "" if status.seconds_per_epoch is None else f" {status.seconds_per_epoch:.3g} s an epoch"
+    speed = "" if status.seconds_per_epoch is None else f" {status.seconds_per_epoch:.3g} s per epoch"
     left = "" if not status.remaining else f", {duration(status.remaining)} left"
     return f"[{'#' * filled}{'.' * (BAR - filled)}] {status.epochs}/{total}{speed}{left}"
 

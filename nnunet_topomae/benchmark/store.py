@@ -1,7 +1,7 @@
 """Where a job's results lie, and whether it is done. Quick to import; POSIX only.
 
 ``runs/<job>/<fingerprint>/`` holds everything of one job. ``done.json`` is written last, by rename, with hashes of the
-outputs; nothing else means done. A lock on ``lease`` is held while somebody works on the job and vanishes with the
+outputs; nothing else means done. A lock on ``lease`` is held while a process works on the job and vanishes with the
 process, however it ends.
 """
 
@@ -132,7 +132,7 @@ class JobFolder:
         """Hold the job. Processes that a killed predecessor left behind are ended first.
 
         Raises:
-            BusyError: somebody else holds it.
+            BusyError: another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with lock(self.path / "lease"):

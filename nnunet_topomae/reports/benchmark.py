@@ -30,7 +30,7 @@ from nnunet_topomae.reports.formats import (
 )
 from nnunet_topomae.reports.overlays import case_picture
 from nnunet_topomae.reports.page import Picture, render
-from nnunet_topomae.reports.plots import data_uri
+from nnunet_topomae.reports.plots import data_uri, draw
 from nnunet_topomae.reports.training_panels import make_training_panels
 from nnunet_topomae.reports.viewer import read_niivue, write_viewer
 
@@ -113,8 +113,9 @@ def _entries_of(table: Table, entries: Sequence[Entry]) -> list[Entry]:
 def _write_figures(results: Results, table: Table, folder: Path) -> Iterator[tuple[str, Picture]]:
     """Write a table's figures as SVG; yields their files' names and the pictures for the page."""
     for name, figure, alt, caption in _figures(results, table):
-        figure.savefig(folder / f"{name}.svg", format="svg", metadata={"Date": None})
-        yield f"{name}.svg", Picture(data_uri(figure), alt, caption)
+        content = draw(figure)
+        write_text(folder / f"{name}.svg", content.decode())
+        yield f"{name}.svg", Picture(data_uri(content), alt, caption)
 
 
 def _overlays(cases: Sequence[CaseFiles], titles: Mapping[str, str]) -> list[Picture]:

@@ -16,7 +16,7 @@ LABELS = {"dice": "Dice", "hd95": "HD95 mm", "nsd": "NSD"}
 
 
 def markdown(results: Results, pictures: Mapping[str, Sequence[tuple[str, Picture]]]) -> str:
-    """The report as Markdown, with figures as files beside it."""
+    """The report as Markdown, with figures as files in the same folder."""
     titles = results.titles
     lines = [f"# Benchmark {results.spec.name}", ""]
     lines += [

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-# As many as the structures of BTCV; further ones begin anew.
+# As many as the structures of BTCV; further ones repeat the colours.
 STRUCTURE_COLOURS = (
     *("#56b4e9", "#e69f00", "#00b894", "#e84393", "#f0e442", "#a29bfe", "#ff7675"),
     *("#0984e3", "#b8e994", "#d35400", "#81ecec", "#8e44ad", "#fdcb6e"),
@@ -21,12 +21,18 @@ PALETTE = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626", "#0891b2", "#6
 WINDOW_HU = (-150.0, 350.0)
 
 
-def data_uri(figure: Figure, file_format: str = "svg") -> str:
-    """The figure as a data URI, `svg` or `png`."""
+def draw(figure: Figure, file_format: str = "svg") -> bytes:
+    """The figure as a file, `svg` or `png`."""
     buffer = BytesIO()
     figure.savefig(buffer, format=file_format, metadata={"Date": None} if file_format == "svg" else None)
+    return buffer.getvalue()
+
+
+def data_uri(picture: Figure | bytes, file_format: str = "svg") -> str:
+    """A figure, or the content of its file, as a data URI."""
+    content = draw(picture, file_format) if isinstance(picture, Figure) else picture
     kind = "svg+xml" if file_format == "svg" else file_format
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def overlay_figure(

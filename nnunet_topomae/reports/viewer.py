@@ -1,4 +1,4 @@
-"""Pages to look through cases in three planes and in 3D, with NiiVue, only where asked for.
+"""Pages with all slices of a case in three planes and in 3D, with NiiVue, only where asked for.
 
 NiiVue (BSD 2-Clause, 2.3 MB) is not part of this package: the user gives the file, and every page holds a copy of it.
 A page loads nothing, so it can be opened from a folder, and holds the image: it is as confidential as that.

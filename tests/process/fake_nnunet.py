@@ -89,6 +89,8 @@ def train(arguments):
     done = len(record.read_text().splitlines()) if args.c else 0
     for epoch in range(done, section[role]["epochs"]):
         time.sleep(misbehaviour.get("seconds", 0.0))
+        while epoch == 1 and "until" in misbehaviour and not Path(misbehaviour["until"]).exists():
+            time.sleep(0.05)
         with record.open("a") as file:
             terms = {"loss": 1 / (epoch + 1)}
             file.write(json.dumps({"epoch": epoch, "seconds": 1.5, "train": terms, "validation": terms}) + "\n")
@@ -133,6 +135,7 @@ def predict(arguments):
     raw, _, results = folders(args.d)
     model = results / f"{args.tr}__{args.p}__{args.c}" / f"fold_{args.f}"
     assert (model / "checkpoint_final.pth").is_file()
+    sys.stdout.write(f"{os.environ.get('GREETING')}\n")
     target = Path(args.o)
     target.mkdir()
     if behaviour().get("predict", {}).get("fails"):

@@ -3,10 +3,14 @@
 import csv
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
+import termios
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -87,7 +91,8 @@ def test_the_page_loads_nothing_and_has_no_errors(finished, tmp_path, find_brows
 
 
 def test_pretraining_comes_first_and_held_out_cases_are_scored(small):
-    small.file.write_text("held_out = true\n" + small.file.read_text() + "mirror_axes = []\n")
+    environment = '[environment]\nGREETING = "hello"\n'
+    small.file.write_text("held_out = true\n" + small.file.read_text() + "mirror_axes = []\n" + environment)
     small.behave(predict={"fails": True})
     small.call("run", code=1)
     assert set(small.done()) == {"Dataset005__plan", PRETRAIN, TRAIN}
@@ -100,6 +105,7 @@ def test_pretraining_comes_first_and_held_out_cases_are_scored(small):
     predicted = small.folder(PREDICT)
     # The half file of the failed attempt is gone.
     assert [path.name for path in sorted(predicted.predictions.iterdir())] == [f"case_{n}.nii.gz" for n in (10, 11, 12)]
+    assert last_lines(predicted.log, 1) == ["hello"]
     (command,) = predicted.done()["commands"]
     assert "-tr TopoMAEFusionTrainer -p TopoMAEPlans_benchmark -f 0 --disable_tta" in command
     assert small.starts(TRAIN) == ["anew"]
@@ -272,15 +278,35 @@ def test_status_is_quick_and_without_torch(bench):
     assert not imported & {"torch", "nnunetv2", "scipy", "SimpleITK", "matplotlib"}
 
 
+def read_all(terminal, seen):
+    with suppress(OSError):  # the other side has closed
+        while part := os.read(terminal, 4096):
+            seen += part
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_status_shows_progress(small):
-    small.behave(TopoMAEFusionTrainer={"seconds": 0.7})
-    driver = small.start("run")
-    small.wait_for(lambda: "] 1/3" in small.call("status") or "] 2/3" in small.call("status"), 120)
+    go_on = small.root / "go_on"
+    small.behave(TopoMAEFusionTrainer={"until": str(go_on)})
+    ours, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (40, 160))
+    driver = subprocess.Popen(
+        small.argv("run"), env=small.environment, stdout=subprocess.DEVNULL, stderr=terminal, start_new_session=True
+    )
+    os.close(terminal)
+    seen = bytearray()
+    reader = threading.Thread(target=read_all, args=(ours, seen), daemon=True)
+    reader.start()
+    small.wait_for(lambda: (small.folder(TRAIN).fold / "metrics.jsonl").is_file(), 120)
     out = small.call("status")
+    small.wait_for(lambda: b"1/3 [" in seen)
+    go_on.touch()
     assert driver.wait(60) == 0
-    assert "1.5 s an epoch" in out
+    assert "] 1/3 1.5 s per epoch" in out
+    # Where stderr is a terminal, the driver itself shows the epochs.
+    reader.join(10)
+    assert re.search(rf"{TRAIN}: +33%\|.* 1/3 \[", seen.decode())
     assert "all done" in small.call("status")
 
 
