@@ -129,20 +129,17 @@ def _check_version(name: str, error: str | None, required: SpecifierSet | None) 
 
 
 def check_topology_backends(errors: Mapping[str, str | None]) -> list[Check]:
-    """The libraries cripser and gudhi: one of them computes the topological loss, cripser about five times faster."""
-    if errors["cripser"] is None:
-        cripser = Check("cripser", "ok", _version("cripser"))
-    else:
-        usable = errors["gudhi"] is None
-        consequence = (
-            "The topological loss uses gudhi instead, which is slower"
-            if usable
-            else "Pre-training with the topological loss cannot run"
-        )
-        advice = f"{consequence}. Run: pip install cripser"
-        cripser = Check("cripser", "warning" if usable else "error", f"import fails: {errors['cripser']}", advice)
-    gudhi = _version("gudhi") if errors["gudhi"] is None else "not usable (optional, cripser is the default)"
-    return [cripser, Check("gudhi", "ok", gudhi)]
+    """The two libraries that a plan can choose instead of the package's own persistent homology."""
+    checks = []
+    for name in ("cripser", "gudhi"):
+        if errors[name] is None:
+            checks.append(Check(name, "ok", _version(name)))
+        elif name == "gudhi":
+            checks.append(Check(name, "ok", "not usable (optional, needed only for topology.backend = gudhi)"))
+        else:
+            advice = "Only plans with topology.backend = cripser need it. Run: pip install cripser"
+            checks.append(Check(name, "warning", f"import fails: {errors[name]}", advice))
+    return checks
 
 
 def hook_is_off(environment: Mapping[str, str]) -> bool:
