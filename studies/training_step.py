@@ -33,6 +33,7 @@ from nnunet_topomae.config import ArchitectureConfig, TopologyConfig, TopoMAECon
 from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.files import write_json
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
+from nnunet_topomae.masking import CropMask
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.schedules import build_adamw
 from nnunet_topomae.training.steps import CoPretrainingStep, autocast, optimise

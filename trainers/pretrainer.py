@@ -29,8 +29,7 @@ from nnunet_topomae.training.validation import ReconstructionValidation
 class TopoMAEPretrainer(TopoMAETrainer):
     """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr TopoMAEPretrainer [-p PLANS]`.
 
-    Reads the images of the fold's training cases, and unlabelled images if there are any: validation cases and their
-    patients stay unseen, and no label decides where a crop is taken.
+    Reads the fold's training cases and unlabelled images, if any; validation patients stay unseen, labels unused.
     """
 
     role = "pretraining"
@@ -55,8 +54,8 @@ class TopoMAEPretrainer(TopoMAETrainer):
         super().initialize()
         self.mask_generators = {part: Generator() for part in ("train", "validation")}
         ignore_former_parts(unwrap(self.network))
-        term = build_topological_loss(self.plan.config.topology)
-        self.step = CoPretrainingStep(self.network, self.loss, term, self.plan, self.device)
+        topology = build_topological_loss(self.plan.config.topology)
+        self.step = CoPretrainingStep(self.network, self.loss, topology, self.plan, self.device)
 
     def _build_loss(self) -> CoPretrainingLoss:
         return CoPretrainingLoss(self.plan.config.pretraining, self.plan.config.topology)
@@ -70,9 +69,8 @@ class TopoMAEPretrainer(TopoMAETrainer):
     @cached_property
     def chosen(self) -> PretrainingCases:
         """What this fold reads; logged when it is chosen."""
-        split, folder = self.do_split(), Path(self.preprocessed_dataset_folder)
-        plans, section = self.plans_manager.plans, self.plan.config.pretraining
-        chosen = choose_cases(split, folder, plans, self.configuration_name, section)
+        folder, section = Path(self.preprocessed_dataset_folder), self.plan.config.pretraining
+        chosen = choose_cases(self.do_split(), folder, self.plans_manager.plans, self.configuration_name, section)
         self.print_to_log_file(chosen)
         return chosen
 
@@ -82,8 +80,7 @@ class TopoMAEPretrainer(TopoMAETrainer):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Random crops of training cases and unlabelled images; monitoring repeats crops of training cases."""
-        cases = list(self.chosen.labelled)
-        seed = derive_seed(self.seed, self.current_epoch, self.local_rank)
+        cases, seed = list(self.chosen.labelled), derive_seed(self.seed, self.current_epoch, self.local_rank)
         self.training_loader = self.build_loader(cases, seed, self.chosen.unlabelled)
         self.validation_loader = self.build_loader(cases)
         return start_workers(self.training_loader, self.device), SingleThreadedAugmenter(self.validation_loader, None)
@@ -105,11 +102,11 @@ class TopoMAEPretrainer(TopoMAETrainer):
     def train_step(self, batch: dict[str, Any]) -> dict[str, float]:
         """One step of both networks; returns every term."""
         self.follow_schedule()
-        scale = self.plan.config.topology.training_factor(self.current_epoch)
+        config = self.plan.config
         with autocast(self.device):
+            scale = config.topology.training_factor(self.current_epoch)
             terms = self.step(batch, self.mask_generators["train"], scale)
-        clip = self.plan.config.pretraining.clip
-        optimise(terms["total"], self.network, self.optimizer, self.grad_scaler, clip, batch["keys"])
+        optimise(terms["total"], self.network, self.optimizer, self.grad_scaler, config.pretraining.clip, batch["keys"])
         return detach_terms(terms)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, float]]) -> None:
@@ -148,6 +145,6 @@ class TopoMAEPretrainer(TopoMAETrainer):
         if self.local_rank != 0:
             return
         self.network.eval()
-        cases = sorted(self.do_split()[0])
+        cases, folder = sorted(self.do_split()[0]), Path(self.output_folder) / "validation"
         validation = ReconstructionValidation(unwrap(self.network), self.build_loader(cases), self.plan, self.device)
-        validation.run(cases, Path(self.output_folder) / "validation", self.print_to_log_file)
+        validation.run(cases, folder, self.print_to_log_file)
