@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -52,6 +51,7 @@ def light_nnunet(monkeypatch: pytest.MonkeyPatch) -> None:
     a thousand voxels per case, not its share of a hundred million.
     """
     from multiprocessing.pool import ThreadPool
+    from types import SimpleNamespace
 
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
