@@ -1,1 +1,1 @@
-"""The one engine that runs trainings and compares them. Nothing is imported here: the command line must start at once."""
+"""The one engine that runs and compares trainings. Nothing is imported here: the command line must start at once."""
