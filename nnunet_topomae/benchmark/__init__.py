@@ -1,1 +1,1 @@
-"""Demo, metrics and reports. Nothing is imported here: the command line must start at once."""
+"""The one engine that runs and compares trainings. Nothing is imported here: the command line must start at once."""
