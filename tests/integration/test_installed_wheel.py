@@ -128,12 +128,14 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environm
     return environment
 
 
+@pytest.mark.slow
 def test_wheel_is_found_here_and_in_a_spawned_child(installed: Environment) -> None:
     found = installed.look_up(EXPECTED)
     assert found["here"] == found["child"] == EXPECTED
     assert str(installed.folder) in found["files"]["nnunet_topomae"]
 
 
+@pytest.mark.slow
 def test_wheel_has_every_file_and_touches_nothing_else(installed: Environment, repository: Path) -> None:
     site = next((installed.folder / "venv" / "lib").glob("python*/site-packages"))
     assert {path.name for path in site.iterdir() if not path.name.startswith("nnunet_topomae")} == {"libraries.pth"}

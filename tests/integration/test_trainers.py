@@ -275,6 +275,7 @@ def test_weights_named_in_the_plan_that_have_seen_a_validation_case_are_refused(
         _train("TopoMAEFusionTrainer", name, fold=1)
 
 
+@pytest.mark.slow
 def test_same_seed_same_pre_training(workspace: Path, pretraining: Pretraining) -> None:
     name = _variant(workspace, "again")
     _train_until(1, "TopoMAEPretrainer", name, workers=1)
@@ -284,6 +285,7 @@ def test_same_seed_same_pre_training(workspace: Path, pretraining: Pretraining) 
         assert first[0][part] == second[0][part]
 
 
+@pytest.mark.slow
 def test_pre_training_of_the_vit_alone(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
@@ -332,8 +334,8 @@ def test_pre_training_of_the_vit_alone(workspace: Path, capsys: pytest.CaptureFi
     [
         ("TopoMAEFusionTrainer", [0, 1], (0, 1)),
         ("UNETRPPTrainer", None, (0, 1, 2)),
-        ("UNETRPPTrainer", [], None),
-        ("UNETRTrainer", None, (0, 1, 2)),
+        pytest.param("UNETRPPTrainer", [], None, marks=pytest.mark.slow),
+        pytest.param("UNETRTrainer", None, (0, 1, 2), marks=pytest.mark.slow),
     ],
 )
 def test_training_from_scratch(
@@ -356,6 +358,7 @@ def test_training_from_scratch(
     assert "weights matched" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_unlabelled_images_are_read_and_listed(
     workspace: Path, pretraining: Pretraining, capsys: pytest.CaptureFixture[str]
 ) -> None:

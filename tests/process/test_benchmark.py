@@ -90,6 +90,7 @@ def test_the_page_loads_nothing_and_has_no_errors(finished, tmp_path, find_brows
     assert not [line for line in shot.stderr.splitlines() if "CONSOLE" in line]
 
 
+@pytest.mark.slow
 def test_pretraining_comes_first_and_held_out_cases_are_scored(small):
     environment = '[environment]\nGREETING = "hello"\n'
     small.file.write_text("held_out = true\n" + small.file.read_text() + "mirror_axes = []\n" + environment)
@@ -117,6 +118,7 @@ def test_pretraining_comes_first_and_held_out_cases_are_scored(small):
     assert link.resolve().is_relative_to(small.folder(PRETRAIN).path)
 
 
+@pytest.mark.slow
 def test_a_change_redoes_what_depends_on_it_and_nothing_else(small):
     small.call("run")
     before = small.done()

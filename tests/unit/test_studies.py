@@ -70,6 +70,7 @@ def test_the_reference_is_the_published_network(study: Study) -> None:
     assert macs[1] == pytest.approx(macs[0], rel=0.01)
 
 
+@pytest.mark.slow
 def test_step_time(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = study("step_time")
     module.main(["--quick", "--out", str(tmp_path / "out.json")])
@@ -80,6 +81,7 @@ def test_step_time(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "| ours |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_step(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study("training_step").main(["--quick", "--out", str(tmp_path / "out.json")])
     result = read(tmp_path / "out.json")
@@ -113,6 +115,7 @@ def test_statistics_coverage(study: Study, tmp_path: Path) -> None:
     assert result["repetitions"] == 10
 
 
+@pytest.mark.slow
 def test_homology(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = SimpleITK.GetImageFromArray(np.random.default_rng(0).integers(0, 99, (6, 9, 7)).astype(np.int16))
     SimpleITK.WriteImage(image, tmp_path / "scan_0000.nii.gz")
@@ -125,6 +128,7 @@ def test_homology(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {row["kind"] for row in found["losses"]} >= {"late", "init"}
 
 
+@pytest.mark.slow
 def test_topology_training(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module, out = study("topology_training"), tmp_path / "out.json"
     module.main(["--quick", "--out", str(out)])
@@ -134,6 +138,7 @@ def test_topology_training(study: Study, tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out == printed
 
 
+@pytest.mark.slow
 def test_spatial_task(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module, out = study("spatial_task"), tmp_path / "out.json"
     module.main(["--quick", "--out", str(out)])
