@@ -116,8 +116,8 @@ def check_cases(recorded: Mapping[str, str], folder: Path) -> Check:
     """Whether the preprocessed images are those that training read.
 
     Args:
-        recorded: SHA-256 of the image that the training has read, by case.
-        folder: preprocessed images of the training's configuration.
+        recorded: SHA-256 of every preprocessed image that the training has read, by case.
+        folder: where these images are.
     """
     if not recorded:
         advice = "Checkpoints of earlier versions list the cases of pre-trainings only. Nothing compared."

@@ -188,7 +188,7 @@ def worst_cases(table: Table, baseline: str) -> list[RankedCase]:
 
     Args:
         table: one data set with one share of the labels.
-        baseline: name of the recipe to compare with; where the table has no values of it, they are None.
+        baseline: name of the recipe to compare with; if the table does not have it, its values are None.
     """
     rows = []
     of_baseline = table.values.get("dice", {}).get(baseline)
