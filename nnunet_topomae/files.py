@@ -37,13 +37,23 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8, whole or not at all."""
+    """Write a text in UTF-8, whole or not at all.
+
+    Args:
+        path: a file of this name is replaced; its folder must exist.
+        text: the whole content.
+    """
     with write_whole(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any, indent: int = 1) -> None:
     """Write a JSON value, whole or not at all.
+
+    Args:
+        path: a file of this name is replaced; its folder must exist.
+        value: made of dicts, lists, strings, numbers, booleans and None.
+        indent: spaces per level.
 
     Raises:
         TypeError: the value is no JSON value.

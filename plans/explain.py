@@ -24,6 +24,11 @@ class Row(NamedTuple):
 def explain(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], configuration: str) -> str:
     """A table of one configuration: value by value, with its reason.
 
+    Args:
+        plans: content of a plans file.
+        dataset_json: content of `dataset.json`, for the numbers of channels and classes.
+        configuration: its name, such as `3d_fullres`.
+
     Raises:
         ValueError: not a configuration of the plans, or one that the networks cannot take.
     """

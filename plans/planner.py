@@ -65,7 +65,19 @@ class TopoMAEPlanner(ExperimentPlanner):
     def static_estimate_VRAM_usage(  # noqa: N802
         self, patch_size: Any, n_input_channels: int, n_output_channels: int, class_name: str, kwargs: Any, imports: Any
     ) -> float:
-        """Share of the free memory that one crop takes, in the training that needs more; nnU-Net's number in 2D."""
+        """Share of the free memory that one crop takes, in the training that needs more; nnU-Net's number in 2D.
+
+        Args:
+            patch_size: crop in voxels; two numbers in 2D.
+            n_input_channels: image channels.
+            n_output_channels: labels, background included.
+            class_name: of nnU-Net's network; not used in 3D.
+            kwargs: arguments of nnU-Net's network; in 3D only its ``strides`` are used.
+            imports: names among the arguments that nnU-Net imports; not used in 3D.
+
+        Raises:
+            ValueError: the memory target is too small for any patch that the networks can take.
+        """
         if len(patch_size) != 3:
             return float(
                 ExperimentPlanner.static_estimate_VRAM_usage(
@@ -101,6 +113,13 @@ class TopoMAEPlanner(ExperimentPlanner):
     ) -> dict[str, Any]:
         """nnU-Net's plan of one configuration with our patch and batch size; 3D ones get the `topomae` section.
 
+        Args:
+            spacing: of the configuration, in mm along each axis; two numbers in 2D.
+            median_shape: of the images at that spacing, in voxels.
+            data_identifier: name of the folder for the preprocessed images.
+            approximate_n_voxels_dataset: voxels of all training images together, which limit the batch size.
+            _cache: estimates that nnU-Net has already made, by patch and strides.
+
         Raises:
             ValueError: a patch that the networks cannot take, or too little memory.
         """
@@ -131,6 +150,10 @@ def large_enough(spacing: Any, median_shape: Any) -> Any:
 
     Images smaller than the patch are padded in training.
 
+    Args:
+        spacing: of the planned configuration, in mm along each axis.
+        median_shape: of the images at that spacing, in voxels.
+
     Raises:
         ValueError: the networks cannot take a much larger shape either.
     """
@@ -153,6 +176,11 @@ def large_enough(spacing: Any, median_shape: Any) -> Any:
 
 def network_shape(patch_size: Any, strides: Any, architecture: ArchitectureConfig) -> NetworkShape:
     """The rule, for numbers as nnU-Net's planner has them.
+
+    Args:
+        patch_size: in voxels.
+        strides: of nnU-Net's stages, one triple each.
+        architecture: channels and upper limits of the projections.
 
     Raises:
         ValueError: a patch that the networks cannot take.

@@ -92,6 +92,10 @@ def load_preset(name: str) -> Preset:
 def check_dataset(preset: Preset, dataset_json: Mapping[str, Any]) -> None:
     """Refuse a data set that cannot be the preset's.
 
+    Args:
+        preset: knows its modality and number of labels.
+        dataset_json: content of `dataset.json`; the labels `background` and `ignore` do not count.
+
     Raises:
         ValueError: other channels, another modality or another number of labels.
     """

@@ -49,7 +49,12 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         return summary_line(unwrap(self.network), self.plan.shape, cost)
 
     def build_schedule(self, optimizer: Optimizer, decay: Factor) -> WarmupSchedule:
-        """The plan's warm-up and a decay; logs what is used."""
+        """The plan's warm-up and a decay; logs what is used.
+
+        Args:
+            optimizer: its learning rates are the peaks.
+            decay: factor of the peaks from the progress after the warm-up, 0 to 1.
+        """
         epochs, steps = self.num_epochs, self.num_iterations_per_epoch
         schedule = WarmupSchedule(optimizer, epochs, steps, self.section.warmup_steps, decay)
         self.print_to_log_file(schedule.describe())
@@ -66,7 +71,12 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         self.step_of_epoch += 1
 
     def record_terms(self, part: Literal["train", "validation"], steps: Sequence[Mapping[str, float]]) -> None:
-        """Average the terms of an epoch's steps, over all GPUs too."""
+        """Average the terms of an epoch's steps, over all GPUs too.
+
+        Args:
+            part: which steps they are.
+            steps: terms of every step by name; on several GPUs, those of this one.
+        """
         terms = average_terms_of_all_gpus(steps) if self.is_ddp else average_terms(steps)
         self.epoch_terms[part] = terms
         for name, value in terms.items():

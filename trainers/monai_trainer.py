@@ -27,6 +27,13 @@ class MONAITrainer(SupervisedTrainer):
     ) -> nn.Module:
         """The plan's network.
 
+        Args:
+            plans_manager: not used.
+            configuration_manager: the configuration; `topomae.finetuning.network` names the network.
+            num_input_channels: image channels.
+            num_output_channels: segmentation heads.
+            enable_deep_supervision: not used; there is one output.
+
         Raises:
             ValueError: the plan names none.
         """

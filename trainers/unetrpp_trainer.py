@@ -19,7 +19,15 @@ class UNETRPPTrainer(SupervisedTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """UNETR++ shaped by the plan."""
+        """UNETR++ shaped by the plan.
+
+        Args:
+            plans_manager: not used.
+            configuration_manager: the configuration, whose patch, strides and `topomae` section give the shape.
+            num_input_channels: image channels.
+            num_output_channels: segmentation heads.
+            enable_deep_supervision: whether the network returns logits of three scales, or full resolution only.
+        """
         plan = read_plan(configuration_manager)
         return build_unetrpp(
             plan.shape, num_input_channels, num_output_channels, plan.config.architecture, enable_deep_supervision

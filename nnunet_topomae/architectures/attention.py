@@ -74,11 +74,22 @@ class TokenEmbedding(nn.Module):
         nn.init.trunc_normal_(self.projection, std=1.0 / math.sqrt(math.prod(grid)))
 
     def add_position(self, tokens: Tokens) -> Tokens:
-        """Add the position embedding."""
+        """Add the position embedding.
+
+        Args:
+            tokens: (B, N, C), all N tokens of the grid in raster order.
+        """
         return tokens + self.position.flatten(1).t()  # (C, d, h, w) -> (N, C)
 
     def project(self, tokens: Heads) -> Float[Tensor, "B heads P c"]:
-        """Learned linear map over tokens, the same for every head and channel: N tokens -> P tokens."""
+        """Learned linear map over tokens, the same for every head and channel: N tokens -> P tokens.
+
+        Args:
+            tokens: (B, heads, N, c), in raster order.
+
+        Returns:
+            Projected tokens (B, heads, P, c).
+        """
         weight = self.projection.flatten(1)  # (P, d, h, w) -> (P, N)
         return F.linear(tokens.transpose(-2, -1), weight, self.projection_bias).transpose(-2, -1)
 
@@ -114,7 +125,15 @@ class EfficientPairedAttention(nn.Module):
         self.spatial_output = nn.Linear(channels, channels // 2)
 
     def forward(self, tokens: Tokens, embedding: TokenEmbedding) -> Tokens:
-        """Attend along both axes and concatenate the results, spatial branch first."""
+        """Attend along both axes and concatenate the results, spatial branch first.
+
+        Args:
+            tokens: (B, N, C), all tokens of the grid in raster order.
+            embedding: projects keys and values of the spatial branch to fewer tokens.
+
+        Returns:
+            (B, N, C), half of the channels from each branch.
+        """
         batch, count, channels = tokens.shape
         qkvv = self.qkvv(tokens).view(batch, count, 4, self.heads, channels // self.heads)
         # (B, N, 4, heads, c) -> 4 x (B, heads, N, c); one copy here saves one in every product below.
@@ -151,7 +170,12 @@ class EPABlock(nn.Module):
         self.output = nn.Sequential(nn.Dropout3d(settings.channel_dropout), end)
 
     def forward(self, features: Volume, embedding: TokenEmbedding) -> Volume:
-        """Map features to features of the same shape."""
+        """Map features to features of the same shape.
+
+        Args:
+            features: (B, C, d, h, w) on the block's grid.
+            embedding: position embedding and projection for this grid.
+        """
         tokens = embedding.add_position(features.flatten(2).transpose(1, 2))  # (B, C, d, h, w) -> (B, N, C)
         tokens = tokens + self.gamma * self.attention(self.norm(tokens), embedding)
         features = tokens.transpose(1, 2).reshape(features.shape)  # (B, N, C) -> (B, C, d, h, w)

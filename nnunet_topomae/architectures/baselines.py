@@ -30,7 +30,14 @@ class PaddedNetwork(nn.Module):
         self.multiple = multiple
 
     def forward(self, data: Float[Tensor, "B C D H W"]) -> Float[Tensor, "B K D H W"]:
-        """Pad at the far ends with zeros, segment, crop."""
+        """Pad at the far ends with zeros, segment, crop.
+
+        Args:
+            data: crops (B, C, D, H, W) of any size.
+
+        Returns:
+            Logits (B, K, D, H, W) of the size of the crops.
+        """
         size = data.shape[2:]
         padding = [amount for edge in reversed(size) for amount in (0, -edge % self.multiple)]
         logits: Tensor = self.network(functional.pad(data, padding))

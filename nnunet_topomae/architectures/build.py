@@ -22,7 +22,15 @@ DEEP_SUPERVISION_WEIGHTS = (4 / 7, 2 / 7, 1 / 7)
 def build_unetrpp(
     shape: NetworkShape, in_channels: int, out_channels: int, architecture: ArchitectureConfig, deep_supervision: bool
 ) -> UNETRPP:
-    """UNETR++ for segmentation."""
+    """UNETR++ for segmentation.
+
+    Args:
+        shape: sizes from the rule.
+        in_channels: image channels.
+        out_channels: segmentation heads K.
+        architecture: the plan's architecture.
+        deep_supervision: return logits of the three finest levels instead of full resolution only.
+    """
     encoder, decoder = _segmentation_parts(shape, in_channels, out_channels, architecture, deep_supervision)
     return UNETRPP(encoder, decoder)
 
@@ -30,7 +38,15 @@ def build_unetrpp(
 def build_fusion_network(
     shape: NetworkShape, in_channels: int, out_channels: int, architecture: ArchitectureConfig, deep_supervision: bool
 ) -> FusionNetwork:
-    """The fine-tuned network of ViT and UNETR++."""
+    """The fine-tuned network of ViT and UNETR++.
+
+    Args:
+        shape: sizes of both networks from the rule.
+        in_channels: image channels.
+        out_channels: segmentation heads K.
+        architecture: the plan's architecture; its ``vit`` names the size of the ViT.
+        deep_supervision: return logits of the three finest levels instead of full resolution only.
+    """
     preset = VIT_PRESETS[architecture.vit]
     encoder, decoder = _segmentation_parts(shape, in_channels, out_channels, architecture, deep_supervision)
     return FusionNetwork(
@@ -42,7 +58,14 @@ def build_fusion_network(
 
 
 def build_unetr(shape: NetworkShape, in_channels: int, out_channels: int, architecture: ArchitectureConfig) -> UNETR:
-    """UNETR with the ViT that is pre-trained."""
+    """UNETR with the ViT that is pre-trained.
+
+    Args:
+        shape: sizes from the rule.
+        in_channels: image channels.
+        out_channels: segmentation heads K.
+        architecture: the plan's architecture; its ``vit`` names the size of the ViT.
+    """
     preset = VIT_PRESETS[architecture.vit]
     return UNETR(
         ViTEncoder(shape.token_grid, shape.token_size, in_channels, preset, architecture.drop_path),

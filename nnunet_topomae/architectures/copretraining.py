@@ -118,7 +118,12 @@ class CoPretrainingNetwork(nn.Module):
         return CoPretrainingOutput(vit=vit, unetrpp=unetrpp)
 
     def forward_vit(self, data: Volume, mask: CropMask) -> BranchOutput:
-        """The ViT branch. Its key-point head sees zeros in the hidden places of the token grid."""
+        """The ViT branch. Its key-point head sees zeros in the hidden places of the token grid.
+
+        Args:
+            data: whole crops (B, C, D, H, W).
+            mask: what is hidden of them; the visible tokens are encoded.
+        """
         tokens = self.vit_encoder(data, mask.visible)
         reconstruction = self.vit_decoder(tokens, mask.visible)
         grid = self.vit_encoder.grid
@@ -127,14 +132,25 @@ class CoPretrainingNetwork(nn.Module):
         return BranchOutput(reconstruction, self.vit_key_points(features))
 
     def forward_unetrpp(self, data: Volume, mask: CropMask) -> BranchOutput:
-        """The UNETR++ branch, on a crop whose hidden voxels are 0."""
+        """The UNETR++ branch, on a crop whose hidden voxels are 0.
+
+        Args:
+            data: whole crops (B, C, D, H, W).
+            mask: what is hidden of them.
+        """
         features = self.encoder(data.masked_fill(mask.hidden, 0.0))
         reconstruction = cast(Tensor, self.decoder(features))
         return BranchOutput(reconstruction, self.key_points(features[-1]))
 
 
 def example_inputs(network: nn.Module, batch: int, device: torch.device | str) -> tuple[CropMask, ...]:
-    """What the network's forward pass takes besides the crops: a random mask of the default ratio, or nothing."""
+    """What the network's forward pass takes besides the crops: a random mask of the default ratio, or nothing.
+
+    Args:
+        network: only a :class:`CoPretrainingNetwork` takes more than the crops.
+        batch: number of crops.
+        device: where the mask is put.
+    """
     if not isinstance(network, CoPretrainingNetwork):
         return ()
     encoder = network.vit_encoder

@@ -34,7 +34,15 @@ class TokenFusion(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, stages: Sequence[Features], taps: Sequence[Features]) -> list[Features]:
-        """Add the projected taps to the stages, both fine to coarse and of equal number."""
+        """Add to every stage the projection of its tap.
+
+        Args:
+            stages: features of UNETR++, fine to coarse, without the full-resolution skip.
+            taps: feature maps (B, E, d, h, w) of the ViT on its token grid, one for each stage, first layer first.
+
+        Returns:
+            The sums, of the shapes of ``stages``.
+        """
         return [stage + projection(tap) for stage, tap, projection in zip(stages, taps, self.projections, strict=True)]
 
 

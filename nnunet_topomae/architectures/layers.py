@@ -53,7 +53,13 @@ class Upsampling(nn.ConvTranspose3d):
 
 
 def downsample(in_channels: int, out_channels: int, stride: Size3) -> nn.Sequential:
-    """Strided convolution, then InstanceNorm."""
+    """Strided convolution, then InstanceNorm.
+
+    Args:
+        in_channels: of the finer features.
+        out_channels: of the coarser features.
+        stride: factors along (D, H, W), also the size of the kernel.
+    """
     return nn.Sequential(Downsampling(in_channels, out_channels, stride), nn.InstanceNorm3d(out_channels, affine=True))
 
 
@@ -91,7 +97,15 @@ class ReconstructionHead(nn.Conv3d):
 
 
 def run_in_float32(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Run ``module`` in float32 even inside autocast."""
+    """Run ``module`` in float32 even inside autocast.
+
+    Args:
+        module: a layer with float32 weights.
+        inputs: converted to float32 first.
+
+    Returns:
+        The float32 output.
+    """
     device = inputs.device.type
     if not torch.amp.is_autocast_available(device):
         return cast(Tensor, module(inputs.float()))

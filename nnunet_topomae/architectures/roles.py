@@ -89,6 +89,10 @@ def check_declarations(network: nn.Module) -> None:
 def part_prefixes(network: nn.Module, parts: Iterable[str]) -> tuple[str, ...]:
     """Beginnings of the names of all parameters in some parts of a network, such as ``encoder.``.
 
+    Args:
+        network: any network.
+        parts: names of its submodules, with dots for nested ones.
+
     Raises:
         AttributeError: the network has no such part.
     """

@@ -64,12 +64,24 @@ def measure_cost(network: nn.Module, in_channels: int, patch_size: Sequence[int]
 
 
 def network_macs(network: nn.Module, shape: NetworkShape, in_channels: int) -> int:
-    """MACs of one crop, in co-pre-training with the default mask ratio."""
+    """MACs of one crop, in co-pre-training with the default mask ratio.
+
+    Args:
+        network: any network of this package in 3D.
+        shape: gives the size of the crop.
+        in_channels: image channels.
+    """
     return measure_cost(network, in_channels, shape.patch_size).macs
 
 
 def summary_line(network: nn.Module, shape: NetworkShape, cost: Cost) -> str:
-    """One line for the log: what the rule chose and what the network costs."""
+    """One line for the log: what the rule chose and what the network costs.
+
+    Args:
+        network: gives the name of its class.
+        shape: sizes from the rule.
+        cost: from :func:`measure_cost`.
+    """
     tokens = shape.token_grid[0] * shape.token_grid[1] * shape.token_grid[2]
     return (
         f"{type(network).__name__}: patch {format_size(shape.patch_size)}, stem {format_size(shape.stem)}, "

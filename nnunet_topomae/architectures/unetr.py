@@ -38,7 +38,15 @@ class ConcatenationStep(nn.Module):
         self.refinement = residual_block(2 * out_channels, out_channels)
 
     def forward(self, features: Features, skip: Features) -> Features:
-        """From the features of one grid to those of the next finer one."""
+        """From the features of one grid to those of the next finer one.
+
+        Args:
+            features: (B, C, d, h, w) of the coarser grid.
+            skip: features of the finer grid.
+
+        Returns:
+            Features of the shape of ``skip``.
+        """
         return cast(Tensor, self.refinement(torch.cat([self.upsampling(features), skip], dim=1)))
 
 

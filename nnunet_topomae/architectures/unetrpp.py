@@ -64,7 +64,15 @@ class UpStep(nn.Module):
         self.refinement = refinement
 
     def forward(self, features: Features, skip: Features) -> Features:
-        """From the features of one stage to those of the next finer one."""
+        """From the features of one stage to those of the next finer one.
+
+        Args:
+            features: (B, C, d, h, w) of the coarser stage.
+            skip: features of the finer stage.
+
+        Returns:
+            Features of the shape of ``skip``.
+        """
         return cast(Tensor, self.refinement(self.upsampling(features) + skip))
 
 

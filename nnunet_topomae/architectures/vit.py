@@ -91,6 +91,10 @@ class ViTEncoder(nn.Module):
 
         Four taps of twelve layers are those of UNETR: 3, 6, 9 and 12.
 
+        Args:
+            data: (B, C, D, H, W), nothing hidden.
+            taps: number of feature maps, at most the number of layers.
+
         Returns:
             Feature maps (B, E, d, h, w), first layer first.
 
@@ -114,7 +118,13 @@ class ViTEncoder(nn.Module):
 
 
 def transformer_blocks(width: int, heads: int, drop_path: list[float]) -> nn.ModuleList:
-    """Pre-norm transformer blocks with four times wider MLPs, one for every drop-path rate."""
+    """Pre-norm transformer blocks with four times wider MLPs, one for every drop-path rate.
+
+    Args:
+        width: channels of a token.
+        heads: attention heads, a divisor of ``width``.
+        drop_path: stochastic depth of each block, first layer first.
+    """
     return nn.ModuleList(Block(width, heads, mlp_ratio=4.0, qkv_bias=True, drop_path=rate) for rate in drop_path)
 
 
@@ -123,6 +133,10 @@ def sincos_position_embedding(grid: Size3, width: int) -> Float[Tensor, "N E"]:
 
     Each axis gets ``width // 6`` frequencies ``10000^(-i / (width // 6))`` and fills two sixths of the channels: sines,
     then cosines. Channels that are left over because 6 does not divide ``width`` stay zero.
+
+    Args:
+        grid: tokens along (D, H, W).
+        width: channels E of a token.
 
     Raises:
         ValueError: fewer than six channels.
@@ -140,19 +154,35 @@ def sincos_position_embedding(grid: Size3, width: int) -> Float[Tensor, "N E"]:
 
 
 def gather_tokens(tokens: Float[Tensor, "B N E"], index: Int[Tensor, "B V"]) -> Float[Tensor, "B V E"]:
-    """The tokens with the given raster numbers."""
+    """The tokens with the given raster numbers.
+
+    Args:
+        tokens: (B, N, E), all tokens of a crop in raster order.
+        index: raster numbers (B, V); they may differ between samples.
+    """
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def scatter_tokens(
     tokens: Float[Tensor, "B V E"], index: Int[Tensor, "B V"], background: Float[Tensor, "B N E"]
 ) -> Float[Tensor, "B N E"]:
-    """Put tokens back to their raster numbers, over a background."""
+    """Put tokens back to their raster numbers, over a background.
+
+    Args:
+        tokens: (B, V, E).
+        index: raster number (B, V) of each of them.
+        background: (B, N, E), what stands in the other places; its type becomes that of ``tokens``.
+    """
     return background.to(tokens.dtype).scatter(1, index[..., None].expand_as(tokens), tokens)
 
 
 def tokens_to_grid(tokens: Float[Tensor, "B N E"], grid: Size3) -> Float[Tensor, "B E d h w"]:
-    """Tokens in raster order as a feature map (B, E, d, h, w)."""
+    """Tokens in raster order as a feature map (B, E, d, h, w).
+
+    Args:
+        tokens: (B, N, E), all tokens of the grid.
+        grid: tokens along (D, H, W).
+    """
     return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)  # (B, N, E) -> (B, E, d, h, w)
 
 

@@ -130,7 +130,12 @@ def _plan(spec: BenchmarkSpec, folder: Path) -> Job:
 
 
 def base_plans(spec: BenchmarkSpec, recipe: Recipe) -> str:
-    """Name of the plans that a recipe starts from."""
+    """Name of the plans that a recipe starts from.
+
+    Args:
+        spec: the benchmark; its preset, if it has one, is part of the name of our own plans.
+        recipe: its `plans` names our plans or nnU-Net's.
+    """
     return f"{recipe.plans}_{spec.preset}" if spec.preset and recipe.plans == PLANS else recipe.plans
 
 
@@ -184,6 +189,10 @@ def _epochs(settings: Mapping[str, Any], stage: Literal["pretraining", "finetuni
 
 def find_dataset(raw: Path, dataset: int) -> Path:
     """A data set's folder in nnUNet_raw.
+
+    Args:
+        raw: nnU-Net's folder of raw data.
+        dataset: id, as in `Dataset004_Hippocampus`.
 
     Raises:
         FileNotFoundError: it is not there.

@@ -23,12 +23,22 @@ NEEDS_GPU: tuple[Kind, ...] = ("pretrain", "train", "predict")
 
 
 def job_command(file: Path, job: Job) -> list[str]:
-    """The command that does one job, wherever it runs."""
+    """The command that does one job, wherever it runs.
+
+    Args:
+        file: the benchmark's file; the command names its absolute path.
+        job: the job.
+    """
     return [sys.executable, "-m", "nnunet_topomae.cli", "benchmark", "job", "-b", str(file.absolute()), job.name]
 
 
 def batch_script(file: Path, job: Job) -> str:
-    """The script of one SLURM job: passes SLURM's warning on, and asks for another turn after it."""
+    """The script of one SLURM job: passes SLURM's warning on, and asks for another turn after it.
+
+    Args:
+        file: the benchmark's file.
+        job: what the script does.
+    """
     command = shlex.join(job_command(file, job))
     return "\n".join(
         [
@@ -110,7 +120,13 @@ def submit(spec: BenchmarkSpec, file: Path, jobs: Sequence[Job], environment: Ma
 
 
 def command_list(spec: BenchmarkSpec, file: Path, jobs: Sequence[Job]) -> str:
-    """A shell script with one line for every job that is not done, in an order that works."""
+    """A shell script with one line for every job that is not done, in an order that works.
+
+    Args:
+        spec: the benchmark.
+        file: its file.
+        jobs: each after those that it needs; the lines keep this order.
+    """
     lines = [
         "#!/bin/bash",
         f"# Jobs of {file.name}, each after those that it needs. Any of them may run on another machine that sees this",

@@ -190,7 +190,15 @@ def score(task: Task) -> list[Path]:
 
 
 def truth_folder(source: Job, spec: BenchmarkSpec) -> Path:
-    """The label maps that a job's predictions are compared with."""
+    """The label maps that a job's predictions are compared with.
+
+    Args:
+        source: the job that predicted: a training for the fold's validation cases, or a prediction of held-out cases.
+        spec: the benchmark.
+
+    Returns:
+        `labelsTs` of the raw data set for held-out cases, else `gt_segmentations` of the preprocessed one.
+    """
     if source.kind == "predict":
         return spec.raw_folder() / source.dataset / "labelsTs"
     return JobFolder.of(source.need("plan"), spec).dataset / "gt_segmentations"

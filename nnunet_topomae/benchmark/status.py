@@ -41,7 +41,12 @@ class JobStatus:
 
 
 def job_status(job: Job, spec: BenchmarkSpec) -> JobStatus:
-    """Look at one job's folder."""
+    """Look at one job's folder.
+
+    Args:
+        job: the job.
+        spec: the benchmark, which knows where the folder is.
+    """
     folder = JobFolder.of(job, spec)
     state = folder.state()
     if state == "done":
@@ -63,7 +68,13 @@ def _epoch_seconds(folder: JobFolder) -> list[float]:
 
 
 def describe(jobs: Sequence[Job], spec: BenchmarkSpec, slots: int = 1) -> str:
-    """The whole benchmark on a page: one line per job that runs or failed, and sums."""
+    """The whole benchmark on a page: one line per job that runs or failed, and sums.
+
+    Args:
+        jobs: the benchmark's jobs; all of them are counted.
+        spec: the benchmark.
+        slots: jobs that run at a time, for the estimate of the end.
+    """
     found = [job_status(job, spec) for job in jobs]
     counts = Counter(status.state for status in found)
     lines = [f"{spec.name}: {len(found)} jobs, " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))]

@@ -42,7 +42,12 @@ class JobFolder:
 
     @classmethod
     def of(cls, job: Job, spec: BenchmarkSpec) -> "JobFolder":
-        """The folder of a job with its present fingerprint."""
+        """The folder of a job with its present fingerprint.
+
+        Args:
+            job: the job.
+            spec: the benchmark; the folder lies in `runs` of its `out`.
+        """
         return cls(job, spec.out / "runs" / job.name / job.fingerprint)
 
     @property
@@ -113,7 +118,12 @@ class JobFolder:
                 )
 
     def finish(self, outputs: Iterable[Path], facts: Mapping[str, Any]) -> None:
-        """Mark the job as done."""
+        """Mark the job as done.
+
+        Args:
+            outputs: files in the job's folder; `done.json` lists their hashes.
+            facts: JSON values that `done.json` also holds, such as `seconds`.
+        """
         hashes = {str(path.relative_to(self.path)): hash_file(path) for path in outputs}
         write_json(self.path / "done.json", {"outputs": hashes, **facts})
         (self.path / "failed.json").unlink(missing_ok=True)
@@ -124,7 +134,11 @@ class JobFolder:
         return str(read_json(file).get("error", "")) if file.is_file() else ""
 
     def fail(self, facts: Mapping[str, Any]) -> None:
-        """Record a failure."""
+        """Record a failure.
+
+        Args:
+            facts: JSON values of `failed.json`: `time` in seconds since 1970, and `error`, the message.
+        """
         write_json(self.path / "failed.json", dict(facts))
 
     @contextmanager
@@ -148,6 +162,9 @@ def variant_name(plans: str) -> str:
 @contextmanager
 def lock(file: Path) -> Iterator[None]:
     """Hold a file locked.
+
+    Args:
+        file: created where it does not exist; it stays when the lock is released.
 
     Raises:
         BusyError: another process holds it.

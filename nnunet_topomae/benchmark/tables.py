@@ -51,7 +51,11 @@ def case_table(entries: Sequence[Entry], metric: str) -> tuple[list[str], ndarra
 
 
 def summarise_recipe(entries: Sequence[Entry]) -> Row:
-    """Means of one recipe: over cases where a metric is defined, as nnU-Net takes them, then structures, then seeds."""
+    """Means of one recipe: over cases where a metric is defined, as nnU-Net takes them, then structures, then seeds.
+
+    Args:
+        entries: trainings of the recipe on one data set with one share of the labels: every fold with every seed.
+    """
     seeds = sorted({entry.job.seed for entry in entries})
     structures = list(next(iter(entries[0].scores.values())))
     per_seed = [

@@ -97,6 +97,10 @@ class Worker:
     def command(self, program: str, *arguments: str) -> None:
         """Run one of nnU-Net's commands; whatever it starts ends with it.
 
+        Args:
+            program: name of the console script, such as `nnUNetv2_train`.
+            *arguments: its arguments, without a shell.
+
         Raises:
             RuntimeError: it failed; names the log.
         """

@@ -126,6 +126,11 @@ def run_demo(out: Path, cases: int, device: str) -> int:
     """Make what is missing, run what is not done, and report; returns the exit code.
 
     A `demo.toml` that exists is run as it is.
+
+    Args:
+        out: folder of the demo; it must exist.
+        cases: number of phantoms to train on, at least 5.
+        device: `cpu` or `cuda`.
     """
     from nnunet_topomae.benchmark.jobs import make_jobs
     from nnunet_topomae.benchmark.scheduler import LocalScheduler
@@ -193,7 +198,12 @@ def pick_device(choice: str) -> str:
 
 
 def print_failure(job: "Job", spec: "BenchmarkSpec") -> None:
-    """Print the end of a job's log, why it failed and how to go on."""
+    """Print the end of a job's log, why it failed and how to go on.
+
+    Args:
+        job: one that failed or was interrupted.
+        spec: the benchmark that the demo runs.
+    """
     from nnunet_topomae.benchmark.store import JobFolder
     from nnunet_topomae.nnunet.process import last_lines
 

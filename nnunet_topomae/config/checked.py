@@ -74,7 +74,12 @@ class Checked:
 
 
 def closest(key: str, keys: Iterable[str]) -> list[str]:
-    """The key that is spelt most like this one; empty if none is similar."""
+    """The key that is spelt most like this one; empty if none is similar.
+
+    Args:
+        key: a key that does not exist.
+        keys: those that do.
+    """
     return get_close_matches(key, keys, n=1)
 
 

@@ -51,6 +51,11 @@ def check_preprocessed(folder: Path, dataset: str, plans: str, configuration: st
 def check_enough_cases(identifiers: Iterable[str], fold: int | str, splits_file: Path) -> None:
     """Refuse nnU-Net's automatic five folds where they cannot be made.
 
+    Args:
+        identifiers: cases of the data set.
+        fold: nnU-Net's: a number, or `all`.
+        splits_file: `splits_final.json` of the data set; where it exists, its folds are used with any number of cases.
+
     Raises:
         ValueError: fewer than five cases, no splits file and a numbered fold.
     """
@@ -65,6 +70,10 @@ def check_enough_cases(identifiers: Iterable[str], fold: int | str, splits_file:
 def image_file(folder: Path, case: str) -> Path:
     """The preprocessed image of a case.
 
+    Args:
+        folder: preprocessed images of one configuration.
+        case: its name, without an ending.
+
     Raises:
         FileNotFoundError: there is none, with the command that makes it.
     """
@@ -76,7 +85,15 @@ def image_file(folder: Path, case: str) -> Path:
 
 
 def hash_images(folder: Path, cases: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of every case's preprocessed image file, by case, sorted."""
+    """SHA-256 of every case's preprocessed image file, by case, sorted.
+
+    Args:
+        folder: preprocessed images of one configuration.
+        cases: their names, without endings.
+
+    Raises:
+        FileNotFoundError: a case has no image in the folder.
+    """
     return {case: hash_file(image_file(folder, case)) for case in sorted(cases)}
 
 

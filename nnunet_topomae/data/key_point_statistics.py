@@ -102,7 +102,13 @@ def loader_statistics(loader: CropLocationLoader) -> KeyPointStatistics:
 
 
 def report_key_points(loader: CropLocationLoader, folder: Path, report: Callable[[str], None]) -> None:
-    """Log the statistics of a training's crops and write them to ``key_points.json`` in the fold's folder."""
+    """Log the statistics of a training's crops and write them to ``key_points.json`` in the fold's folder.
+
+    Args:
+        loader: the training's; only the shapes of its images are needed.
+        folder: where the training writes its results.
+        report: called with every line for the log.
+    """
     statistics = loader_statistics(loader)
     for line in statistics.lines():
         report(line)

@@ -185,7 +185,12 @@ def build_pretraining_loader(
 def start_workers(
     loader: CropLocationLoader, device: torch.device
 ) -> SingleThreadedAugmenter | NonDetMultiThreadedAugmenter:
-    """Run a loader in as many worker processes as nnU-Net allows (``nnUNet_n_proc_DA``)."""
+    """Run a loader in as many worker processes as nnU-Net allows (``nnUNet_n_proc_DA``).
+
+    Args:
+        loader: what every process draws batches from; without processes, this one does.
+        device: where the batches go; for CUDA they are put into pinned memory.
+    """
     processes = get_allowed_n_proc_DA()
     if processes == 0:
         return SingleThreadedAugmenter(loader, None)

@@ -56,7 +56,15 @@ class Patients:
         return case
 
     def shared(self, cases: Iterable[str], with_cases: Iterable[str]) -> list[str]:
-        """Those of ``cases`` whose patient is also one of ``with_cases``, sorted."""
+        """Those of ``cases`` whose patient is also one of ``with_cases``, sorted.
+
+        Args:
+            cases: names of the cases to choose from.
+            with_cases: names of the cases whose patients count.
+
+        Raises:
+            ValueError: the rule says nothing about a case.
+        """
         others = {self.of(case) for case in with_cases}
         return sorted(case for case in cases if self.of(case) in others)
 

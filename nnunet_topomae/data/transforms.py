@@ -15,7 +15,15 @@ from nnunet_topomae.geometry import FlipFrame, flip_key_points
 
 
 def draw_flip_axes(allowed: Sequence[int], rng: Generator) -> tuple[int, ...]:
-    """Choose each allowed spatial axis (0, 1, 2) with probability one half."""
+    """Choose each allowed spatial axis (0, 1, 2) with probability one half.
+
+    Args:
+        allowed: distinct axes that may be flipped.
+        rng: draws one number per allowed axis.
+
+    Returns:
+        The chosen axes in the order of ``allowed``, perhaps none.
+    """
     return tuple(axis for axis in allowed if rng.random() < 0.5)
 
 

@@ -62,6 +62,10 @@ def find_synapse(source: Path, with_test: bool = True) -> Download:
     The benchmark's 12 test cases are among the 30 with labels: the published split is fold 5. The challenge's own test
     images have no labels.
 
+    Args:
+        source: the unpacked download: `RawData`, its `Training` or a folder above.
+        with_test: also take the images of `Testing`.
+
     Raises:
         FileNotFoundError: there is no `Training/img` and `Training/label`.
         ValueError: an image without a label map or the other way round.

@@ -128,7 +128,15 @@ def make_splits(
 
 
 def describe_published(published: PublishedSplit, cases: Sequence[str]) -> Mapping[str, Any]:
-    """What `published_split.json` says in addition to `splits_final.json`."""
+    """What `published_split.json` says in addition to `splits_final.json`.
+
+    Args:
+        published: the published split.
+        cases: names of the labelled cases.
+
+    Raises:
+        ValueError: the split does not fit these cases.
+    """
     return {
         "fold": PUBLISHED_FOLD,
         "source": published.source,

@@ -74,7 +74,12 @@ def unlabeled_folder(data_folder: Path) -> Path:
 
 
 def preprocessing_hash(plans: Mapping[str, Any], configuration: str) -> str:
-    """SHA-256 of everything in a plan that decides how an image is preprocessed."""
+    """SHA-256 of everything in a plan that decides how an image is preprocessed.
+
+    Args:
+        plans: content of the plans file.
+        configuration: name of the configuration.
+    """
     chosen = PlansManager(json.loads(json.dumps(plans))).get_configuration(configuration).configuration
     return hash_json(
         {

@@ -79,7 +79,12 @@ def _check_unlabeled(recorded: Mapping[str, str], data_folder: Path) -> list[Che
 
 
 def check_plan(described: Mapping[str, Any], plans_file: Path) -> Check:
-    """Whether the plans file still asks for the network and data that the checkpoint was trained with."""
+    """Whether the plans file still asks for the network and data that the checkpoint was trained with.
+
+    Args:
+        described: the checkpoint's own description.
+        plans_file: plans of the same name on this machine; where they are missing, nothing is compared.
+    """
     if not plans_file.is_file():
         return Check("plan", "warning", f"{plans_file} does not exist", "Nothing compared.")
     manifest = described["manifest"]
@@ -95,7 +100,12 @@ def check_plan(described: Mapping[str, Any], plans_file: Path) -> Check:
 
 
 def check_splits(manifest: Mapping[str, Any], splits_file: Path) -> Check:
-    """Whether the folds are still the same."""
+    """Whether the folds are still the same.
+
+    Args:
+        manifest: what the checkpoint says about its training's data.
+        splits_file: `splits_final.json` of the preprocessed data set.
+    """
     if hash_json_file(splits_file) == manifest["splits_hash"]:
         return Check("splits", "ok", f"fold {manifest['fold']}, {splits_file.name} is unchanged")
     advice = "A fold of the new splits may validate on cases that this checkpoint has seen."
@@ -103,7 +113,12 @@ def check_splits(manifest: Mapping[str, Any], splits_file: Path) -> Check:
 
 
 def check_cases(recorded: Mapping[str, str], folder: Path) -> Check:
-    """Whether the preprocessed images are those that training read."""
+    """Whether the preprocessed images are those that training read.
+
+    Args:
+        recorded: SHA-256 of every preprocessed image that the training has read, by case.
+        folder: where these images are.
+    """
     if not recorded:
         advice = "Checkpoints of earlier versions list the cases of pre-trainings only. Nothing compared."
         return Check("cases", "warning", "the checkpoint lists no cases", advice)

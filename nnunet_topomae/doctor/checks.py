@@ -82,14 +82,22 @@ def required_versions() -> dict[str, SpecifierSet]:
 
 
 def check_libraries(errors: Mapping[str, str | None]) -> list[Check]:
-    """torch, torchvision, timm, nnunetv2 and numba: importable, and of a version that this package supports."""
+    """torch, torchvision, timm, nnunetv2 and numba: importable, and of a version that this package supports.
+
+    Args:
+        errors: why each library cannot be imported, by name; None for one that can.
+    """
     required = required_versions()
     checks = [_check_version(name, errors[name], required.get(name)) for name in ("torch", "nnunetv2", "numba")]
     return checks[:1] + check_vision(errors) + checks[1:]
 
 
 def check_vision(errors: Mapping[str, str | None]) -> list[Check]:
-    """The libraries torchvision and timm, which fail where the builds of torch and torchvision differ."""
+    """The libraries torchvision and timm, which fail where the builds of torch and torchvision differ.
+
+    Args:
+        errors: as in :func:`check_libraries`; that of torch is needed too.
+    """
     checks = []
     for name in ("torchvision", "timm"):
         check = _check_version(name, errors[name], None)
@@ -105,7 +113,11 @@ def check_vision(errors: Mapping[str, str | None]) -> list[Check]:
 
 
 def matching_builds_command(torch_version: str) -> str:
-    """The command that installs torch and torchvision of one build, the build that torch has now."""
+    """The command that installs torch and torchvision of one build, the build that torch has now.
+
+    Args:
+        torch_version: as torch reports it, such as `2.6.0+cu124`; what follows the plus is the build.
+    """
     build = torch_version.partition("+")[2]
     index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
     return f"pip uninstall -y torch torchvision && pip install torch torchvision{index}"
@@ -129,7 +141,11 @@ def _check_version(name: str, error: str | None, required: SpecifierSet | None) 
 
 
 def check_topology_backends(errors: Mapping[str, str | None]) -> list[Check]:
-    """The two libraries that a plan can choose instead of the package's own persistent homology."""
+    """The two libraries that a plan can choose instead of the package's own persistent homology.
+
+    Args:
+        errors: as in :func:`check_libraries`, of `cripser` and `gudhi`.
+    """
     checks = []
     for name in ("cripser", "gudhi"):
         if errors[name] is None:
@@ -148,7 +164,12 @@ def hook_is_off(environment: Mapping[str, str]) -> bool:
 
 
 def check_hook(search: Mapping[str, Any], environment: Mapping[str, str]) -> Check:
-    """The start-up hook in nnU-Net's class search."""
+    """The start-up hook in nnU-Net's class search.
+
+    Args:
+        search: the probe's finding: `active`, `inactive`, `absent`, or an error.
+        environment: environment variables; two of them turn the hook off.
+    """
     name = "start-up hook"
     fallback = f'set nnUNet_extTrainer to "{EXT_TRAINER_FOLDER}" and plan with `nnunet-topomae plan`'
     if search["error"] is not None:
@@ -168,7 +189,13 @@ def check_hook(search: Mapping[str, Any], environment: Mapping[str, str]) -> Che
 
 
 def check_class(name: str, found: Mapping[str, Any], hook_off: bool) -> Check:
-    """One of our classes, through nnU-Net's own lookup."""
+    """One of our classes, through nnU-Net's own lookup.
+
+    Args:
+        name: of the trainer or planner.
+        found: the probe's finding: the module in which nnU-Net finds the class, or an error.
+        hook_off: whether the user has turned the start-up hook off.
+    """
     place, module = _hook.CLASSES[name]
     if found["error"] is None and found["value"] == module:
         return Check(name, "ok", f"found in {module}")
@@ -207,7 +234,12 @@ def check_device(found: Mapping[str, Any], nvidia_driver: bool) -> Check:
 
 
 def check_folder(variable: str, value: str | None) -> Check:
-    """One of nnU-Net's three folders."""
+    """One of nnU-Net's three folders.
+
+    Args:
+        variable: name of the environment variable.
+        value: the folder that it names; None or empty where it is not set.
+    """
     if not value:
         return Check(variable, "warning", "not set", f"Run: export {variable}=/path/to/{variable}")
     folder = Path(value)
@@ -237,7 +269,12 @@ def check_shared_memory(folder: Path) -> Check:
 
 
 def check_machine(cores: int, memory: int | None) -> Check:
-    """Cores that this process may use, and main memory in bytes."""
+    """Cores that this process may use, and main memory in bytes.
+
+    Args:
+        cores: number of them.
+        memory: None where it is not known.
+    """
     value = f"{cores} cores" + (f", {_gib(memory)} GiB memory" if memory is not None else "")
     if cores < MIN_CORES:
         advice = f"Data loading and topology will be slow. Run: export nnUNet_n_proc_DA={max(1, cores - 1)}"

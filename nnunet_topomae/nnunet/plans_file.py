@@ -23,6 +23,13 @@ def read_plans(path: Path) -> dict[str, Any]:
 def write_plans(plans: Mapping[str, Any], folder: Path) -> Path:
     """Write plans under their name; the same content may be written again.
 
+    Args:
+        plans: content of the file; `plans_name` gives it its name.
+        folder: of the preprocessed data set.
+
+    Returns:
+        The file.
+
     Raises:
         FileExistsError: other plans of that name exist.
     """

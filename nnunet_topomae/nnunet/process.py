@@ -41,7 +41,12 @@ def end_session(child: subprocess.Popen[bytes]) -> None:
 
 
 def last_lines(log: Path, count: int = 20) -> list[str]:
-    """The end of a log, without empty lines; of a line that was overwritten like a progress bar, its last state."""
+    """The end of a log, without empty lines; of a line that was overwritten like a progress bar, its last state.
+
+    Args:
+        log: where there is no such file, the result is empty.
+        count: the largest number of lines.
+    """
     text = log.read_bytes().decode(errors="replace") if log.is_file() else ""
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
     return [line for line in lines if line.strip()][-count:]

@@ -184,7 +184,12 @@ def _fraction_curves(results: Results, dataset: str) -> dict[str, dict[float, tu
 
 
 def worst_cases(table: Table, baseline: str) -> list[RankedCase]:
-    """The worst and the median case of every recipe by mean Dice, with the baseline's value of the same case."""
+    """The worst and the median case of every recipe by mean Dice, with the baseline's value of the same case.
+
+    Args:
+        table: one data set with one share of the labels.
+        baseline: name of the recipe to compare with; if the table does not have it, its values are None.
+    """
     rows = []
     of_baseline = table.values.get("dice", {}).get(baseline)
     for name, values in table.values.get("dice", {}).items():

@@ -16,7 +16,12 @@ LABELS = {"dice": "Dice", "hd95": "HD95 mm", "nsd": "NSD"}
 
 
 def markdown(results: Results, pictures: Mapping[str, Sequence[tuple[str, Picture]]]) -> str:
-    """The report as Markdown, with figures as files in the same folder."""
+    """The report as Markdown, with figures as files in the same folder.
+
+    Args:
+        results: everything that the report says in numbers.
+        pictures: file name and picture of every figure, by `key` of the table that they belong to.
+    """
     titles = results.titles
     lines = [f"# Benchmark {results.spec.name}", ""]
     lines += [
@@ -202,7 +207,14 @@ def _escape(text: str) -> str:
 
 
 def scores_csv(entries: Sequence[Entry]) -> str:
-    """Every metric of every structure, case and training, one line each."""
+    """Every metric of every structure, case and training, one line each.
+
+    Args:
+        entries: trainings, in the order of the lines.
+
+    Returns:
+        The file's text with a header line; values that are not defined are empty.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["dataset", "recipe", "fraction", "fold", "seed", "case", "structure", *METRICS])

@@ -17,7 +17,12 @@ class Picture:
 
 
 def render(template: str, **context: Any) -> str:
-    """Fill a template. The page may load nothing: its policy allows its own style sheet and inline images only."""
+    """Fill a template. The page may load nothing: its policy allows its own style sheet and inline images only.
+
+    Args:
+        template: name of a file in `templates`.
+        **context: the template's variables; one that is missing is an error.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -45,5 +50,10 @@ def format_p(value: float | None) -> str:
 
 
 def format_number(value: float | None, digits: int) -> str:
-    """A number with fixed digits; a dash where it is undefined."""
+    """A number with fixed digits; a dash where it is undefined.
+
+    Args:
+        value: None, NaN and infinity give the dash.
+        digits: after the decimal point.
+    """
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

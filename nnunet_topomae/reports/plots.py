@@ -22,14 +22,24 @@ WINDOW_HU = (-150.0, 350.0)
 
 
 def draw(figure: Figure, file_format: str = "svg") -> bytes:
-    """The figure as a file, `svg` or `png`."""
+    """The figure as a file, `svg` or `png`.
+
+    Args:
+        figure: what to draw.
+        file_format: `svg`, without a date in the file, or `png`.
+    """
     buffer = BytesIO()
     figure.savefig(buffer, format=file_format, metadata={"Date": None} if file_format == "svg" else None)
     return buffer.getvalue()
 
 
 def data_uri(picture: Figure | bytes, file_format: str = "svg") -> str:
-    """A figure, or the content of its file, as a data URI."""
+    """A figure, or the content of its file, as a data URI.
+
+    Args:
+        picture: a figure, which is drawn first, or the bytes of an image file.
+        file_format: `svg` or `png`; for bytes, what they are.
+    """
     content = draw(picture, file_format) if isinstance(picture, Figure) else picture
     kind = "svg+xml" if file_format == "svg" else file_format
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
@@ -88,7 +98,12 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches."""
+    """An empty figure of a size in inches.
+
+    Args:
+        width: in inches.
+        height: in inches; the parts of the figure are arranged to fit.
+    """
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure

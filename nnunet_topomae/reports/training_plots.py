@@ -29,7 +29,11 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def loss_curves(records: Records) -> Figure:
-    """One panel for every term of the pre-training loss over the epochs."""
+    """One panel for every term of the pre-training loss over the epochs.
+
+    Args:
+        records: one per epoch with `epoch` and the terms of `train` and `validation`, as in ``metrics.jsonl``.
+    """
     found = dict.fromkeys(name for record in records for name in (*record["train"], *record["validation"]))
     terms = [name for name in TERM_TITLES if name in found]
     terms += [name for name in found if name not in TERM_TITLES]

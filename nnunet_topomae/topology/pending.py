@@ -60,7 +60,11 @@ class HostCopy:
             self._values = values.cpu().clone()
 
     def read(self, index: tuple[int, ...]) -> Tensor:
-        """The entry ``index`` of the leading axes, once it has arrived."""
+        """The entry ``index`` of the leading axes, once it has arrived.
+
+        Args:
+            index: such as (sample, channel).
+        """
         if self._event is not None:
             self._event.synchronize()
         return self._values[index]

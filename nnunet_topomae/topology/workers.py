@@ -92,5 +92,9 @@ class WorkerPool:
 
 @cache
 def shared_pool(threads: int = 0) -> WorkerPool:
-    """The pool of this process with so many threads, so that many losses do not start many pools."""
+    """The pool of this process with so many threads, so that many losses do not start many pools.
+
+    Args:
+        threads: number of threads; 0 takes the number of cores, at most 8.
+    """
     return WorkerPool(threads)

@@ -25,7 +25,12 @@ Role = Literal["pretraining", "finetuning"]
 
 
 def save_atomically(checkpoint: Mapping[str, Any], filename: str | Path) -> None:
-    """``torch.save`` to a temporary file in the same folder, then rename: readers see the old file or the new one."""
+    """``torch.save`` to a temporary file in the same folder, then rename: readers see the old file or the new one.
+
+    Args:
+        checkpoint: what is saved.
+        filename: a file of this name is replaced; its folder must exist.
+    """
     with write_whole(Path(filename)) as file:
         torch.save(dict(checkpoint), file)
 
@@ -65,7 +70,12 @@ def training_state(trainer: nnUNetTrainer) -> dict[str, Any]:
 
 
 def make_manifest(trainer: nnUNetTrainer, images: ImagesRead) -> dict[str, Any]:
-    """What a checkpoint says about its training's data: data set, plans, fold, splits, intensities, images read."""
+    """What a checkpoint says about its training's data: data set, plans, fold, splits, intensities, images read.
+
+    Args:
+        trainer: its plans, configuration, fold and splits are described.
+        images: hashes of the images that it has read.
+    """
     return {
         "dataset": trainer.plans_manager.dataset_name,
         "plans_name": trainer.plans_manager.plans_name,

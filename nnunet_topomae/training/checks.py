@@ -41,12 +41,28 @@ def plan_differences(described: Mapping[str, Any], own: Mapping[str, Any]) -> li
 
 
 def unknown_facts(described: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """Plan facts that a checkpoint of an earlier version does not have, so that nothing can be compared."""
+    """Plan facts that a checkpoint of an earlier version does not have, so that nothing can be compared.
+
+    Args:
+        described: ``plan`` facts of the checkpoint.
+        own: plan facts of this training.
+
+    Returns:
+        Keys of facts that this training has and the checkpoint lacks.
+    """
     return [key for key in _ADDED_FACTS if any(own.get(key) or ()) and key not in described]
 
 
 def architecture_differences(described: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """What differs between the architecture sections; absent keys have their default."""
+    """What differs between the architecture sections; absent keys have their default.
+
+    Args:
+        described: ``plan`` facts of the checkpoint.
+        own: plan facts of this training.
+
+    Returns:
+        A phrase per key, as in :func:`plan_differences`; none for keys that do not change what a weight means.
+    """
     if "architecture" not in own:
         return []
     theirs, ours = (_architecture(facts.get("architecture", {})) for facts in (described, own))

@@ -11,7 +11,12 @@ PLOT_FILE = "progress.png"
 
 
 def plot_terms(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw every term over the epochs, training and validation, one panel a term, to a PNG."""
+    """Draw every term over the epochs, training and validation, one panel a term, to a PNG.
+
+    Args:
+        records: one per epoch: its number ``epoch``, and the terms of ``train`` and ``validation`` by name.
+        path: the PNG file.
+    """
     names = list(dict.fromkeys(name for r in records for part in ("train", "validation") for name in r[part]))
     columns = min(3, len(names))
     rows = -(-len(names) // columns)

@@ -30,7 +30,12 @@ def read_epochs(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_epoch(folder: Path, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Add the record of an epoch, replacing what a continued training repeats, and return all records."""
+    """Add the record of an epoch, replacing what a continued training repeats, and return all records.
+
+    Args:
+        folder: the fold's; the record goes to its ``metrics.jsonl``.
+        record: JSON values with the number ``epoch``; older records of this epoch and of later ones are dropped.
+    """
     kept = [old for old in read_epochs(folder) if old["epoch"] < record["epoch"]]
     records = [*kept, dict(record)]
     write_text(folder / METRICS_FILE, "".join(json.dumps(item) + "\n" for item in records))
@@ -48,7 +53,12 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Add facts to a fold's ``training.json``, replacing older values of the same keys."""
+    """Add facts to a fold's ``training.json``, replacing older values of the same keys.
+
+    Args:
+        folder: the fold's.
+        facts: JSON values; :func:`read_facts` lists the keys.
+    """
     write_json(folder / FACTS_FILE, {**read_facts(folder), **facts})
 
 

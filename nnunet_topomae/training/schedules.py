@@ -18,7 +18,11 @@ def cosine(progress: float) -> float:
 
 
 def poly(progress: float) -> float:
-    """nnU-Net's polynomial decay: (1 - progress) ** 0.9."""
+    """nnU-Net's polynomial decay: (1 - progress) ** 0.9.
+
+    Args:
+        progress: the part of the training that is over, in [0, 1].
+    """
     return float((1.0 - progress) ** 0.9)
 
 
@@ -53,7 +57,12 @@ class WarmupSchedule:
         return self.decay(min(1.0, (step - self.warmup_steps) / (self.steps - self.warmup_steps)))
 
     def step(self, epoch: int, step_of_epoch: int = 0) -> None:
-        """Set the learning rates of one step; nnU-Net calls this at the start of every epoch."""
+        """Set the learning rates of one step; nnU-Net calls this at the start of every epoch.
+
+        Args:
+            epoch: counted from 0.
+            step_of_epoch: optimiser step within the epoch, counted from 0.
+        """
         factor = self.factor(epoch * self.steps_per_epoch + step_of_epoch)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor

@@ -52,7 +52,12 @@ def record_training_cases(trainer: nnUNetTrainer) -> ImagesRead:
 
 
 def to_device(tensors: Any, device: torch.device) -> Any:
-    """One tensor, or a list of them: the label maps of all scales."""
+    """One tensor, or a list of them: the label maps of all scales.
+
+    Args:
+        tensors: data or target of a batch; with deep supervision the target is a list, fine to coarse.
+        device: where they are needed; copies from pinned memory do not wait.
+    """
     if isinstance(tensors, list):
         return [tensor.to(device, non_blocking=True) for tensor in tensors]
     return tensors.to(device, non_blocking=True)

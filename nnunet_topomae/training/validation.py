@@ -63,7 +63,14 @@ def key_point_error_mm(
     location: CropLocation,
     spacing: Sequence[float],
 ) -> float:
-    """Mean distance of the nine key points in mm; one normalised unit is half the volume's size."""
+    """Mean distance of the nine key points in mm; one normalised unit is half the volume's size.
+
+    Args:
+        predicted: key points in the normalised frame of the volume, whose edges are at -1 and 1.
+        true: those of the crop, in the same frame.
+        location: place of the crop; only the shape of its volume matters here.
+        spacing: voxel size along (D, H, W) in mm.
+    """
     half_size = np.array(location.volume_shape) * np.array(spacing) / 2.0
     return float(np.linalg.norm((predicted - true) * half_size, axis=1).mean())
 

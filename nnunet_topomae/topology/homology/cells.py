@@ -24,5 +24,10 @@ SQUARES_OF_CUBE: Final = tuple(
 
 
 def has(masks: np.ndarray, bit: int) -> np.ndarray:
-    """Whether a bit is set in each of many masks: (n,) -> bool (n,)."""
+    """Whether a bit is set in each of many masks: (n,) -> bool (n,).
+
+    Args:
+        masks: whole numbers (n,).
+        bit: number of the bit; 0 is the lowest.
+    """
     return (masks >> bit & 1).astype(bool)

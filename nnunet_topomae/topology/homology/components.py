@@ -27,7 +27,12 @@ class Components(NamedTuple):
 
 
 def pair_components(grid: Grid, gradient: Gradient) -> Components:
-    """Merge components along the critical edges. Uses up ``gradient.below``; the first component never dies."""
+    """Merge components along the critical edges. Uses up ``gradient.below``; the first component never dies.
+
+    Args:
+        grid: the volume with its margin.
+        gradient: its discrete gradient.
+    """
     n = len(grid.order)
     found = Components(np.empty(n, np.int32), np.empty(n, np.int32), np.zeros(len(grid.rank), np.uint8))
     count = _merge(grid, lower_stars(), gradient, found)

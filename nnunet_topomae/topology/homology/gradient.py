@@ -131,7 +131,12 @@ def _look_up(grid: Grid, stars: LowerStars, gradient: Gradient, row: int, earlie
 
 @kernel
 def find(parent: ndarray, i: int) -> int:
-    """Root of ``i`` in a forest of pointers, which gets shorter paths on the way."""
+    """Root of ``i`` in a forest of pointers, which gets shorter paths on the way.
+
+    Args:
+        parent: of every element the next one towards its root; a root points to itself.
+        i: the element.
+    """
     while parent[U(i)] != i:
         parent[U(i)] = parent[U(parent[U(i)])]
         i = parent[U(i)]

@@ -66,7 +66,17 @@ class Reduction(NamedTuple):
 def pair_loops(
     grid: Grid, gradient: Gradient, components: Components, voids: Voids
 ) -> tuple[Int[ndarray, " n"], Int[ndarray, " n"]]:
-    """Voxels of the grid at which loops are closed and filled. Uses up ``gradient.below``."""
+    """Voxels of the grid at which loops are closed and filled. Uses up ``gradient.below``.
+
+    Args:
+        grid: the volume with its margin.
+        gradient: its discrete gradient.
+        components: their dead edges bound no loop.
+        voids: the critical squares that close off no void fill the loops.
+
+    Returns:
+        Births and deaths, one of each per loop.
+    """
     stars = lower_stars()
     facts = grid.rank | gradient.star.astype(np.int64) << _STAR_SHIFT
     facts |= components.dead_edges.astype(np.int64) << _DEAD_SHIFT

@@ -31,7 +31,12 @@ class Voids(NamedTuple):
 
 
 def pair_voids(grid: Grid, gradient: Gradient) -> Voids:
-    """Merge cubes across the critical squares, backwards. Uses up ``gradient.cube_behind``."""
+    """Merge cubes across the critical squares, backwards. Uses up ``gradient.cube_behind``.
+
+    Args:
+        grid: the volume with its margin.
+        gradient: its discrete gradient.
+    """
     n = len(grid.order)
     found = Voids(np.empty(n, np.int32), np.empty(n, np.int32), np.zeros(len(grid.rank), np.uint16))
     count = _merge(grid, lower_stars(), gradient, found)

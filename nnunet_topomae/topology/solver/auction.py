@@ -38,7 +38,12 @@ class Lists(NamedTuple):
 
 
 def new_lists(bidders: int, neighbours: int) -> Lists:
-    """Empty lists."""
+    """Empty lists.
+
+    Args:
+        bidders: their number n.
+        neighbours: room for so many objects K per bidder.
+    """
     return Lists(
         np.zeros((bidders, neighbours), np.int32),
         np.zeros((bidders, neighbours)),

@@ -40,7 +40,12 @@ class Paths(NamedTuple):
 
 
 def new_paths(rows: int, columns: int) -> Paths:
-    """State before the first search."""
+    """State before the first search.
+
+    Args:
+        rows: their number n.
+        columns: their number m.
+    """
     return Paths(
         np.full(rows, np.inf),
         np.zeros(rows, np.bool_),
