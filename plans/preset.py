@@ -9,11 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
-from nnunet_topomae.data.cases import INTENSITY_SOURCE
 from nnunet_topomae.datasets.splits import PublishedSplit
 from nnunet_topomae.files import read_json
 from nnunet_topomae.nnunet.dataset import channel_names
-from nnunet_topomae.nnunet.names import CONFIGURATION
+from nnunet_topomae.nnunet.names import CONFIGURATION, INTENSITY_SOURCE
 from nnunet_topomae.plans.planner import MAX_POOLS, MIN_FEATURE_MAP_EDGE
 from nnunet_topomae.plans.variants import with_settings
 

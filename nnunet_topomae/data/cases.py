@@ -8,10 +8,9 @@ from typing import Any
 
 from nnunet_topomae.files import hash_file, hash_json, write_json
 from nnunet_topomae.nnunet.dataset import dataset_id
+from nnunet_topomae.nnunet.names import INTENSITY_SOURCE
 
 MIN_CASES_FOR_FOLDS = 5
-# Key of a plan's intensity properties of a channel that says where they come from, if not from labels.
-INTENSITY_SOURCE = "source"
 _IMAGE_SUFFIXES = (".b2nd", ".npy", ".npz")
 
 

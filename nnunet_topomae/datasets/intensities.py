@@ -14,7 +14,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from numpy import ndarray
 from skimage.filters import threshold_otsu
 
-from nnunet_topomae.data.cases import INTENSITY_SOURCE
+from nnunet_topomae.nnunet.names import INTENSITY_SOURCE
 
 LABEL_FREE = "voxels above Otsu's threshold in all images of the data set; no label was read"
 VOXELS_PER_CASE = 100_000

@@ -13,3 +13,6 @@ CONFIGURATION = "3d_fullres"
 DATASET_FILE = "dataset.json"
 SPLITS_FILE = "splits_final.json"
 FINAL_CHECKPOINT = "checkpoint_final.pth"
+
+# Key of a plan's intensity properties of a channel that says where they come from, if not from labels.
+INTENSITY_SOURCE = "source"
