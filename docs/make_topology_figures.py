@@ -158,7 +158,7 @@ def scaling(results: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(10, 4.2), dpi=90, layout="constrained")
     cost, memory = figure.subplots(1, 2)
     cost.loglog(sizes, homology + matching, "o-", color=BLUE, lw=2, label="ours: homology + exact matching")
-    cost.loglog(sizes, homology, "o--", color=BLUE, lw=1, label="persistent homology (cripser)")
+    cost.loglog(sizes, homology, "o--", color=BLUE, lw=1, label="persistent homology")
     cost.loglog(sizes, matching, "o:", color=BLUE, lw=1, label="exact matching")
     cost.loglog(peer_sizes, [r["gudhi_homology"] for r in peers], "s--", color=GREEN, label="homology (gudhi)")
     cost.loglog(peer_sizes, [r["hera"] for r in peers], "s:", color=ORANGE, label="matching (gudhi.hera, delta 0.01)")
