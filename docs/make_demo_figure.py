@@ -44,7 +44,7 @@ def slices(spec: BenchmarkSpec, predict: Job) -> list[tuple[str, np.ndarray, flo
         ("input", preview.input),
         ("half of it hidden", preview.input),
         ("rebuilt by the ViT", preview.vit),
-        ("rebuilt by UNETR++", preview.unetrpp),
+        ("rebuilt by UNETR++", preview.partner),
     ):
         composed = np.where(preview.hidden, volume, preview.input)[middle]
         pixels = grey_rgb(composed, low, high)

@@ -29,6 +29,7 @@ CLASSES = {
     "UNETRPPTrainer": (TRAINERS_PLACE, "nnunet_topomae.trainers.unetrpp_trainer"),
     "UNETRTrainer": (TRAINERS_PLACE, "nnunet_topomae.trainers.unetr_trainer"),
     "MONAITrainer": (TRAINERS_PLACE, "nnunet_topomae.trainers.monai_trainer"),
+    "PretrainedNNUNetTrainer": (TRAINERS_PLACE, "nnunet_topomae.trainers.pretrained_nnunet_trainer"),
     "SeededNNUNetTrainer": (TRAINERS_PLACE, "nnunet_topomae.trainers.seeded_trainer"),
     "TopoMAEPlanner": (PLANNERS_PLACE, "nnunet_topomae.plans.planner"),
 }

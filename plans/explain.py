@@ -65,20 +65,31 @@ def _data_rows(chosen: Any, plan: Plan) -> Iterator[Row]:
 
 def _network_rows(plan: Plan) -> Iterator[Row]:
     shape, architecture = plan.shape, plan.config.architecture
+    if plan.network is not None:
+        name = plan.network.class_name.rpartition(".")[2]
+        yield Row("partner", name, "the plan's own network, in UNETR++'s place")
+        for number, (grid, dim) in enumerate(zip(shape.grids, shape.dims, strict=True)):
+            size = f"{format_size(grid)}, {dim} channels"
+            yield Row(f"stage {number + 1}", size, "the plan's, below full resolution")
+        yield from _vit_rows(plan)
+        return
     yield Row("stem", format_size(shape.stem), "the plan's first pools joined, to a stage of at most 2^17 cells")
     for number, (grid, dim, projection) in enumerate(zip(shape.grids, shape.dims, shape.projections, strict=True)):
         projected = f"{projection} projected tokens (at most {architecture.projections[number]} and all cells)"
         yield Row(f"stage {number + 1}", f"{format_size(grid)}, {dim} channels", projected)
-    tokens = format_size(shape.token_grid)
-    yield Row(
-        "ViT tokens", f"{tokens} of {format_size(shape.token_size)}", f"the cells of stage {shape.token_stage + 1}"
-    )
-    yield Row("ViT", architecture.vit, "preset; `nnunet-topomae parameters` compares them")
+    yield from _vit_rows(plan)
+
+
+def _vit_rows(plan: Plan) -> Iterator[Row]:
+    shape = plan.shape
+    tokens = f"{format_size(shape.token_grid)} of {format_size(shape.token_size)}"
+    yield Row("ViT tokens", tokens, f"the cells of stage {shape.token_stage + 1}")
+    yield Row("ViT", plan.config.architecture.vit, "preset; `nnunet-topomae parameters` compares them")
 
 
 def _memory_rows(plan: Plan, channels: int, classes: int, batch_size: int) -> Iterator[Row]:
     for name in reversed(TRAININGS):
-        need = estimate_need(name, plan.shape, plan.config.architecture, channels, classes)
+        need = estimate_need(name, plan.shape, plan.config.architecture, channels, classes, plan.network)
         yield Row(
             f"memory, {name}",
             f"{need.total(batch_size) / GIB:.1f} GB",

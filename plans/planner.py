@@ -14,6 +14,7 @@ from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
 from nnunet_topomae.config import SECTION, ArchitectureConfig, TopoMAEConfig
 from nnunet_topomae.nnunet.dataset import channel_names
 from nnunet_topomae.nnunet.names import PLANS
+from nnunet_topomae.nnunet.plan import PlanNetwork
 
 MIN_BATCH_SIZE = 2
 # nnU-Net's limits of pooling.
@@ -71,9 +72,9 @@ class TopoMAEPlanner(ExperimentPlanner):
             patch_size: crop in voxels; two numbers in 2D.
             n_input_channels: image channels.
             n_output_channels: labels, background included.
-            class_name: of nnU-Net's network; not used in 3D.
-            kwargs: arguments of nnU-Net's network; in 3D only its ``strides`` are used.
-            imports: names among the arguments that nnU-Net imports; not used in 3D.
+            class_name: of nnU-Net's network.
+            kwargs: arguments of nnU-Net's network; in 3D only its ``strides`` are used, unless it is the ViT's partner.
+            imports: names among the arguments that nnU-Net imports.
 
         Raises:
             ValueError: the memory target is too small for any patch that the networks can take.
@@ -84,8 +85,11 @@ class TopoMAEPlanner(ExperimentPlanner):
                     patch_size, n_input_channels, n_output_channels, class_name, kwargs, imports
                 )
             )
+        planned = None
+        if self.config.architecture.partner == "plan":
+            planned = PlanNetwork.of(class_name, kwargs, imports)
         try:
-            shape = network_shape(patch_size, kwargs["strides"], self.config.architecture)
+            shape = network_shape(patch_size, kwargs["strides"], self.config.architecture, planned)
         except ValueError as error:
             raise ValueError(
                 f"{self.UNet_vram_target_GB:g} GB are too little: even two crops of {np.asarray(patch_size).tolist()} "
@@ -93,7 +97,9 @@ class TopoMAEPlanner(ExperimentPlanner):
             ) from error
         largest = 0.0
         for training in TRAININGS:
-            need = estimate_need(training, shape, self.config.architecture, n_input_channels, n_output_channels)
+            need = estimate_need(
+                training, shape, self.config.architecture, n_input_channels, n_output_channels, planned
+            )
             largest = max(largest, self._share(need))
             if MIN_BATCH_SIZE * largest > 1:
                 break  # nnU-Net takes a smaller patch, however much the other training needs
@@ -129,10 +135,15 @@ class TopoMAEPlanner(ExperimentPlanner):
         )
         plan["median_image_size_in_voxels"] = median_shape
         if len(plan["patch_size"]) == 3:
-            kwargs = plan["architecture"]["arch_kwargs"]
+            network = plan["architecture"]
             channels = len(channel_names(self.dataset_json))
             share = self.static_estimate_VRAM_usage(
-                plan["patch_size"], channels, len(self.dataset_json["labels"]), "", kwargs, ()
+                plan["patch_size"],
+                channels,
+                len(self.dataset_json["labels"]),
+                network["network_class_name"],
+                network["arch_kwargs"],
+                network["_kw_requires_import"],
             )
             # nnU-Net rounds the batch size; a crop too many would not fit.
             plan["batch_size"] = max(MIN_BATCH_SIZE, min(plan["batch_size"], int(1 / share)))
@@ -174,23 +185,32 @@ def large_enough(spacing: Any, median_shape: Any) -> Any:
     ) from reason
 
 
-def network_shape(patch_size: Any, strides: Any, architecture: ArchitectureConfig) -> NetworkShape:
+def network_shape(
+    patch_size: Any, strides: Any, architecture: ArchitectureConfig, planned: PlanNetwork | None = None
+) -> NetworkShape:
     """The rule, for numbers as nnU-Net's planner has them.
 
     Args:
         patch_size: in voxels.
         strides: of nnU-Net's stages, one triple each.
         architecture: channels and upper limits of the projections.
+        planned: the plan's own network, where that is the ViT's partner.
 
     Raises:
         ValueError: a patch that the networks cannot take.
     """
-    return derive_network_shape(np.asarray(patch_size).tolist(), np.asarray(strides).tolist(), architecture)
+    features = None if planned is None else planned.features
+    return derive_network_shape(np.asarray(patch_size).tolist(), np.asarray(strides).tolist(), architecture, features)
 
 
 @cache
 def estimate_need(
-    training: str, shape: NetworkShape, architecture: ArchitectureConfig, channels: int, classes: int
+    training: str,
+    shape: NetworkShape,
+    architecture: ArchitectureConfig,
+    channels: int,
+    classes: int,
+    planned: PlanNetwork | None = None,
 ) -> TrainingMemory:
     """Memory of one training. An estimate takes about a second, and planning asks for the same ones again.
 
@@ -200,7 +220,8 @@ def estimate_need(
         architecture: what they are made of.
         channels: input channels.
         classes: output channels, background included.
+        planned: the plan's own network, where that is the ViT's partner.
     """
     if training == "fine-tuning":
-        return estimate_finetuning(shape, architecture, channels, classes)
-    return estimate_pretraining(shape, architecture, channels)
+        return estimate_finetuning(shape, architecture, channels, classes, planned=planned)
+    return estimate_pretraining(shape, architecture, channels, planned=planned)

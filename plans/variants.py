@@ -111,4 +111,5 @@ def _check(configuration: dict[str, Any], name: str) -> None:
         raise ValueError(
             f"patch_size = {patch_size} of {name} must be multiples of the plan's strides {total.tolist()}"
         )
-    derive_network_shape(as_size3(patch_size, "patch_size"), strides.tolist(), config.architecture)
+    features = configuration["architecture"]["arch_kwargs"].get("features_per_stage")
+    derive_network_shape(as_size3(patch_size, "patch_size"), strides.tolist(), config.architecture, features)

@@ -272,7 +272,7 @@ def pretrain(variant: Variant, crops: dict[str, Any], seed: int) -> dict[str, An
     optimiser = build_adamw(network, variant.pretrain_lr, 0.05, betas=(0.9, 0.95))
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(crops["batches"]), generator=generator).tolist()
-    errors: dict[str, list[float]] = {"vit": [], "unetrpp": []}
+    errors: dict[str, list[float]] = {"vit": [], "partner": []}
     for step in range(variant.pretrain):
         for group in optimiser.param_groups:
             group["lr"] = variant.pretrain_lr * factor(step, variant.pretrain, variant.pretrain // 10)
@@ -284,7 +284,7 @@ def pretrain(variant: Variant, crops: dict[str, Any], seed: int) -> dict[str, An
             name: ((branch.reconstruction - data).square() * hidden).sum() / hidden.sum() / channels
             for name, branch in output._asdict().items()
         }
-        agreement = (output.vit.reconstruction - output.unetrpp.reconstruction).square() * hidden
+        agreement = (output.vit.reconstruction - output.partner.reconstruction).square() * hidden
         (0.5 * sum(parts.values()) + 0.1 * agreement.sum() / hidden.sum() / channels).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()

@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flips, frame `volume`": {"flip_frame": "volume"},
     "flips, frame `crop`": {"flip_frame": "crop"},
 }
-NETWORKS = ("vit", "unetrpp")
+NETWORKS = ("vit", "partner")
 CPU = torch.device("cpu")
 BATCH_SIZE = 2
 LEARNING_RATE = 1e-3

@@ -31,7 +31,6 @@ from torch.optim import SGD, Optimizer
 from tqdm import tqdm
 
 from nnunet_topomae.architectures.build import (
-    DEEP_SUPERVISION_WEIGHTS,
     build_copretraining_network,
     build_unetrpp,
 )

@@ -53,7 +53,7 @@ VARIANTS: dict[str, tuple[TopologyConfig, float]] = {  # policy and the share of
     "crop, paste, paper": (replace(BASE, normalisation="paper"), 0.2),
     "full, full, paper": (replace(BASE, region="full", composition="full", normalisation="paper"), 0.0),
 }
-NETWORKS = ("vit", "unetrpp")
+NETWORKS = ("vit", "partner")
 LEARNING_RATE = 1e-3
 BATCH_SIZE = 2
 

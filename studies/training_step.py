@@ -62,7 +62,7 @@ class Converged(nn.Module):
         """As CoPretrainingNetwork."""
         hook = None if on_vit is None else lambda branch: on_vit(self.replaced(branch))
         output = self.network(data, mask, hook)
-        return CoPretrainingOutput(self.replaced(output.vit), self.replaced(output.unetrpp))
+        return CoPretrainingOutput(self.replaced(output.vit), self.replaced(output.partner))
 
     def replaced(self, branch: BranchOutput) -> BranchOutput:
         """The branch with a converged reconstruction (B, C, D, H, W)."""

@@ -19,7 +19,7 @@ class TopoMAEFusionTrainer(PretrainedTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """ViT encoder, UNETR++ encoder and decoder, fusion layers.
+        """ViT encoder, its partner's encoder and decoder, fusion layers; the partner alone where the plan has no ViT.
 
         Args:
             plans_manager: not used.
@@ -30,5 +30,10 @@ class TopoMAEFusionTrainer(PretrainedTrainer):
         """
         plan = read_plan(configuration_manager)
         return build_fusion_network(
-            plan.shape, num_input_channels, num_output_channels, plan.config.architecture, enable_deep_supervision
+            plan.shape,
+            num_input_channels,
+            num_output_channels,
+            plan.config.architecture,
+            enable_deep_supervision,
+            plan.network,
         )

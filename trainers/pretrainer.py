@@ -1,4 +1,4 @@
-"""Masked co-pre-training of a ViT and UNETR++ on the images of a fold's training cases (paper Sec. II)."""
+"""Masked co-pre-training of a ViT and its partner on the images of a fold's training cases (paper Sec. II)."""
 
 from collections.abc import Iterable
 from functools import cached_property
@@ -21,7 +21,7 @@ from nnunet_topomae.nnunet.plan import read_plan
 from nnunet_topomae.trainers.base import TopoMAETrainer
 from nnunet_topomae.training.checkpoints import ignore_former_parts
 from nnunet_topomae.training.devices import unwrap
-from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, cosine
+from nnunet_topomae.training.schedules import WarmupSchedule, build_pretraining_adamw, cosine
 from nnunet_topomae.training.steps import CoPretrainingStep, autocast, detach_terms, optimise
 from nnunet_topomae.training.validation import ReconstructionValidation
 
@@ -29,7 +29,7 @@ from nnunet_topomae.training.validation import ReconstructionValidation
 class TopoMAEPretrainer(TopoMAETrainer):
     """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr TopoMAEPretrainer [-p PLANS]`.
 
-    Reads the fold's training cases and unlabelled images, if any; validation patients stay unseen, labels unused.
+    Reads the fold's training cases and unlabelled images; validation patients stay unseen, labels unused.
     """
 
     role = "pretraining"
@@ -42,10 +42,11 @@ class TopoMAEPretrainer(TopoMAETrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """ViT-MAE and UNETR++, rebuilding the image; one that no term trains stays idle. Labels do not matter."""
+        """ViT-MAE and its partner, rebuilding the image; one that no term trains stays idle. Labels do not matter."""
         plan = read_plan(configuration_manager)
-        branches = trained_branches(plan.config.pretraining, plan.config.topology)
-        return build_copretraining_network(plan.shape, num_input_channels, plan.config.architecture, branches)
+        config, architecture = plan.config, plan.config.architecture
+        branches = trained_branches(config.pretraining, config.topology, architecture.has_vit)
+        return build_copretraining_network(plan.shape, num_input_channels, architecture, branches, plan.network)
 
     def initialize(self) -> None:
         """Build everything a training step needs; labels choose neither crops nor checkpoints."""
@@ -58,12 +59,11 @@ class TopoMAEPretrainer(TopoMAETrainer):
         self.step = CoPretrainingStep(self.network, self.loss, topology, self.plan, self.device)
 
     def _build_loss(self) -> CoPretrainingLoss:
-        return CoPretrainingLoss(self.plan.config.pretraining, self.plan.config.topology)
+        return CoPretrainingLoss(self.config.pretraining, self.config.topology, self.config.architecture.has_vit)
 
     def configure_optimizers(self) -> tuple[Optimizer, WarmupSchedule]:
         """AdamW with linear warm-up and cosine decay."""
-        section = self.plan.config.pretraining
-        optimizer = build_adamw(unwrap(self.network), section.learning_rate, section.weight_decay, section.betas)
+        optimizer = build_pretraining_adamw(unwrap(self.network), self.plan.config.pretraining)
         return optimizer, self.build_schedule(optimizer, cosine)
 
     @cached_property

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from nnunet_topomae.architectures.build import DEEP_SUPERVISION_WEIGHTS, deep_supervision_scales
+from nnunet_topomae.architectures.unetrpp import DEEP_SUPERVISION_WEIGHTS, deep_supervision_scales
 from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.trainers.base import TopoMAETrainer
 from nnunet_topomae.training.devices import unwrap
@@ -50,8 +50,15 @@ class SupervisedTrainer(TopoMAETrainer):
         optimizer = build_adamw(unwrap(self.network), section.learning_rate, section.weight_decay)
         return optimizer, self.build_schedule(optimizer, poly)
 
-    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
-        return deep_supervision_scales(self.plan.shape) if self.enable_deep_supervision else None
+    @property
+    def has_own_scales(self) -> bool:
+        """Whether the network's outputs are UNETR++'s, not those that nnU-Net expects of the plan's network."""
+        return self.enable_deep_supervision and self.plan.network is None
+
+    def _get_deep_supervision_scales(self) -> Any:
+        if self.has_own_scales:
+            return deep_supervision_scales(self.plan.shape)
+        return super()._get_deep_supervision_scales()
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
         """nnU-Net's augmentation with the plan's mirror axes."""
@@ -59,11 +66,17 @@ class SupervisedTrainer(TopoMAETrainer):
         return choose_mirror_axes(self, augmentation, self.plan.config.finetuning)
 
     def _build_loss(self) -> nn.Module:
-        """nnU-Net's loss with UNETR++'s weights of the three outputs; nnU-Net would give the coarsest one none."""
+        """nnU-Net's loss, for UNETR++ with its weights of the three outputs; nnU-Net would give the coarsest none."""
         loss: Any = super()._build_loss()
-        if self.enable_deep_supervision:
+        if self.has_own_scales:
             loss.weight_factors = DEEP_SUPERVISION_WEIGHTS
         return loss  # type: ignore[no-any-return]
+
+    @property
+    def clip(self) -> float:
+        """Largest gradient norm."""
+        clip: float = self.plan.config.finetuning.clip
+        return clip
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One supervised step."""
@@ -71,8 +84,7 @@ class SupervisedTrainer(TopoMAETrainer):
         data, target = to_device(batch["data"], self.device), to_device(batch["target"], self.device)
         with autocast(self.device):
             loss = self.loss(self.network(data), target)
-        clip = self.plan.config.finetuning.clip
-        optimise(loss, self.network, self.optimizer, self.grad_scaler, clip, batch["keys"])
+        optimise(loss, self.network, self.optimizer, self.grad_scaler, self.clip, batch["keys"])
         return {"loss": loss.detach().cpu().numpy()}
 
     def on_epoch_end(self) -> None:

@@ -1,4 +1,4 @@
-"""The network of masked co-pre-training: the same masked crop through a ViT autoencoder and through UNETR++."""
+"""The network of masked co-pre-training: the same masked crop through a ViT autoencoder and through its partner."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from nnunet_topomae.architectures.keypoint_head import KeyPointHead
 from nnunet_topomae.architectures.mae import MAEDecoder
-from nnunet_topomae.architectures.unetrpp import UNETRPPDecoder, UNETRPPEncoder
 from nnunet_topomae.architectures.vit import ViTEncoder, scatter_tokens, tokens_to_grid
 from nnunet_topomae.config import PretrainingConfig
 from nnunet_topomae.masking import CropMask, crop_mask, random_token_mask
-from nnunet_topomae.types import KeyPoints, Volume
+from nnunet_topomae.types import KeyPoints, Size3, Volume
 
-Branch = Literal["vit", "unetrpp"]
-BRANCHES: tuple[Branch, ...] = ("vit", "unetrpp")
+Branch = Literal["vit", "partner"]
+BRANCHES: tuple[Branch, ...] = ("vit", "partner")
 
 
 class BranchOutput(NamedTuple):
@@ -35,17 +34,32 @@ class CoPretrainingOutput(NamedTuple):
     """What the two networks predict; None for a network that is left out."""
 
     vit: BranchOutput | None
-    unetrpp: BranchOutput | None
+    partner: BranchOutput | None
 
     def present(self) -> dict[str, BranchOutput]:
         """The outputs of the networks that computed, by name."""
         return {name: branch for name, branch in self._asdict().items() if branch is not None}
 
 
-class CoPretrainingNetwork(nn.Module):
-    """ViT masked autoencoder and UNETR++, each with a key-point head (paper Fig. 2).
+class ViTBranch(NamedTuple):
+    """The ViT's masked autoencoder.
 
-    Neither branch can read a hidden voxel: the ViT encodes visible tokens only, and UNETR++ sees hidden voxels as 0.
+    Attributes:
+        encoder: of the visible tokens.
+        decoder: rebuilds the crop.
+        key_points: key-point head on the encoder's features.
+    """
+
+    encoder: ViTEncoder
+    decoder: MAEDecoder
+    key_points: KeyPointHead
+
+
+class CoPretrainingNetwork(nn.Module):
+    """ViT masked autoencoder and its partner, each with a key-point head (paper Fig. 2; its partner is UNETR++).
+
+    Neither branch can read a hidden voxel: the ViT encodes visible tokens only, and the partner sees hidden voxels as
+    0. Without a ViT the partner is pre-trained alone.
 
     A branch that is not in ``branches`` keeps its initial weights: it does not compute, and its parameters ask for no
     gradient, so the optimiser, weight decay and DDP leave them out. They stay in the state dict.
@@ -54,14 +68,15 @@ class CoPretrainingNetwork(nn.Module):
         transferred_parts: the encoders that fine-tuning takes over, by the plan's `topomae.finetuning.transfer_parts`.
         pretraining_parts: what serves pre-training alone.
         former_parts: what checkpoints of earlier versions also hold, in its initial state.
+        partner_prefixes: beginnings of the names of the partner's parameters.
 
     Args:
-        vit_encoder: encoder of the visible tokens.
-        vit_decoder: decoder of the masked autoencoder.
-        vit_key_points: key-point head on the ViT's features.
-        encoder: encoder of UNETR++.
-        decoder: decoder of UNETR++ with one image head.
-        key_points: key-point head on UNETR++'s deepest features.
+        vit: the ViT's autoencoder, None to leave it out.
+        encoder: of the partner (architectures/partner.py).
+        decoder: of the partner, rebuilding the image.
+        key_points: key-point head on the partner's deepest features.
+        token_grid: tokens of the mask along (D, H, W).
+        token_size: voxels of a token.
         branches: the networks that compute and are trained.
 
     Raises:
@@ -71,31 +86,30 @@ class CoPretrainingNetwork(nn.Module):
     transferred_parts: ClassVar = {"vit": ("vit_encoder",), "partner": ("encoder", "decoder")}
     pretraining_parts: ClassVar = ("vit_decoder", "vit_key_points", "key_points")
     former_parts: ClassVar = ("fusion",)
+    partner_prefixes: ClassVar[tuple[str, ...]] = ("encoder.", "decoder.", "key_points.")
 
     def __init__(
         self,
-        vit_encoder: ViTEncoder,
-        vit_decoder: MAEDecoder,
-        vit_key_points: KeyPointHead,
-        encoder: UNETRPPEncoder,
-        decoder: UNETRPPDecoder,
+        vit: ViTBranch | None,
+        encoder: nn.Module,
+        decoder: nn.Module,
         key_points: KeyPointHead,
+        token_grid: Size3,
+        token_size: Size3,
         branches: Sequence[Branch] = BRANCHES,
     ) -> None:
         super().__init__()
-        self.vit_encoder = vit_encoder
-        self.vit_decoder = vit_decoder
-        self.vit_key_points = vit_key_points
+        if vit is not None:
+            self.vit_encoder, self.vit_decoder, self.vit_key_points = vit
         self.encoder = encoder
         self.decoder = decoder
         self.key_points = key_points
-        self.branches = tuple(branches)
+        self.token_grid = token_grid
+        self.token_size = token_size
+        parts: dict[Branch, tuple[nn.Module, ...]] = {"vit": vit or (), "partner": (encoder, decoder, key_points)}
+        self.branches = tuple(name for name in branches if parts.get(name) != ())
         if not self.branches or not set(self.branches) <= set(BRANCHES):
-            raise ValueError(f"branches must be one or both of {', '.join(BRANCHES)}, got {self.branches}")
-        parts: dict[Branch, tuple[nn.Module, ...]] = {
-            "vit": (vit_encoder, vit_decoder, vit_key_points),
-            "unetrpp": (encoder, decoder, key_points),
-        }
+            raise ValueError(f"branches must be one or both of {', '.join(BRANCHES)}, got {tuple(branches)}")
         for name in set(BRANCHES) - set(self.branches):
             for module in parts[name]:
                 module.requires_grad_(False)
@@ -108,14 +122,14 @@ class CoPretrainingNetwork(nn.Module):
         Args:
             data: (B, C, D, H, W).
             mask: what is hidden of it (masking.crop_mask).
-            on_vit: called with the ViT's output, if there is one, before UNETR++ computes, so that work on it can
+            on_vit: called with the ViT's output, if there is one, before the partner computes, so that work on it can
                 start.
         """
         vit = self.forward_vit(data, mask) if "vit" in self.branches else None
         if vit is not None and on_vit is not None:
             on_vit(vit)
-        unetrpp = self.forward_unetrpp(data, mask) if "unetrpp" in self.branches else None
-        return CoPretrainingOutput(vit=vit, unetrpp=unetrpp)
+        partner = self.forward_partner(data, mask) if "partner" in self.branches else None
+        return CoPretrainingOutput(vit=vit, partner=partner)
 
     def forward_vit(self, data: Volume, mask: CropMask) -> BranchOutput:
         """The ViT branch. Its key-point head sees zeros in the hidden places of the token grid.
@@ -131,8 +145,8 @@ class CoPretrainingNetwork(nn.Module):
         features = tokens_to_grid(scatter_tokens(tokens, mask.visible, background), grid)
         return BranchOutput(reconstruction, self.vit_key_points(features))
 
-    def forward_unetrpp(self, data: Volume, mask: CropMask) -> BranchOutput:
-        """The UNETR++ branch, on a crop whose hidden voxels are 0.
+    def forward_partner(self, data: Volume, mask: CropMask) -> BranchOutput:
+        """The partner's branch, on a crop whose hidden voxels are 0.
 
         Args:
             data: whole crops (B, C, D, H, W).
@@ -153,7 +167,6 @@ def example_inputs(network: nn.Module, batch: int, device: torch.device | str) -
     """
     if not isinstance(network, CoPretrainingNetwork):
         return ()
-    encoder = network.vit_encoder
     generator = torch.Generator().manual_seed(0)
-    mask = random_token_mask(batch, encoder.grid, PretrainingConfig().mask_ratio, generator)
-    return (crop_mask(mask, encoder.token_size, device),)
+    mask = random_token_mask(batch, network.token_grid, PretrainingConfig().mask_ratio, generator)
+    return (crop_mask(mask, network.token_size, device),)

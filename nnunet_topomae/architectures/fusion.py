@@ -1,4 +1,4 @@
-"""The fine-tuned network "MAE + UNETR++" (paper Fig. 2): ViT features added to those of UNETR++."""
+"""The fine-tuned network "MAE + UNETR++" (paper Fig. 2): ViT features added to those of UNETR++, or another partner."""
 
 from collections.abc import Sequence
 from typing import ClassVar, cast
@@ -7,17 +7,16 @@ from torch import Tensor, nn
 
 from nnunet_topomae.architectures.layers import Downsampling, Features, Pointwise, Upsampling, initialise_weights
 from nnunet_topomae.architectures.rule import NetworkShape
-from nnunet_topomae.architectures.unetrpp import UNETRPPDecoder, UNETRPPEncoder
 from nnunet_topomae.architectures.vit import ViTEncoder
 from nnunet_topomae.types import Size3, Volume
 
 
 class TokenFusion(nn.Module):
-    """Project ViT feature maps to the scale and the channels of every UNETR++ stage and add them.
+    """Project ViT feature maps to the scale and the channels of every stage of the partner and add them.
 
     Paper is silent on the projections. The stage of the token grid takes a 1x1x1 convolution; finer stages transposed
     and coarser ones strided convolutions with the strides in between, with InstanceNorm and GELU between two of
-    them. The last layer of every projection starts at zero, so fine-tuning starts exactly at the pre-trained UNETR++.
+    them. The last layer of every projection starts at zero, so fine-tuning starts exactly at the pre-trained partner.
 
     Args:
         width: channels of the ViT.
@@ -37,7 +36,7 @@ class TokenFusion(nn.Module):
         """Add to every stage the projection of its tap.
 
         Args:
-            stages: features of UNETR++, fine to coarse, without the full-resolution skip.
+            stages: features of the partner, fine to coarse, without the full-resolution skip.
             taps: feature maps (B, E, d, h, w) of the ViT on its token grid, one for each stage, first layer first.
 
         Returns:
@@ -47,7 +46,7 @@ class TokenFusion(nn.Module):
 
 
 class FusionNetwork(nn.Module):
-    """Pre-trained ViT encoder + pre-trained UNETR++; features of equal scale are added (paper Fig. 2).
+    """Pre-trained ViT encoder + pre-trained partner; features of equal scale are added (paper Fig. 2).
 
     Attributes:
         pretrained_parts: parts that pre-training provides.
@@ -57,9 +56,7 @@ class FusionNetwork(nn.Module):
     pretrained_parts: ClassVar = ("vit_encoder", "encoder", "decoder")
     fresh_parts: ClassVar = ("fusion", "decoder.seg_layers")
 
-    def __init__(
-        self, vit_encoder: ViTEncoder, fusion: TokenFusion, encoder: UNETRPPEncoder, decoder: UNETRPPDecoder
-    ) -> None:
+    def __init__(self, vit_encoder: ViTEncoder, fusion: TokenFusion, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
         self.vit_encoder = vit_encoder
         self.fusion = fusion

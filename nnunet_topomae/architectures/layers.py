@@ -1,7 +1,8 @@
 """Small building blocks that the networks share."""
 
 import math
-from typing import ClassVar, cast
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
 
 import torch
 from dynamic_network_architectures.building_blocks.residual import BasicBlockD
@@ -90,17 +91,24 @@ class SegmentationHead(nn.Conv3d):
 
 
 class ReconstructionHead(nn.Conv3d):
-    """1x1x1 convolution from features to intensities. It starts small: near 0, the mean of normalised intensities."""
+    """1x1x1 convolution from features to intensities, in float32 even inside autocast.
+
+    It starts small: near 0, the mean of normalised intensities.
+    """
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, kernel_size=1)
 
+    def forward(self, features: Tensor) -> Tensor:
+        """Intensities (B, C, D, H, W) from features (B, F, D, H, W)."""
+        return run_in_float32(super().forward, features)
 
-def run_in_float32(module: nn.Module, inputs: Tensor) -> Tensor:
+
+def run_in_float32(module: Callable[[Tensor], Any], inputs: Tensor) -> Tensor:
     """Run ``module`` in float32 even inside autocast.
 
     Args:
-        module: a layer with float32 weights.
+        module: a layer with float32 weights, or its forward pass.
         inputs: converted to float32 first.
 
     Returns:

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from nnunet_topomae.architectures.build import build_copretraining_network, build_fusion_network
 from nnunet_topomae.architectures.copretraining import example_inputs
+from nnunet_topomae.architectures.partner import PlannedNetwork
 from nnunet_topomae.architectures.rule import NetworkShape
 from nnunet_topomae.config import ArchitectureConfig
 
@@ -54,7 +55,11 @@ class TrainingMemory:
 
 
 def estimate_pretraining(
-    shape: NetworkShape, architecture: ArchitectureConfig, channels: int, mixed_precision: bool = True
+    shape: NetworkShape,
+    architecture: ArchitectureConfig,
+    channels: int,
+    mixed_precision: bool = True,
+    planned: PlannedNetwork | None = None,
 ) -> TrainingMemory:
     """Memory of co-pre-training with the default mask ratio.
 
@@ -63,9 +68,10 @@ def estimate_pretraining(
         architecture: what they are made of.
         channels: input channels.
         mixed_precision: half precision where nnU-Net uses it, that is on CUDA.
+        planned: builds the plan's own network where that is the partner.
     """
     return _estimate(
-        lambda: build_copretraining_network(shape, channels, architecture),
+        lambda: build_copretraining_network(shape, channels, architecture, planned=planned),
         shape,
         channels,
         2 * channels,
@@ -74,7 +80,12 @@ def estimate_pretraining(
 
 
 def estimate_finetuning(
-    shape: NetworkShape, architecture: ArchitectureConfig, channels: int, classes: int, mixed_precision: bool = True
+    shape: NetworkShape,
+    architecture: ArchitectureConfig,
+    channels: int,
+    classes: int,
+    mixed_precision: bool = True,
+    planned: PlannedNetwork | None = None,
 ) -> TrainingMemory:
     """Memory of training the fusion network with deep supervision.
 
@@ -84,9 +95,10 @@ def estimate_finetuning(
         channels: input channels.
         classes: output channels, background included.
         mixed_precision: half precision where nnU-Net uses it, that is on CUDA.
+        planned: builds the plan's own network where that is the partner.
     """
     return _estimate(
-        lambda: build_fusion_network(shape, channels, classes, architecture, deep_supervision=True),
+        lambda: build_fusion_network(shape, channels, classes, architecture, deep_supervision=True, planned=planned),
         shape,
         channels,
         classes,

@@ -9,6 +9,8 @@ Patch size and pool strides of the plan are the only inputs, so stock ``nnUNetPl
 3. Sizes that depend on the number of tokens (position embeddings, EPA's projection) follow from the grids.
 4. The ViT's tokens are the cells of the third stage, so its grid needs no padding and inherits the plan's anisotropy.
    Another stage serves where the third has fewer than 64 or more than 2048 tokens.
+
+Where the plan's own network is the partner, its stages are those of the plan, and only step 4 applies.
 """
 
 import math
@@ -36,8 +38,8 @@ class NetworkShape:
     Attributes:
         patch_size: voxels (D, H, W) of nnU-Net's crop.
         strides: downsampling in front of every stage; the first one is the stem.
-        dims: channels of every UNETR++ stage.
-        projections: projected tokens in the EPA blocks of every stage.
+        dims: channels of every stage of the partner.
+        projections: projected tokens in the EPA blocks of every stage of UNETR++; none for another partner.
         token_stage: the stage whose cells are the ViT's tokens.
     """
 
@@ -74,20 +76,27 @@ class NetworkShape:
 
 
 def derive_network_shape(
-    patch_size: Sequence[int], pool_strides: Sequence[Sequence[int]], architecture: ArchitectureConfig
+    patch_size: Sequence[int],
+    pool_strides: Sequence[Sequence[int]],
+    architecture: ArchitectureConfig,
+    features: Sequence[int] | None = None,
 ) -> NetworkShape:
     """Apply the rule to one configuration of a plan.
 
     Args:
         patch_size: the plan's ``patch_size``.
         pool_strides: the plan's strides as nnU-Net stores them; entries of ones, such as the first, do not pool.
-        architecture: channels and upper limits of the projections.
+        architecture: which partner; channels of UNETR++ and upper limits of its projections.
+        features: channels of every stage of the plan's own network, the one at full resolution included; needed where
+            it is the partner.
 
     Raises:
-        ValueError: a 2D plan, fewer than two pools, too small a patch for three stages, or a patch that the strides do
-            not divide.
+        ValueError: a 2D plan, fewer than two pools, too small a patch for three stages, a patch that the strides do not
+            divide, or a network of the plan that does not begin at full resolution.
     """
     patch = as_size3(patch_size, "patch_size")
+    if architecture.partner == "plan":
+        return _planned_shape(patch, [as_size3(stride, "stride") for stride in pool_strides], features)
     pools = [stride for stride in (as_size3(s, "pool stride") for s in pool_strides) if stride != (1, 1, 1)]
     if len(pools) < 2:
         raise ValueError(f"the network needs at least two pools, got strides {list(pool_strides)}. {_CURE}")
@@ -112,6 +121,22 @@ def derive_network_shape(
         projections=tuple(min(limit, math.prod(grid)) for limit, grid in zip(limits, grids, strict=True)),
         token_stage=_token_stage(grids),
     )
+
+
+def _planned_shape(patch: Size3, strides: Sequence[Size3], features: Sequence[int] | None) -> NetworkShape:
+    """Shape of the plan's own network. Its first stage, at full resolution, is the skip that no token is added to."""
+    if features is None or len(features) != len(strides) or len(strides) < 2 or strides[0] != (1, 1, 1):
+        raise ValueError(
+            f"the plan's own network cannot be the ViT's partner: with strides {list(strides)} and features "
+            f"{features} it is no U-Net of at least two stages whose first one has the stride 1. Set "
+            "topomae.architecture.partner to 'unetrpp'."
+        )
+    total = _product(strides)
+    if any(size % stride for size, stride in zip(patch, total, strict=True)):
+        raise ValueError(f"patch size {patch} is not a multiple of the plan's total stride {total}. {_CURE}")
+    stages = tuple(strides[1:])
+    grids = [_divide(patch, _product(stages[: stage + 1])) for stage in range(len(stages))]
+    return NetworkShape(patch, stages, tuple(features[1:]), (), _token_stage(grids))
 
 
 def _stage_strides(patch: Size3, pools: list[Size3], max_stages: int) -> tuple[Size3, ...]:

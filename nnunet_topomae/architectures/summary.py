@@ -83,8 +83,9 @@ def summary_line(network: nn.Module, shape: NetworkShape, cost: Cost) -> str:
         cost: from :func:`measure_cost`.
     """
     tokens = shape.token_grid[0] * shape.token_grid[1] * shape.token_grid[2]
+    name = getattr(network, "name", type(network).__name__)
     return (
-        f"{type(network).__name__}: patch {format_size(shape.patch_size)}, stem {format_size(shape.stem)}, "
+        f"{name}: patch {format_size(shape.patch_size)}, stem {format_size(shape.stem)}, "
         f"{len(shape.dims)} stages down to {format_size(shape.grids[-1])}, "
         f"{tokens} tokens of {format_size(shape.token_size)} voxels, {cost}"
     )

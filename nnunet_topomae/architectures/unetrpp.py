@@ -14,11 +14,13 @@ from nnunet_topomae.architectures.layers import (
     downsample,
     initialise_weights,
     residual_block,
-    run_in_float32,
 )
 from nnunet_topomae.architectures.roles import Resampling
 from nnunet_topomae.architectures.rule import NetworkShape
-from nnunet_topomae.types import Size3, Volume
+from nnunet_topomae.types import Size3
+
+# Weights of the losses of the three outputs, fine to coarse.
+DEEP_SUPERVISION_WEIGHTS = (4 / 7, 2 / 7, 1 / 7)
 
 
 class UNETRPPEncoder(nn.Module):
@@ -90,7 +92,7 @@ class UNETRPPDecoder(nn.Module):
         settings: what the stages are made of.
         upsampling: how full resolution is reached, as in the original or without its risk of checkerboards.
         deep_supervision: initial value of the attribute.
-        reconstructs: one head for intensities, which runs in float32 outside autocast, instead of the three heads for
+        reconstructs: one head for intensities instead of the three heads for
             logits.
     """
 
@@ -108,7 +110,6 @@ class UNETRPPDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
-        self.reconstructs = reconstructs
         steps = [
             UpStep(
                 Upsampling(shape.dims[stage + 1], shape.dims[stage], shape.strides[stage + 1]),
@@ -134,24 +135,13 @@ class UNETRPPDecoder(nn.Module):
         for step, skip in zip(self.steps, reversed(features[:-1]), strict=True):
             levels.insert(0, step(levels[0], skip))
         if self.deep_supervision:
-            return [self._head(head, level) for head, level in zip(self.seg_layers, levels, strict=False)]
-        return self._head(self.seg_layers[0], levels[0])
-
-    def _head(self, head: nn.Module, features: Features) -> Features:
-        return run_in_float32(head, features) if self.reconstructs else cast(Tensor, head(features))
+            return [head(level) for head, level in zip(self.seg_layers, levels, strict=False)]
+        return cast(Tensor, self.seg_layers[0](levels[0]))
 
 
-class UNETRPP(nn.Module):
-    """UNETR++ for segmentation: (B, C, D, H, W) -> logits (B, K, D, H, W), or a list with deep supervision."""
-
-    def __init__(self, encoder: UNETRPPEncoder, decoder: UNETRPPDecoder):
-        super().__init__()
-        self.encoder = encoder
-        self.decoder = decoder
-
-    def forward(self, data: Volume) -> Features | list[Features]:
-        """Segment a batch of crops."""
-        return cast("Tensor | list[Tensor]", self.decoder(self.encoder(data)))
+def deep_supervision_scales(shape: NetworkShape) -> list[list[float]]:
+    """Size of the decoder's outputs relative to the patch, fine to coarse, in nnU-Net's format."""
+    return [[1.0, 1.0, 1.0], *([1.0 / voxels for voxels in size] for size in shape.cell_sizes[:2])]
 
 
 def _trilinear(in_channels: int, out_channels: int, stride: Size3) -> nn.Sequential:

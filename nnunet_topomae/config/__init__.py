@@ -29,8 +29,12 @@ class ArchitectureConfig(Checked):
 
     NAME: ClassVar[str] = "topomae.architecture"
 
-    vit: Literal["tiny", "small", "default", "base"] = "default"
-    """Size of the ViT encoder; `nnunet-topomae parameters --vit all` compares them."""
+    partner: Literal["unetrpp", "plan"] = "unetrpp"
+    """The network that is pre-trained next to the ViT and carries the segmentation: `unetrpp` as in the paper, or
+    `plan`, nnU-Net's own network as the plan describes it. The keys from `dropout` on are UNETR++'s."""
+    vit: Literal["none", "tiny", "small", "default", "base"] = "default"
+    """Size of the ViT encoder; `nnunet-topomae parameters --vit all` compares them. `none` leaves the ViT out: the
+    partner is pre-trained and fine-tuned alone."""
     drop_path: Annotated[float, Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")] = 0.1
     """Stochastic depth of the ViT while fine-tuning (Zhou et al. 2023: 0.1)."""
     dropout: Annotated[float, Rule(lambda value: 0 <= value <= 5, "0 to 5")] = 0.0
@@ -53,6 +57,11 @@ class ArchitectureConfig(Checked):
     upsampling: Literal["transposed", "trilinear"] = "transposed"
     """Last step of the decoder: `transposed` convolution as in the original, or `trilinear`, which leaves no
     checkerboard pattern."""
+
+    @property
+    def has_vit(self) -> bool:
+        """Whether there is a ViT next to the partner."""
+        return self.vit != "none"
 
     def __post_init__(self) -> None:
         """Check the values, and that EPA can divide the channels among its heads and its two branches."""
@@ -136,13 +145,13 @@ class PretrainingConfig(_TrainingConfig):
     mask_ratio: Annotated[float, Rule(lambda value: 0 < value < 1, "above 0 and below 1")] = 0.5
     """Fraction of hidden tokens (paper: 0.5)."""
     lambda1: Annotated[float, UNIT] = 0.5
-    """Weight of the UNETR++ branch against the ViT branch (paper: 0.5)."""
+    """Weight of the partner's branch against the ViT's (paper: 0.5); without a ViT the partner's is 1."""
     lambda2: Annotated[float, Rule(lambda value: 0 <= value <= 0.5, "0 to 0.5")] = 0.1
     """Weight of each of the topological and the spatial term in a branch (paper: 0.1)."""
     spatial: bool = True
     """Train on key points at all, with L_spa and L_spa-consis; false is for ablations."""
     lambda3: Annotated[float, AT_LEAST_0] = 0.1
-    """Weight of the two consistency terms (paper: 0.1)."""
+    """Weight of the two consistency terms (paper: 0.1); without a ViT there are none."""
     epochs: Annotated[int, ABOVE_0] = 200
     """Epochs of `iterations_per_epoch` (paper: 10,000 passes over the cases, which are 120 to 160 of ours)."""
     iterations_per_epoch: Annotated[int, ABOVE_0] = 250
@@ -151,6 +160,8 @@ class PretrainingConfig(_TrainingConfig):
     """Monitoring steps per epoch, on fixed crops of the fold's training cases."""
     learning_rate: Annotated[float, ABOVE_0] = 1.5e-4
     """Peak of the schedule (paper: base rate 6.4e-3)."""
+    partner_learning_rate: Annotated[float | None, ABOVE_0] = None
+    """Peak of the schedule for the ViT's partner; null takes `learning_rate`."""
     weight_decay: Annotated[float, AT_LEAST_0] = 0.05
     """AdamW's decay of weight matrices (paper: 0.005)."""
     betas: Annotated[
@@ -191,8 +202,8 @@ class FinetuningConfig(_TrainingConfig):
     transfer: Literal["same_plan", "resample"] = "same_plan"
     """`same_plan` refuses a checkpoint of another plan, `resample` adapts its weights to this one."""
     transfer_parts: Literal["both", "vit", "partner"] = "both"
-    """Which pre-trained networks the fusion network takes over: the ViT's encoder, its partner's (that is UNETR++'s)
-    encoder and decoder, or both. What it does not take over starts from fresh weights."""
+    """Which pre-trained networks the fusion network takes over: the ViT's encoder, its partner's encoder and decoder,
+    or both. What it does not take over starts from fresh weights."""
     allow_other_dataset: bool = False
     """Accept a checkpoint of another data set, though nothing can say whether it has seen images of the validation
     cases."""
@@ -206,6 +217,10 @@ class FinetuningConfig(_TrainingConfig):
     """Peak of the schedule for freshly initialised weights (paper: base rate 1e-1)."""
     pretrained_learning_rate: Annotated[float, ABOVE_0] = 3e-4
     """Peak of the schedule for pre-trained weights; by default the same as for fresh ones, as in the paper."""
+    sgd_learning_rate: Annotated[float, ABOVE_0] = 1e-2
+    """Peak of the schedule for fresh weights in `PretrainedNNUNetTrainer`, which trains with SGD (nnU-Net: 0.01)."""
+    sgd_pretrained_learning_rate: Annotated[float, ABOVE_0] = 1e-2
+    """Peak of the schedule for pre-trained weights in `PretrainedNNUNetTrainer`."""
     weight_decay: Annotated[float, AT_LEAST_0] = 0.05
     """AdamW's decay of weight matrices (paper: 0.005)."""
     warmup_steps: Annotated[int, AT_LEAST_0] = 2500

@@ -5,6 +5,7 @@ The classes keep their real modules, so that objects made from them can be pickl
 
 from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
 from nnunet_topomae.trainers.monai_trainer import MONAITrainer
+from nnunet_topomae.trainers.pretrained_nnunet_trainer import PretrainedNNUNetTrainer
 from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
 from nnunet_topomae.trainers.seeded_trainer import SeededNNUNetTrainer
 from nnunet_topomae.trainers.unetr_trainer import UNETRTrainer
@@ -12,6 +13,7 @@ from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
 
 __all__ = [
     "MONAITrainer",
+    "PretrainedNNUNetTrainer",
     "SeededNNUNetTrainer",
     "TopoMAEFusionTrainer",
     "TopoMAEPretrainer",

@@ -9,13 +9,13 @@ from nnunet_topomae.types import KeyPoints, Scalar, Volume, VoxelMask
 
 
 def reconstruction_consistency(
-    vit: Volume, unetrpp: Volume, hidden: VoxelMask, inside: VoxelMask | None = None
+    vit: Volume, partner: Volume, hidden: VoxelMask, inside: VoxelMask | None = None
 ) -> Scalar:
     """L_rec-consis: mean squared difference of the two reconstructions over hidden voxels (paper Sec. II-C).
 
     Args:
         vit: reconstruction of the ViT (B, C, D, H, W), in normalised intensities.
-        unetrpp: reconstruction of UNETR++, of the same shape.
+        partner: reconstruction of UNETR++, of the same shape.
         hidden: mask (B, 1, D, H, W), True = hidden.
         inside: mask (B, 1, D, H, W), False at padded voxels, which are left out; None where nothing is padded.
 
@@ -25,17 +25,17 @@ def reconstruction_consistency(
     Raises:
         ValueError: no voxel is hidden.
     """
-    return hidden_mse(vit, unetrpp, hidden, inside)
+    return hidden_mse(vit, partner, hidden, inside)
 
 
-def spatial_consistency(vit: KeyPoints, unetrpp: KeyPoints) -> Scalar:
+def spatial_consistency(vit: KeyPoints, partner: KeyPoints) -> Scalar:
     """L_spa-consis: mean squared difference of the two networks' key points (paper Sec. II-C).
 
     Args:
         vit: key points (B, 9, 3) of the ViT, in [-1, 1].
-        unetrpp: key points (B, 9, 3) of UNETR++.
+        partner: key points (B, 9, 3) of UNETR++.
 
     Returns:
         A scalar, at least 0.
     """
-    return key_point_mse(vit, unetrpp)
+    return key_point_mse(vit, partner)

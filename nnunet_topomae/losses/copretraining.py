@@ -19,7 +19,7 @@ class TopologicalTerms(NamedTuple):
     """L_topo of the networks, (B-averaged) scalars; None for a network that is not trained."""
 
     vit: Scalar | None = None
-    unetrpp: Scalar | None = None
+    partner: Scalar | None = None
 
 
 def compose_reconstruction(
@@ -70,12 +70,13 @@ def build_topological_loss(config: TopologyConfig) -> TopologicalLoss | None:
     )
 
 
-def term_weights(pretraining: PretrainingConfig, topology: TopologyConfig) -> dict[str, float]:
+def term_weights(pretraining: PretrainingConfig, topology: TopologyConfig, with_vit: bool = True) -> dict[str, float]:
     """Weight of every term in the overall loss (paper Sec. II-C; lambdas 0.5, 0.1, 0.1).
 
     Args:
         pretraining: the lambdas, and whether there is a spatial task.
         topology: whether there is a topological term, and its extra factor `topology.weight` (paper: 1).
+        with_vit: whether the plan has a ViT; without one the partner's loss is all.
 
     Returns:
         The weights by the names of the terms.
@@ -86,8 +87,10 @@ def term_weights(pretraining: PretrainingConfig, topology: TopologyConfig) -> di
         (0.4, 0.05, 0.1)
     """
     l1, l2, l3 = pretraining.lambda1, pretraining.lambda2, pretraining.lambda3
+    if not with_vit:
+        l1, l3 = 1.0, 0.0
     topo = l2 * topology.weight if topology.enabled else 0.0
-    branches = {"vit": 1.0 - l1, "unetrpp": l1}
+    branches = {"vit": 1.0 - l1, "partner": l1}
     weights = {"spa_consis": l3 if pretraining.spatial else 0.0, "rec_consis": l3}
     for name, share in branches.items():
         weights[f"mse_{name}"] = share * (1.0 - 2.0 * l2)
@@ -96,22 +99,25 @@ def term_weights(pretraining: PretrainingConfig, topology: TopologyConfig) -> di
     return weights
 
 
-def trained_branches(pretraining: PretrainingConfig, topology: TopologyConfig) -> tuple[Branch, ...]:
+def trained_branches(
+    pretraining: PretrainingConfig, topology: TopologyConfig, with_vit: bool = True
+) -> tuple[Branch, ...]:
     """The networks that are trained: those with a term whose weight is not 0. The other one need not compute.
 
     Args:
         pretraining: the lambdas, and whether there is a spatial task.
         topology: whether there is a topological term, and its extra factor.
+        with_vit: whether the plan has a ViT.
 
     Returns:
-        `vit`, `unetrpp` or both.
+        `vit`, `partner` or both.
 
     Raises:
         ValueError: every term has weight 0.
     """
-    weights = term_weights(pretraining, topology)
+    weights = term_weights(pretraining, topology, with_vit)
     consistency = weights["spa_consis"] + weights["rec_consis"]
-    branches: tuple[Branch, ...] = ("vit", "unetrpp")
+    branches: tuple[Branch, ...] = ("vit", "partner")
     trained = tuple(
         name for name in branches if consistency + sum(weights[f"{term}_{name}"] for term in ("mse", "topo", "spa"))
     )
@@ -130,11 +136,12 @@ class CoPretrainingLoss(nn.Module):
     Args:
         pretraining: lambdas.
         topology: whether the topological terms take part, and their extra factor.
+        with_vit: whether the plan has a ViT.
     """
 
-    def __init__(self, pretraining: PretrainingConfig, topology: TopologyConfig) -> None:
+    def __init__(self, pretraining: PretrainingConfig, topology: TopologyConfig, with_vit: bool = True) -> None:
         super().__init__()
-        self.weights = term_weights(pretraining, topology)
+        self.weights = term_weights(pretraining, topology, with_vit)
 
     def forward(
         self,
@@ -166,9 +173,9 @@ class CoPretrainingLoss(nn.Module):
         for name, branch in output.present().items():
             terms[f"mse_{name}"] = hidden_mse(branch.reconstruction, data, hidden, inside)
             terms[f"spa_{name}"] = key_point_mse(branch.key_points, key_points)
-        vit, unetrpp = output
-        if vit is not None and unetrpp is not None:
-            terms |= self._consistency(vit, unetrpp, hidden, inside)
+        vit, partner = output
+        if vit is not None and partner is not None:
+            terms |= self._consistency(vit, partner, hidden, inside)
         if topology is not None:
             terms |= {f"topo_{name}": term for name, term in topology._asdict().items() if term is not None}
         terms["total"] = self._weighted_sum(terms, topology_scale)
@@ -176,11 +183,11 @@ class CoPretrainingLoss(nn.Module):
 
     @staticmethod
     def _consistency(
-        vit: BranchOutput, unetrpp: BranchOutput, hidden: VoxelMask, inside: VoxelMask | None
+        vit: BranchOutput, partner: BranchOutput, hidden: VoxelMask, inside: VoxelMask | None
     ) -> dict[str, Tensor]:
         return {
-            "spa_consis": spatial_consistency(vit.key_points, unetrpp.key_points),
-            "rec_consis": reconstruction_consistency(vit.reconstruction, unetrpp.reconstruction, hidden, inside),
+            "spa_consis": spatial_consistency(vit.key_points, partner.key_points),
+            "rec_consis": reconstruction_consistency(vit.reconstruction, partner.reconstruction, hidden, inside),
         }
 
     def _weighted_sum(self, terms: Mapping[str, Tensor], topology_scale: float) -> Tensor:

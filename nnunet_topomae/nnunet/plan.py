@@ -1,14 +1,71 @@
 """What a trainer reads from nnU-Net's plan: the `topomae` section, the network's shape and the facts to record."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import nn
 
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
 from nnunet_topomae.config import TopoMAEConfig
+
+
+@dataclass(frozen=True)
+class PlanNetwork:
+    """The network that a configuration of a plan names. It can be built, compared and written as JSON.
+
+    Attributes:
+        class_name: with its module, such as ``dynamic_network_architectures.architectures.unet.PlainConvUNet``.
+        arguments: of the class, as JSON.
+        imports: names of the arguments that nnU-Net imports.
+    """
+
+    class_name: str
+    arguments: str
+    imports: tuple[str, ...]
+
+    @classmethod
+    def of(cls, class_name: str, arguments: Mapping[str, Any], imports: Iterable[str]) -> "PlanNetwork":
+        """The network of a plan's section `architecture`.
+
+        Args:
+            class_name: its `network_class_name`.
+            arguments: its `arch_kwargs`.
+            imports: its `_kw_requires_import`.
+        """
+        return cls(class_name, json.dumps(_without_numpy(arguments), sort_keys=True), tuple(imports))
+
+    @property
+    def features(self) -> list[int] | None:
+        """Channels of every stage, fine to coarse; None for a network without stages."""
+        features = json.loads(self.arguments).get("features_per_stage")
+        return cast("list[int] | None", features)
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"class": self.class_name, "arguments": json.loads(self.arguments)}
+
+    def __call__(self, in_channels: int, out_channels: int, deep_supervision: bool) -> nn.Module:
+        """Build the network as nnU-Net's trainer does.
+
+        Args:
+            in_channels: image channels.
+            out_channels: segmentation heads, or image channels for a reconstruction.
+            deep_supervision: whether it returns outputs of all scales.
+        """
+        network = get_network_from_plans(
+            self.class_name,
+            json.loads(self.arguments),
+            self.imports,
+            in_channels,
+            out_channels,
+            deep_supervision=deep_supervision,
+        )
+        return cast(nn.Module, network)
 
 
 @dataclass(frozen=True)
@@ -20,12 +77,14 @@ class Plan:
         shape: shape of both networks.
         spacing: target spacing in mm along (D, H, W).
         facts: JSON values that must agree between pre-training and fine-tuning.
+        network: the plan's own network, where that is the ViT's partner; else None.
     """
 
     config: TopoMAEConfig
     shape: NetworkShape
     spacing: tuple[float, float, float]
     facts: dict[str, Any]
+    network: PlanNetwork | None = None
 
 
 # What nnU-Net's CTNormalization clips and scales by.
@@ -52,9 +111,32 @@ def read_plan(
             "images cannot provide. Use 3d_fullres or 3d_lowres."
         )
     config = TopoMAEConfig.from_configuration(configuration.configuration)
-    shape = derive_network_shape(configuration.patch_size, configuration.pool_op_kernel_sizes, config.architecture)
+    network = partner_network(configuration, config)
+    shape = derive_network_shape(
+        configuration.patch_size,
+        configuration.pool_op_kernel_sizes,
+        config.architecture,
+        None if network is None else network.features,
+    )
     depth, height, width = (float(value) for value in configuration.spacing)
-    return Plan(config, shape, (depth, height, width), plan_facts(configuration, config, channels, plans))
+    facts = plan_facts(configuration, config, channels, plans)
+    return Plan(config, shape, (depth, height, width), facts, network)
+
+
+def partner_network(configuration: ConfigurationManager, config: TopoMAEConfig) -> PlanNetwork | None:
+    """The plan's own network, if that is the ViT's partner.
+
+    Args:
+        configuration: nnU-Net's configuration manager.
+        config: its `topomae` section.
+    """
+    if config.architecture.partner != "plan":
+        return None
+    return PlanNetwork.of(
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+    )
 
 
 def plan_facts(
@@ -71,6 +153,7 @@ def plan_facts(
         channels: number of input channels.
         plans: content of the plans file, whose intensities are recorded.
     """
+    network = partner_network(configuration, config)
     return {
         "patch_size": np.asarray(configuration.patch_size).tolist(),
         "strides": np.asarray(configuration.pool_op_kernel_sizes).tolist(),
@@ -79,6 +162,7 @@ def plan_facts(
         "intensities": None if plans is None else ct_intensities(configuration.normalization_schemes, plans),
         "channels": channels,
         "architecture": _plain(asdict(config.architecture)),
+        "network": None if network is None else network.facts(),
     }
 
 
@@ -97,6 +181,15 @@ def ct_intensities(schemes: Iterable[str], plans: Mapping[str, Any]) -> list[dic
         else None
         for channel, scheme in enumerate(schemes)
     ]
+
+
+def _without_numpy(value: Any) -> Any:
+    """The planner's numbers and arrays as plain ones."""
+    if isinstance(value, Mapping):
+        return {key: _without_numpy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_numpy(item) for item in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _plain(section: dict[str, Any]) -> dict[str, Any]:

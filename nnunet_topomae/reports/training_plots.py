@@ -11,16 +11,16 @@ from numpy import ndarray
 
 from nnunet_topomae.reports.plots import colours, new_figure, style_axis
 
-COLOURS = {"vit": "#7c3aed", "unetrpp": "#059669", "input": "#334155"}
-NAMES = {"vit": "ViT", "unetrpp": "UNETR++", "input": "input"}
+COLOURS = {"vit": "#7c3aed", "partner": "#059669", "input": "#334155"}
+NAMES = {"vit": "ViT", "partner": "UNETR++", "input": "input"}
 TERM_TITLES = {
     "total": "total",
     "mse_vit": "MSE, ViT",
-    "mse_unetrpp": "MSE, UNETR++",
+    "mse_partner": "MSE, UNETR++",
     "topo_vit": "topology, ViT",
-    "topo_unetrpp": "topology, UNETR++",
+    "topo_partner": "topology, UNETR++",
     "spa_vit": "key points, ViT",
-    "spa_unetrpp": "key points, UNETR++",
+    "spa_partner": "key points, UNETR++",
     "spa_consis": "key-point consistency",
     "rec_consis": "reconstruction consistency",
 }
@@ -81,12 +81,12 @@ def persistence_figure(diagrams: Mapping[str, Sequence[ndarray]]) -> Figure:
     """Persistence diagrams of one input and its reconstructions.
 
     Args:
-        diagrams: for `input`, `vit` and `unetrpp` the points (birth, death) of dimensions 0, 1, 2, each (n, 2).
+        diagrams: for `input`, `vit` and `partner` the points (birth, death) of dimensions 0, 1, 2, each (n, 2).
     """
     titles = ("components (dimension 0)", "loops (dimension 1)", "voids (dimension 2)")
     figure = new_figure(10.0, 3.5)
     panels = figure.subplots(1, len(titles))
-    markers = {"input": ("o", 14), "vit": ("^", 9), "unetrpp": ("s", 7)}
+    markers = {"input": ("o", 14), "vit": ("^", 9), "partner": ("s", 7)}
     for dimension, (axis, title) in enumerate(zip(panels, titles, strict=True)):
         points = [by_dimension[dimension] for by_dimension in diagrams.values()]
         everything = np.concatenate([p.ravel() for p in points])

@@ -14,6 +14,8 @@ from nnunet_topomae.training.resample import NetworkSize
 
 # Keys of the architecture section that do not change what a pre-trained weight means.
 _FREE_TO_DIFFER = ("drop_path", "dropout", "projections", "gamma")
+# Keys that describe UNETR++. Another partner is described by the fact `network`.
+_OF_UNETRPP = ("dims", "depth", "heads", "feature_size", "share_embeddings", "upsampling")
 # Facts that checkpoints of earlier versions do not have. They are compared where both sides have them.
 _ADDED_FACTS = ("intensities",)
 # Statistics of intensities are equal up to the digits that a plan is written with.
@@ -66,10 +68,11 @@ def architecture_differences(described: Mapping[str, Any], own: Mapping[str, Any
     if "architecture" not in own:
         return []
     theirs, ours = (_architecture(facts.get("architecture", {})) for facts in (described, own))
+    free = (*_FREE_TO_DIFFER, *(_OF_UNETRPP if theirs.partner == ours.partner == "plan" else ()))
     return [
         f"architecture.{key}: checkpoint {getattr(theirs, key)!r}, plan {getattr(ours, key)!r}"
         for key in vars(ours)
-        if key not in _FREE_TO_DIFFER and getattr(theirs, key) != getattr(ours, key)
+        if key not in free and getattr(theirs, key) != getattr(ours, key)
     ]
 
 
@@ -126,7 +129,8 @@ def described_size(described: Mapping[str, Any], own: Mapping[str, Any], file: P
             "the same values in this plan: nnunet-topomae plan --set architecture.KEY=VALUE."
         )
     architecture = _architecture(described["architecture"])
-    shape = derive_network_shape(described["patch_size"], described["strides"], architecture)
+    features = (described.get("network") or {}).get("arguments", {}).get("features_per_stage")
+    shape = derive_network_shape(described["patch_size"], described["strides"], architecture, features)
     return NetworkSize(shape, described["channels"])
 
 
@@ -180,17 +184,17 @@ def check_trained(described: Mapping[str, Any], takes_vit: bool, takes_partner: 
     Args:
         described: ``config`` of the checkpoint.
         takes_vit: whether the ViT is transferred.
-        takes_partner: whether UNETR++ is transferred.
+        takes_partner: whether the partner is transferred.
         file: the checkpoint, for the error.
 
     Raises:
         ValueError: one of them had the weight 0 in every loss.
     """
     config = TopoMAEConfig.from_configuration({SECTION: described})
-    trained = trained_branches(config.pretraining, config.topology)
+    trained = trained_branches(config.pretraining, config.topology, config.architecture.has_vit)
     for taken, name, title, other in (
         (takes_vit, "vit", "the ViT", "partner"),
-        (takes_partner, "unetrpp", "UNETR++", "vit"),
+        (takes_partner, "partner", "the ViT's partner", "vit"),
     ):
         if taken and name not in trained:
             raise ValueError(

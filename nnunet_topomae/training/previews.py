@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PLANES = ("axial", "coronal", "sagittal")
-COLUMNS = ("input", "masked", "vit", "unetrpp")
+COLUMNS = ("input", "masked", "vit", "partner")
 TITLES = dict(zip(COLUMNS, ("Input", "Masked", "ViT reconstruction", "UNETR++ reconstruction"), strict=True))
-_OPTIONAL = ("vit", "unetrpp", "key_points_vit", "key_points_unetrpp")
+_OPTIONAL = ("vit", "partner", "key_points_vit", "key_points_partner")
 HIDDEN_COLOUR = (0.16, 0.30, 0.44)
 _CROP_BOUNDS = ("lower", "upper", "volume_shape")
 
@@ -32,12 +32,12 @@ class Preview:
         masked: the crop as UNETR++ sees it, hidden voxels blanked.
         hidden: voxel mask, True = hidden.
         vit: reconstruction by the ViT-MAE; None where it was not trained.
-        unetrpp: reconstruction by UNETR++; None where it was not trained.
+        partner: reconstruction by UNETR++; None where it was not trained.
         spacing: voxel size in mm along (D, H, W).
         crop: where the crop lies in its volume.
         key_points_true: nine key points in the normalised frame of the volume (paper Sec. II-B).
         key_points_vit: prediction of the ViT branch, or None.
-        key_points_unetrpp: prediction of the UNETR++ branch, or None.
+        key_points_partner: prediction of the UNETR++ branch, or None.
 
     Raises:
         ValueError: a spacing that is not positive, or a case name that is not a plain file name.
@@ -48,12 +48,12 @@ class Preview:
     masked: Float[ndarray, "D H W"]
     hidden: Bool[ndarray, "D H W"]
     vit: Float[ndarray, "D H W"] | None
-    unetrpp: Float[ndarray, "D H W"] | None
+    partner: Float[ndarray, "D H W"] | None
     spacing: tuple[float, float, float]
     crop: CropLocation
     key_points_true: Float[ndarray, "9 3"]
     key_points_vit: Float[ndarray, "9 3"] | None
-    key_points_unetrpp: Float[ndarray, "9 3"] | None
+    key_points_partner: Float[ndarray, "9 3"] | None
 
     def __post_init__(self) -> None:
         if not self.case or Path(self.case).name != self.case:

@@ -1,15 +1,20 @@
 """Optimiser groups and learning-rate schedules."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
+from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
 from nnunet_topomae.architectures.roles import no_weight_decay
+from nnunet_topomae.config import PretrainingConfig
 
 Factor = Callable[[float], float]
+
+# nnU-Net's optimiser.
+NNUNET_MOMENTUM, NNUNET_WEIGHT_DECAY = 0.99, 3e-5
 
 
 def cosine(progress: float) -> float:
@@ -98,6 +103,51 @@ def build_adamw(
     Raises:
         ValueError: no parameter has one of ``fast_prefixes``, as in a wrapped network.
     """
+    groups = _groups(network, learning_rate, weight_decay, slow_learning_rate, fast_prefixes, no_weight_decay(network))
+    # Not fused: a fused AdamW misreads the state of checkpoints that were written on another device.
+    return AdamW(groups, lr=learning_rate, betas=betas)
+
+
+def build_pretraining_adamw(network: nn.Module, section: PretrainingConfig) -> AdamW:
+    """AdamW for co-pre-training, where the ViT's partner may have a learning rate of its own.
+
+    Args:
+        network: a CoPretrainingNetwork without its wrappers.
+        section: the plan's rates and decay.
+    """
+    partner_rate = section.partner_learning_rate or section.learning_rate
+    parts = CoPretrainingNetwork.partner_prefixes
+    return build_adamw(network, partner_rate, section.weight_decay, section.betas, section.learning_rate, parts)
+
+
+def build_sgd(
+    network: nn.Module, learning_rate: float, slow_learning_rate: float | None, fast_prefixes: Sequence[str] = ()
+) -> SGD:
+    """nnU-Net's optimiser: SGD with Nesterov momentum 0.99 and a decay of 3e-5 on every weight.
+
+    Args:
+        network: as in :func:`build_adamw`.
+        learning_rate: peak learning rate.
+        slow_learning_rate: peak for every parameter whose name starts with none of ``fast_prefixes``; None for no
+            difference.
+        fast_prefixes: names of freshly initialised parts.
+
+    Raises:
+        ValueError: no parameter has one of ``fast_prefixes``, as in a wrapped network.
+    """
+    groups = _groups(network, learning_rate, NNUNET_WEIGHT_DECAY, slow_learning_rate, fast_prefixes, ())
+    return SGD(groups, lr=learning_rate, momentum=NNUNET_MOMENTUM, nesterov=True)
+
+
+def _groups(
+    network: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    slow_learning_rate: float | None,
+    fast_prefixes: Sequence[str],
+    undecayed: Collection[str],
+) -> list[dict[str, Any]]:
+    """The parameters that are trained, by learning rate and weight decay."""
     names = [name for name, _ in network.named_parameters()]
     for prefix in fast_prefixes:
         if not any(name.startswith(prefix) for name in names):
@@ -105,7 +155,6 @@ def build_adamw(
                 f"no parameter's name starts with {prefix!r}, so no part would train at the rate of fresh weights. "
                 f"The first name is {names[0] if names else None!r}: pass the network without its wrappers."
             )
-    undecayed = no_weight_decay(network)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
@@ -115,5 +164,4 @@ def build_adamw(
         decay = 0.0 if name in undecayed else weight_decay
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
-    # Not fused: a fused AdamW misreads the state of checkpoints that were written on another device.
-    return AdamW(list(groups.values()), lr=learning_rate, betas=betas)
+    return list(groups.values())

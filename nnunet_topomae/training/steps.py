@@ -121,8 +121,8 @@ class CoPretrainingStep:
             pending["vit"] = self._start_topology(branch.reconstruction, data, mask.hidden, inside, batch)
 
         output = self.network(data, mask, torch.compiler.disable(start_vit))
-        if output.unetrpp is not None:
-            pending["unetrpp"] = self._start_topology(output.unetrpp.reconstruction, data, mask.hidden, inside, batch)
+        if output.partner is not None:
+            pending["partner"] = self._start_topology(output.partner.reconstruction, data, mask.hidden, inside, batch)
         topology = TopologicalTerms(**{name: loss.result() for name, loss in pending.items()})
         terms = self.loss(output, data, mask.hidden, key_points, topology, topology_scale, inside)
         gap = max(loss.gap for loss in pending.values())

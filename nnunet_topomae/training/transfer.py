@@ -119,10 +119,12 @@ def transfer(weights: Mapping[str, Tensor], network: nn.Module, parts: Parts) ->
         ValueError: a weight is absent or of another shape where only fresh and pre-training-only parts may differ.
             Nothing is loaded then.
     """
-    own = network.state_dict()
+    every_name = network.state_dict()
+    own, weights = without_aliases(every_name), without_aliases(weights)
     missing = [name for name in own if name.startswith(parts.fresh) or name not in weights]
     matched = [name for name in own if name not in missing]
-    unexpected = [name for name in weights if name not in matched]
+    aliases = every_name.keys() - own.keys()
+    unexpected = [name for name in weights if name not in matched and name not in aliases]
     problems = [f"{name} is absent" for name in missing if not name.startswith(parts.fresh)]
     problems += [
         f"{name} is not part of this network"
@@ -140,8 +142,40 @@ def transfer(weights: Mapping[str, Tensor], network: nn.Module, parts: Parts) ->
             f"the pre-trained weights do not fit this network in {len(problems)} places: {listed}. They come from "
             "another architecture, patch size or number of channels: pre-train with the plan you fine-tune with."
         )
-    network.load_state_dict({**own, **{name: weights[name] for name in matched}})
+    load_weights(network, {name: weights[name] for name in matched})
     return Transfer(matched, missing, unexpected, {})
+
+
+def without_aliases(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with one name per weight.
+
+    nnU-Net's decoders hold the encoder, and its convolution blocks hold each layer twice, so their weights have up to
+    four names. Of those, the first one stays.
+
+    Args:
+        weights: a state dict, of a network or loaded from a file; weights of several names share their memory.
+    """
+    seen: set[tuple[Any, ...]] = set()
+    unique = {}
+    for name, value in weights.items():
+        place = (value.untyped_storage()._cdata, value.storage_offset(), value.shape)
+        if place not in seen or not value.numel():
+            unique[name] = value
+        seen.add(place)
+    return unique
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy some weights into a network; the others stay as they are.
+
+    Args:
+        network: what they are copied into.
+        weights: by name, of the same shapes; one of several names is enough.
+    """
+    own = network.state_dict()
+    with torch.no_grad():
+        for name, value in weights.items():
+            own[name].copy_(value)
 
 
 def transfer_resampled(
@@ -161,7 +195,7 @@ def transfer_resampled(
     Raises:
         ValueError: a weight has another shape for another reason. Nothing is loaded then.
     """
-    own = network.state_dict()
+    own, weights = without_aliases(network.state_dict()), without_aliases(weights)
     loaded: dict[str, Tensor] = {}
     adapted: dict[str, str] = {}
     used: set[str] = set()
@@ -173,7 +207,7 @@ def transfer_resampled(
         if name.startswith(parts.fresh):
             continue
         if source not in weights:
-            # Only UNETR++ has stages that the other plan may not have.
+            # Only the ViT's partner has stages that the other plan may not have.
             if not name.startswith(staged):
                 problems.append(f"{name} is absent")
             continue
@@ -190,6 +224,6 @@ def transfer_resampled(
             f"the pre-trained weights cannot be adapted in {len(problems)} places: {'; '.join(problems[:5])}. The "
             "architecture sections of both plans must agree."
         )
-    network.load_state_dict({**own, **loaded})
+    load_weights(network, loaded)
     missing = [name for name in own if name not in loaded]
     return Transfer(list(loaded), missing, [name for name in weights if name not in used], adapted)

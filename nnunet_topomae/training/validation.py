@@ -144,12 +144,12 @@ class ReconstructionValidation:
             masked=np.where(hidden, np.float32(0), first),
             hidden=hidden,
             vit=images.get("vit"),
-            unetrpp=images.get("unetrpp"),
+            partner=images.get("partner"),
             spacing=self.plan.spacing,
             crop=location,
             key_points_true=true,
             key_points_vit=points.get("vit"),
-            key_points_unetrpp=points.get("unetrpp"),
+            key_points_partner=points.get("partner"),
         )
         return preview, metrics
 

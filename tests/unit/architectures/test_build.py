@@ -6,14 +6,13 @@ from torch import nn
 
 from nnunet_topomae.architectures.attention import EfficientPairedAttention
 from nnunet_topomae.architectures.build import (
-    DEEP_SUPERVISION_WEIGHTS,
     build_copretraining_network,
     build_fusion_network,
     build_unetrpp,
-    deep_supervision_scales,
 )
 from nnunet_topomae.architectures.roles import no_weight_decay
 from nnunet_topomae.architectures.rule import derive_network_shape
+from nnunet_topomae.architectures.unetrpp import DEEP_SUPERVISION_WEIGHTS, deep_supervision_scales
 from nnunet_topomae.config import ArchitectureConfig
 
 

@@ -16,7 +16,7 @@ def test_shapes_with_a_single_sample(shape, architecture, crop, mask, channels) 
         assert branch.reconstruction.shape == (1, channels, *shape.patch_size)
         assert branch.key_points.shape == (1, 9, 3)
     assert output.vit is output[0]
-    assert output.unetrpp is output[1]
+    assert output.partner is output[1]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -45,10 +45,10 @@ def test_visible_voxels_change_all_outputs(shape, architecture, crop, mask) -> N
 def test_vit_is_handed_over_before_unetrpp_computes(four_stages, architecture, crop, mask) -> None:  # type: ignore[no-untyped-def]
     network = build_copretraining_network(four_stages, 1, architecture)
     events: list[object] = []
-    network.encoder.register_forward_hook(lambda *_: events.append("unetrpp"))
+    network.encoder.register_forward_hook(lambda *_: events.append("partner"))
     output = network(crop(four_stages, 1, 1), mask(four_stages, 1), on_vit=events.append)
     assert events[0] is output.vit
-    assert events[1:] == ["unetrpp"]
+    assert events[1:] == ["partner"]
 
 
 def test_forward_is_its_two_branches(four_stages, architecture, crop, mask) -> None:  # type: ignore[no-untyped-def]
@@ -56,7 +56,7 @@ def test_forward_is_its_two_branches(four_stages, architecture, crop, mask) -> N
     data, hidden = crop(four_stages, 2, 1), mask(four_stages, 2)
     with torch.no_grad():
         output = network(data, hidden)
-        branches = network.forward_vit(data, hidden), network.forward_unetrpp(data, hidden)
+        branches = network.forward_vit(data, hidden), network.forward_partner(data, hidden)
     for branch, alone in zip(output, branches, strict=True):
         assert torch.equal(branch.reconstruction, alone.reconstruction)
         assert torch.equal(branch.key_points, alone.key_points)
@@ -81,12 +81,12 @@ def test_half_precision(four_stages, architecture, crop, mask, dtype) -> None:  
     network = build_copretraining_network(four_stages, 1, architecture)
     with torch.autocast("cpu", dtype=dtype):
         output = network(crop(four_stages, 1, 1), mask(four_stages, 1))
-    for tensor in [*output.vit, *output.unetrpp]:
+    for tensor in [*output.vit, *output.partner]:
         assert tensor.dtype == torch.float32
         assert tensor.isfinite().all()
 
 
-@pytest.mark.parametrize(("branch", "prefixes"), [("vit", ("vit_",)), ("unetrpp", ("encoder.", "decoder.", "key_"))])
+@pytest.mark.parametrize(("branch", "prefixes"), [("vit", ("vit_",)), ("partner", ("encoder.", "decoder.", "key_"))])
 def test_a_branch_left_out_neither_computes_nor_changes(
     four_stages, architecture, crop, mask, branch, prefixes
 ) -> None:  # type: ignore[no-untyped-def]
@@ -114,7 +114,7 @@ def test_a_branch_left_out_neither_computes_nor_changes(
 
 
 def test_a_network_of_no_branch_is_refused(four_stages, architecture) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ValueError, match="one or both of vit, unetrpp"):
+    with pytest.raises(ValueError, match="one or both of vit, partner"):
         build_copretraining_network(four_stages, 1, architecture, [])
 
 

@@ -16,7 +16,7 @@ from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.training.previews import Preview
 from nnunet_topomae.training.record import add_facts
 
-TERMS = ("total", "mse_vit", "topo_vit", "spa_vit", "mse_unetrpp", "topo_unetrpp", "spa_unetrpp")
+TERMS = ("total", "mse_vit", "topo_vit", "spa_vit", "mse_partner", "topo_partner", "spa_partner")
 TERMS += ("spa_consis", "rec_consis")
 FACTS = {
     "pretrain": {"parameters": 7, "macs": 9e9, "peak_gpu_bytes": 3e9},

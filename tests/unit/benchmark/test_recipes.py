@@ -29,9 +29,9 @@ def _config(name: str) -> TopoMAEConfig:
         ("+topological", {"mse_vit", "spa_vit", "topo_vit"}, "vit", "+ topological"),
         ("full", BOTH, "both", "full"),
         ("unetr-mae", {"mse_vit"}, "both", "UNETR + MAE"),
-        ("co-reconstruction", {"mse_vit", "mse_unetrpp"}, "both", None),
-        ("co-spatial", {"mse_vit", "mse_unetrpp", "spa_vit", "spa_unetrpp"}, "both", None),
-        ("co-topological", {"mse_vit", "mse_unetrpp", "topo_vit", "topo_unetrpp"}, "both", None),
+        ("co-reconstruction", {"mse_vit", "mse_partner"}, "both", None),
+        ("co-spatial", {"mse_vit", "mse_partner", "spa_vit", "spa_partner"}, "both", None),
+        ("co-topological", {"mse_vit", "mse_partner", "topo_vit", "topo_partner"}, "both", None),
     ],
 )
 def test_what_a_recipe_trains_and_transfers(name: str, trained: set[str], transferred: str, row: str | None) -> None:

@@ -64,8 +64,8 @@ def test_padded_voxels_count_neither_in_the_error_nor_in_the_agreement() -> None
     output, data, hidden, _ = _batch(6)
     inside = _inside()
     assert (hidden & ~inside).any()
-    vit, unetrpp = (branch.reconstruction for branch in output)
-    for call, other in ((hidden_mse, data), (reconstruction_consistency, unetrpp)):
+    vit, partner = (branch.reconstruction for branch in output)
+    for call, other in ((hidden_mse, data), (reconstruction_consistency, partner)):
         errors = [
             float(vit[b, c, z, y, x] - other[b, c, z, y, x]) ** 2
             for b, c, z, y, x in itertools.product(*map(range, SHAPE))
@@ -100,8 +100,8 @@ def test_the_overall_loss_leaves_padding_out_of_three_terms() -> None:
     terms = loss(output, data, hidden, points, inside=inside)
     plain = loss(output, data, hidden, points)
     assert terms["mse_vit"] == hidden_mse(output.vit.reconstruction, data, hidden, inside)
-    assert terms["mse_unetrpp"] == hidden_mse(output.unetrpp.reconstruction, data, hidden, inside)
-    assert {name for name in terms if terms[name] != plain[name]} == {"mse_vit", "mse_unetrpp", "rec_consis", "total"}
+    assert terms["mse_partner"] == hidden_mse(output.partner.reconstruction, data, hidden, inside)
+    assert {name for name in terms if terms[name] != plain[name]} == {"mse_vit", "mse_partner", "rec_consis", "total"}
 
 
 @pytest.mark.parametrize("composition", ["paste", "full"])
@@ -134,13 +134,13 @@ def test_half_precision_terms_are_computed_in_float32() -> None:
 
 def test_key_point_mse_and_consistency() -> None:
     output, _, hidden, points = _batch(2)
-    vit, unetrpp = output
+    vit, partner = output
     expected = np.mean((vit.key_points.numpy() - points.numpy()) ** 2)
     assert key_point_mse(vit.key_points, points).item() == pytest.approx(expected, rel=1e-5)
-    expected = np.mean((vit.key_points.numpy() - unetrpp.key_points.numpy()) ** 2)
-    assert spatial_consistency(vit.key_points, unetrpp.key_points).item() == pytest.approx(expected, rel=1e-5)
-    difference = (vit.reconstruction - unetrpp.reconstruction).numpy()[hidden.expand(SHAPE).numpy()]
-    actual = reconstruction_consistency(vit.reconstruction, unetrpp.reconstruction, hidden).item()
+    expected = np.mean((vit.key_points.numpy() - partner.key_points.numpy()) ** 2)
+    assert spatial_consistency(vit.key_points, partner.key_points).item() == pytest.approx(expected, rel=1e-5)
+    difference = (vit.reconstruction - partner.reconstruction).numpy()[hidden.expand(SHAPE).numpy()]
+    actual = reconstruction_consistency(vit.reconstruction, partner.reconstruction, hidden).item()
     assert actual == pytest.approx(np.mean(difference**2), rel=1e-5)
 
 
@@ -155,15 +155,15 @@ def test_total_is_the_papers_formula(lambdas: tuple[float, float, float]) -> Non
         (1 - l1) * (1 - 2 * l2) * terms["mse_vit"]
         + (1 - l1) * l2 * terms["topo_vit"]
         + (1 - l1) * l2 * terms["spa_vit"]
-        + l1 * (1 - 2 * l2) * terms["mse_unetrpp"]
-        + l1 * l2 * terms["topo_unetrpp"]
-        + l1 * l2 * terms["spa_unetrpp"]
+        + l1 * (1 - 2 * l2) * terms["mse_partner"]
+        + l1 * l2 * terms["topo_partner"]
+        + l1 * l2 * terms["spa_partner"]
         + l3 * terms["spa_consis"]
         + l3 * terms["rec_consis"]
     )
     assert terms["total"] == pytest.approx(expected, rel=1e-5)
     assert set(terms) == {*term_weights(PretrainingConfig(), TopologyConfig()), "total"}
-    assert (terms["topo_vit"], terms["topo_unetrpp"]) == (pytest.approx(0.7), pytest.approx(1.9))
+    assert (terms["topo_vit"], terms["topo_partner"]) == (pytest.approx(0.7), pytest.approx(1.9))
 
 
 def test_warm_up_scales_only_the_topological_terms() -> None:
@@ -180,26 +180,26 @@ def test_warm_up_scales_only_the_topological_terms() -> None:
 
 def test_disabled_topology_has_no_weight() -> None:
     weights = term_weights(PretrainingConfig(), TopologyConfig(enabled=False))
-    assert weights["topo_vit"] == weights["topo_unetrpp"] == 0.0
+    assert weights["topo_vit"] == weights["topo_partner"] == 0.0
     assert weights["mse_vit"] == pytest.approx(0.4)
 
 
 def test_without_the_spatial_task_no_term_trains_key_points() -> None:
     weights = term_weights(PretrainingConfig(spatial=False), TopologyConfig())
-    assert {name for name, weight in weights.items() if weight == 0.0} == {"spa_vit", "spa_unetrpp", "spa_consis"}
+    assert {name for name, weight in weights.items() if weight == 0.0} == {"spa_vit", "spa_partner", "spa_consis"}
     assert weights["rec_consis"] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(
     ("values", "topology", "expected"),
     [
-        ({}, True, ("vit", "unetrpp")),
-        ({"lambda1": 0.0}, True, ("vit", "unetrpp")),  # the consistency terms need both
+        ({}, True, ("vit", "partner")),
+        ({"lambda1": 0.0}, True, ("vit", "partner")),  # the consistency terms need both
         ({"lambda1": 0.0, "lambda3": 0.0}, True, ("vit",)),
-        ({"lambda1": 1.0, "lambda3": 0.0}, True, ("unetrpp",)),
+        ({"lambda1": 1.0, "lambda3": 0.0}, True, ("partner",)),
         ({"lambda1": 0.0, "lambda3": 0.0, "lambda2": 0.5}, True, ("vit",)),
-        ({"lambda1": 0.4, "lambda3": 0.0, "lambda2": 0.5, "spatial": False}, True, ("vit", "unetrpp")),
-        ({"lambda1": 1.0, "spatial": False}, False, ("vit", "unetrpp")),
+        ({"lambda1": 0.4, "lambda3": 0.0, "lambda2": 0.5, "spatial": False}, True, ("vit", "partner")),
+        ({"lambda1": 1.0, "spatial": False}, False, ("vit", "partner")),
     ],
 )
 def test_trained_branches_are_those_with_a_weight(values, topology, expected) -> None:  # type: ignore[no-untyped-def]
@@ -212,12 +212,12 @@ def test_a_loss_without_any_weight_is_refused() -> None:
         trained_branches(config, TopologyConfig(enabled=False))
 
 
-@pytest.mark.parametrize(("name", "lambda1"), [("vit", 0.0), ("unetrpp", 1.0)])
+@pytest.mark.parametrize(("name", "lambda1"), [("vit", 0.0), ("partner", 1.0)])
 def test_terms_of_an_absent_network_are_absent_and_the_others_as_before(name: str, lambda1: float) -> None:
     output, data, hidden, points = _batch(10)
     loss = CoPretrainingLoss(PretrainingConfig(lambda1=lambda1, lambda3=0.0), TopologyConfig())
     both = loss(output, data, hidden, points, TopologicalTerms(torch.tensor(0.7), torch.tensor(0.7)))
-    alone = CoPretrainingOutput(**{"vit": None, "unetrpp": None, name: getattr(output, name)})
+    alone = CoPretrainingOutput(**{"vit": None, "partner": None, name: getattr(output, name)})
     terms = loss(alone, data, hidden, points, TopologicalTerms(**{name: torch.tensor(0.7)}))
     assert set(terms) == {f"mse_{name}", f"spa_{name}", f"topo_{name}", "total"}
     assert {key: both[key].item() for key in terms} == pytest.approx({k: v.item() for k, v in terms.items()})
@@ -244,7 +244,7 @@ def test_topology_in_every_nth_step_has_the_same_mean_weight() -> None:
 def test_topology_weight_is_a_factor_of_the_topological_terms_only() -> None:
     plain, tenfold = (term_weights(PretrainingConfig(), TopologyConfig(weight=weight)) for weight in (1.0, 10.0))
     changed = {name: tenfold[name] / value for name, value in plain.items() if tenfold[name] != value}
-    assert changed == {"topo_vit": pytest.approx(10.0), "topo_unetrpp": pytest.approx(10.0)}
+    assert changed == {"topo_vit": pytest.approx(10.0), "topo_partner": pytest.approx(10.0)}
 
 
 def test_composition() -> None:

@@ -111,7 +111,7 @@ def test_an_encoder_without_a_loss_is_not_taken() -> None:
     only_vit = _config(lambda1=0.0, lambda3=0.0)
     check_trained(only_vit, True, False, FILE)
     for takes_vit in (True, False):
-        with pytest.raises(ValueError, match=r"trained UNETR\+\+ \(pretraining.lambda1 = 0.0.*transfer_parts=vit"):
+        with pytest.raises(ValueError, match=r"the ViT's partner \(pretraining.lambda1 = 0.0.*parts=vit"):
             check_trained(only_vit, takes_vit, True, FILE)
     only_partner = _config(lambda1=1.0, lambda3=0.0)
     check_trained(only_partner, False, True, FILE)

@@ -23,12 +23,12 @@ def preview():
         masked=np.where(hidden, np.float32(0), volume),
         hidden=hidden,
         vit=volume + 1,
-        unetrpp=volume * 2,
+        partner=volume * 2,
         spacing=SPACING,
         crop=crop,
         key_points_true=crop.key_points(),
         key_points_vit=crop.key_points() * np.float32(0.5),
-        key_points_unetrpp=-crop.key_points(),
+        key_points_partner=-crop.key_points(),
     )
 
 
@@ -37,13 +37,13 @@ def test_round_trip(preview, tmp_path):
     assert sorted(p.name for p in (tmp_path / "previews").iterdir()) == ["case_007.npz", "case_007.png"]
     loaded = Preview.load(tmp_path / "previews" / "case_007.npz")
     assert (loaded.case, loaded.spacing, loaded.crop) == (preview.case, preview.spacing, preview.crop)
-    for name in (*COLUMNS, "hidden", "key_points_true", "key_points_vit", "key_points_unetrpp"):
+    for name in (*COLUMNS, "hidden", "key_points_true", "key_points_vit", "key_points_partner"):
         stored, original = getattr(loaded, name), getattr(preview, name)
         assert stored.dtype == original.dtype and np.array_equal(stored, original), name
     assert imread(tmp_path / "previews" / "case_007.png").std() > 0.05
 
 
-@pytest.mark.parametrize(("absent", "titles"), [("vit", "UNETR++ reconstruction"), ("unetrpp", "ViT reconstruction")])
+@pytest.mark.parametrize(("absent", "titles"), [("vit", "UNETR++ reconstruction"), ("partner", "ViT reconstruction")])
 def test_a_network_that_was_not_trained_has_no_column(preview, tmp_path, absent, titles):
     alone = replace(preview, **{absent: None, f"key_points_{absent}": None})
     alone.save(tmp_path)

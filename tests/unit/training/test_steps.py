@@ -55,7 +55,7 @@ def test_topological_terms_are_those_of_the_composed_reconstructions(region: str
     data, hidden = batch["data"], mask.hidden
     direct = TopologicalLoss(region, 6, normalisation="paper")
     origins = [target.origin for target in batch["target_topology"]]
-    for name, branch in zip(("vit", "unetrpp"), network(data, mask), strict=True):
+    for name, branch in zip(("vit", "partner"), network(data, mask), strict=True):
         volume = branch.reconstruction
         volume = torch.where(hidden, volume, data) if composition == "paste" else volume
         expected = direct(data, volume, region_origin=origins if region == "crop" else None)
@@ -89,7 +89,7 @@ def test_padded_voxels_count_in_no_term(composition: str) -> None:
     assert step(without, _masks(), 1.0)["mse_vit"].item() != terms["mse_vit"].item()
 
 
-@pytest.mark.parametrize("branch", ["vit", "unetrpp"])
+@pytest.mark.parametrize("branch", ["vit", "partner"])
 def test_one_network_alone_has_its_own_terms_only(branch: str) -> None:
     step, _, batch = _step(TopologyConfig(region_size=7))
     expected = step(batch, _masks(), 1.0)

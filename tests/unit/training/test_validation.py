@@ -57,7 +57,7 @@ class _Loader(CropLocationLoader):
         return crop_and_pad_nd(image, [list(bounds) for bounds in location.bounds], 0)
 
 
-@pytest.mark.parametrize("branch", ["vit", "unetrpp"])
+@pytest.mark.parametrize("branch", ["vit", "partner"])
 def test_validation_shows_what_was_trained_and_measures_no_padding(tmp_path: Path, branch: str) -> None:
     architecture = ArchitectureConfig(vit="tiny", dims=(8, 8, 16, 16), depth=1)
     shape = derive_network_shape((16, 24, 8), [[1, 1, 1], *[[2, 2, 2]] * 3], architecture)
@@ -66,7 +66,7 @@ def test_validation_shows_what_was_trained_and_measures_no_padding(tmp_path: Pat
 
     def predict(data: torch.Tensor, mask: CropMask) -> CoPretrainingOutput:
         rebuilt = torch.where(data == 0, torch.full_like(data, 1e3), data + 0.1)  # 0.1 off inside, junk in the padding
-        return CoPretrainingOutput(**{"vit": None, "unetrpp": None, branch: BranchOutput(rebuilt, wrong)})
+        return CoPretrainingOutput(**{"vit": None, "partner": None, branch: BranchOutput(rebuilt, wrong)})
 
     lines: list[str] = []
     volume = torch.from_numpy(np.random.default_rng(2).normal(size=(2, 6, 20, 24)).astype(np.float32))
@@ -76,7 +76,7 @@ def test_validation_shows_what_was_trained_and_measures_no_padding(tmp_path: Pat
     assert summary["mean"][branch]["mse"] == pytest.approx(0.01, rel=1e-3)
     assert summary["mean"][branch]["ssim"] > 0.85
     assert json.loads((tmp_path / "summary.json").read_text())["reconstruction"] == summary
-    assert [f"PSNR {name}" in lines[0] for name in ("vit", "unetrpp")] == [branch == "vit", branch == "unetrpp"]
+    assert [f"PSNR {name}" in lines[0] for name in ("vit", "partner")] == [branch == "vit", branch == "partner"]
     assert lines[-1].startswith("Mean reconstruction")
     assert Preview.load(tmp_path / "previews" / "a.npz").columns == ("input", "masked", branch)
 
