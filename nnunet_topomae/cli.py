@@ -29,6 +29,12 @@ COMMANDS = {
     "preprocess-unlabeled": Command(
         "nnunet_topomae.commands.preprocess_unlabeled", "preprocess images without labels for pre-training"
     ),
+    "export-weights": Command(
+        "nnunet_topomae.commands.export_weights", "pre-trained weights of nnU-Net's own network, for stock nnU-Net"
+    ),
+    "export-encoder": Command(
+        "nnunet_topomae.commands.export_encoder", "a pre-trained encoder as safetensors, with a model card"
+    ),
     "doctor": Command("nnunet_topomae.commands.doctor", "check the installation, or describe a checkpoint"),
     "benchmark": Command(
         "nnunet_topomae.commands.benchmark", "compare recipes over data sets, folds and seeds: run, watch, report"

@@ -36,6 +36,7 @@ from nnunet_topomae.architectures.build import (
 )
 from nnunet_topomae.architectures.layers import use_channels_last
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
+from nnunet_topomae.architectures.unetrpp import DEEP_SUPERVISION_WEIGHTS
 from nnunet_topomae.config import ArchitectureConfig, TopologyConfig, TopoMAEConfig
 from nnunet_topomae.files import write_json
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss

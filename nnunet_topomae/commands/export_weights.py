@@ -1,0 +1,37 @@
+"""`nnunet-topomae export-weights`: pre-trained weights of nnU-Net's own network, for stock nnU-Net."""
+
+import argparse
+from pathlib import Path
+
+STOCK_TRAINER = "nnUNetTrainer"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint_final.pth of TopoMAEPretrainer")
+    parser.add_argument(
+        "--for",
+        dest="trainer",
+        required=True,
+        choices=[STOCK_TRAINER],
+        help="the trainer that takes the weights; its variants that keep the plan's network take them too",
+    )
+    parser.add_argument("-o", type=Path, metavar="FILE", help="default: next to the checkpoint, for_nnUNetTrainer.pth")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the file, and say how to use it."""
+    from nnunet_topomae.training.exports import export_for_stock
+
+    target = args.o or args.checkpoint.with_name(f"for_{args.trainer}.pth")
+    if target.resolve() == args.checkpoint.resolve():
+        raise ValueError(f"{target} is the checkpoint itself: name another file with -o")
+    manifest = export_for_stock(args.checkpoint, target)
+    print(
+        f"{target} written. Where nnU-Net is installed, with this package or without it:\n"
+        f"nnUNetv2_train {manifest['dataset']} {manifest['configuration']} {manifest['fold']} -p "
+        f"{manifest['plans_name']} -tr {args.trainer} -pretrained_weights {target}\n"
+        f"Stock nnU-Net does not check which cases the weights have seen. These have seen the {len(manifest['cases'])} "
+        f"training cases of fold {manifest['fold']}: use them for that fold only, or for other data."
+    )
+    return 0

@@ -1,0 +1,134 @@
+"""Pre-trained weights for others: a file for stock nnU-Net, and an encoder with its model card."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from safetensors.torch import load_file, save
+from torch import nn
+
+from nnunet_topomae.architectures.build import build_copretraining_network
+from nnunet_topomae.config import SECTION, TopoMAEConfig
+from nnunet_topomae.files import read_json, write_json, write_text, write_whole
+from nnunet_topomae.nnunet.names import PRETRAINER
+from nnunet_topomae.nnunet.plan import read_plan
+from nnunet_topomae.training.checkpoints import ENTRY, save_atomically
+from nnunet_topomae.training.checks import check_trained
+from nnunet_topomae.training.model_card import model_card
+from nnunet_topomae.training.plots import PLOT_FILE
+from nnunet_topomae.training.sources import read_checkpoint
+from nnunet_topomae.training.transfer import load_weights, without_aliases
+
+WEIGHTS_FILE, CONFIG_FILE, CARD_FILE = "model.safetensors", "config.json", "README.md"
+
+EncoderName = Literal["vit", "partner"]
+_PARTS: dict[EncoderName, str] = {"vit": "vit_encoder", "partner": "encoder"}
+
+
+def export_for_stock(file: Path, target: Path) -> dict[str, Any]:
+    """Write the pre-trained weights of the plan's own network so that stock nnU-Net takes them.
+
+    The file is for ``nnUNetv2_train ... -tr nnUNetTrainer -pretrained_weights FILE``, also where this package is not
+    installed. It holds the encoder and the decoder without segmentation heads, which nnU-Net always starts fresh, and
+    the description of the pre-training.
+
+    Args:
+        file: a checkpoint of TopoMAEPretrainer.
+        target: file to write; never half of it.
+
+    Returns:
+        The manifest of the pre-training.
+
+    Raises:
+        ValueError: not such a checkpoint, or its partner is not the plan's own network, or no loss has trained it.
+    """
+    checkpoint = read_checkpoint(file)
+    described = checkpoint[ENTRY]
+    config = TopoMAEConfig.from_configuration({SECTION: described["config"]})
+    if config.architecture.partner != "plan":
+        raise ValueError(
+            f"{file} holds a pre-trained UNETR++ (topomae.architecture.partner = {config.architecture.partner!r}), "
+            "and nnUNetTrainer trains the network that nnU-Net's plan names. Pre-train that one: nnunet-topomae plan "
+            "-d ID -p nnUNetPlans --name NAME --set architecture.partner=plan, then nnUNetv2_train ... -tr "
+            f"{PRETRAINER} -p NAME"
+        )
+    check_trained(described["config"], takes_vit=False, takes_partner=True, file=file)
+    weights = {
+        name: value
+        for name, value in checkpoint["network_weights"].items()
+        if name.startswith(("encoder.", "decoder.")) and ".seg_layers." not in name
+    }
+    save_atomically({"network_weights": weights, ENTRY: described}, target)
+    manifest: dict[str, Any] = described["manifest"]
+    return manifest
+
+
+def export_encoder(file: Path, folder: Path, which: EncoderName) -> None:
+    """Write one pre-trained encoder as safetensors, with what is needed to build it and a model card.
+
+    Args:
+        file: a checkpoint of TopoMAEPretrainer.
+        folder: made if there is none; its three files are replaced.
+        which: the ViT's encoder or its partner's.
+
+    Raises:
+        ValueError: not such a checkpoint, or no loss has trained this encoder.
+    """
+    checkpoint = read_checkpoint(file)
+    described = checkpoint[ENTRY]
+    check_trained(described["config"], which == "vit", which == "partner", file)
+    prefix = f"{_PARTS[which]}."
+    weights = {
+        name.removeprefix(prefix): value.contiguous()
+        for name, value in without_aliases(checkpoint["network_weights"]).items()
+        if name.startswith(prefix)
+    }
+    plans = PlansManager(checkpoint["init_args"]["plans"])
+    content = {
+        "encoder": which,
+        "channels": described["plan"]["channels"],
+        "configuration": plans.get_configuration(described["manifest"]["configuration"]).configuration,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with write_whole(folder / WEIGHTS_FILE) as written:
+        written.write(save(weights))
+    write_json(folder / CONFIG_FILE, content)
+    picture = file.parent / PLOT_FILE
+    if picture.is_file():
+        with write_whole(folder / PLOT_FILE) as written:
+            written.write(picture.read_bytes())
+    size = sum(value.numel() for value in weights.values())
+    curve = PLOT_FILE if picture.is_file() else None
+    write_text(folder / CARD_FILE, model_card(described, which, size, folder.name, curve))
+
+
+def load_encoder(folder: str | Path) -> nn.Module:
+    """Build an encoder that :func:`export_encoder` wrote, with its weights.
+
+    The ViT's encoder returns tokens (B, N, E) of a crop (B, C, D, H, W), its partner's a list of feature maps from fine
+    to coarse. Nothing in the folder is executed.
+
+    Args:
+        folder: with `model.safetensors` and `config.json`.
+
+    Raises:
+        ValueError: the files do not belong together.
+        FileNotFoundError: one of them is missing.
+    """
+    folder = Path(folder)
+    content = read_json(folder / CONFIG_FILE)
+    plan = read_plan(ConfigurationManager(content["configuration"]), content["channels"])
+    network = build_copretraining_network(
+        plan.shape, content["channels"], plan.config.architecture, planned=plan.network
+    )
+    encoder = network.get_submodule(_PARTS[content["encoder"]])
+    weights, own = load_file(folder / WEIGHTS_FILE), without_aliases(encoder.state_dict())
+    different = weights.keys() ^ own.keys()
+    different |= {name for name in weights.keys() & own.keys() if weights[name].shape != own[name].shape}
+    if different:
+        raise ValueError(
+            f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE} in {len(different)} weights, such as "
+            f"{min(different)}. Export the encoder again."
+        )
+    load_weights(encoder, weights)
+    return encoder
