@@ -1,0 +1,265 @@
+"""Pre-training of the plan's own network, and where its weights go, on a data set without a single voxel."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from nnunet_topomae.cli import main
+from nnunet_topomae.data.cases import ImagesRead
+from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
+from nnunet_topomae.trainers.pretrained_nnunet_trainer import PretrainedNNUNetTrainer
+from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
+from nnunet_topomae.training.devices import unwrap
+from nnunet_topomae.training.exports import load_encoder
+
+DATASET = "Dataset007_Tiny"
+CASES = [f"c{number}" for number in range(5)]
+SPLITS = [{"train": [case for case in CASES if case != left_out], "val": [left_out]} for left_out in CASES]
+DESCRIPTION = {
+    "channel_names": {"0": "MR"},
+    "labels": {"background": 0, "organ": 1},
+    "numTraining": 5,
+    "file_ending": ".nii.gz",
+}
+NETWORK: dict[str, Any] = {
+    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+    "arch_kwargs": {
+        "n_stages": 4,
+        "features_per_stage": [4, 6, 8, 10],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3]] * 4,
+        "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
+        "n_conv_per_stage": [1] * 4,
+        "n_conv_per_stage_decoder": [1] * 3,
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    },
+    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+}
+
+
+def _plans(partner: str = "plan", vit: str = "tiny", **finetuning: Any) -> dict[str, Any]:
+    section = {
+        "architecture": {"partner": partner, "vit": vit, "dims": [8, 8, 16, 16], "depth": 1},
+        "pretraining": {"seed": 1, "partner_learning_rate": 1e-3},
+        "finetuning": {"seed": 1, **finetuning},
+    }
+    configuration = {
+        "data_identifier": "Plans_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
+        "patch_size": [16, 24, 32],
+        "batch_size": 2,
+        "batch_dice": False,
+        "spacing": [2.0, 1.0, 1.0],
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "architecture": deepcopy(NETWORK),
+        "topomae": section,
+    }
+    return {
+        "dataset_name": DATASET,
+        "plans_name": "Plans",
+        "image_reader_writer": "SimpleITKIO",
+        "label_manager": "LabelManager",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "foreground_intensity_properties_per_channel": {},
+        "configurations": {"3d_fullres": configuration},
+        "continue_training": False,
+    }
+
+
+@pytest.fixture(autouse=True)
+def _dataset(nnunet_env: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = nnunet_env.preprocessed / DATASET
+    (folder / "Plans_3d_fullres").mkdir(parents=True)
+    (folder / "splits_final.json").write_text(json.dumps(SPLITS))
+    for case in CASES:
+        (folder / "Plans_3d_fullres" / f"{case}.b2nd").write_bytes(case.encode())
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda self: None)
+
+
+def _trainer(kind: Any, plans: dict[str, Any], fold: int = 0) -> Any:
+    trainer = kind(deepcopy(plans), "3d_fullres", fold, DESCRIPTION, torch.device("cpu"))
+    trainer.initialize()
+    return trainer
+
+
+def _pretrain(**architecture: str) -> Path:
+    """A finished pre-training of fold 0 with other weights than at its start."""
+    trainer = _trainer(TopoMAEPretrainer, _plans(**architecture))
+    with torch.no_grad():
+        for parameter in trainer.network.parameters():
+            parameter.add_(torch.rand_like(parameter))
+    trainer.images_read = ImagesRead(dict.fromkeys(SPLITS[0]["train"], "hash"))
+    file = Path(trainer.output_folder) / "checkpoint_final.pth"
+    trainer.save_checkpoint(str(file))
+    return file
+
+
+@pytest.mark.parametrize("vit", ["tiny", "none"])
+def test_starts_from_the_folds_pre_training_as_nnunet_trains(vit: str) -> None:
+    file = _pretrain(vit=vit)
+    trainer = _trainer(PretrainedNNUNetTrainer, _plans(vit=vit, sgd_pretrained_learning_rate=1e-3))
+    assert type(trainer.network).__name__ == "PlainConvUNet"
+    trainer.on_train_start()
+    weights, own = torch.load(file, weights_only=False)["network_weights"], trainer.network.state_dict()
+    kept = [name for name in own if ".seg_layers." not in name]
+    assert kept and all(torch.equal(own[name], weights[name]) for name in kept)
+    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    for name, parameter in unwrap(trainer.network).named_parameters():
+        assert rates[id(parameter)] == (1e-2 if name.startswith("decoder.seg_layers.") else 1e-3)
+    group = trainer.optimizer.param_groups[0]
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.99, True, 3e-5)
+    assert trainer.clip == 12.0
+    stock = _trainer(nnUNetTrainer, _plans())
+    assert isinstance(trainer.loss, DeepSupervisionWrapper)
+    assert tuple(trainer.loss.weight_factors) == tuple(stock.loss.weight_factors)
+    assert trainer._get_deep_supervision_scales() == stock._get_deep_supervision_scales()
+
+
+def test_counts_every_weight_once() -> None:
+    _pretrain()
+    trainer = _trainer(PretrainedNNUNetTrainer, _plans())
+    trainer.on_train_start()
+    written = json.loads((Path(trainer.output_folder) / "transfer.json").read_text())
+    assert written["counts"]["matched"] + written["counts"]["missing"] == len(list(trainer.network.parameters()))
+    assert all(
+        name.startswith("decoder.seg_layers.") for name in written["weights"] if written["weights"][name] == "fresh"
+    )
+
+
+def test_another_fold_is_refused() -> None:
+    file = _pretrain()
+    trainer = _trainer(PretrainedNNUNetTrainer, _plans(), fold=1)
+    trainer.given_weights = file
+    with pytest.raises(ValueError, match=r"1 validation cases of this fold.*\(c1\)"):
+        trainer.on_train_start()
+
+
+def test_another_partner_is_refused_with_both_sides() -> None:
+    unetrpp, own = _pretrain(partner="unetrpp"), _plans(pretrained="FILE")
+    own["configurations"]["3d_fullres"]["topomae"]["finetuning"]["pretrained"] = str(unetrpp)
+    with pytest.raises(ValueError, match=r"architecture.partner: checkpoint 'unetrpp', plan 'plan'"):
+        _trainer(PretrainedNNUNetTrainer, own).on_train_start()
+    with pytest.raises(ValueError, match=r"partner of this plan is 'unetrpp'.*--set architecture.partner=plan"):
+        _trainer(PretrainedNNUNetTrainer, _plans(partner="unetrpp"))
+    file = _pretrain()
+    wider = _plans(pretrained=str(file))
+    wider["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 6, 8, 12]
+    with pytest.raises(ValueError, match=r"network: checkpoint .*8, 10\].* plan .*8, 12\]"):
+        _trainer(PretrainedNNUNetTrainer, wider).on_train_start()
+
+
+def test_a_checkpoint_of_unetrpps_other_sizes_does_not_matter() -> None:
+    _pretrain()
+    plans = _plans()
+    plans["configurations"]["3d_fullres"]["topomae"]["architecture"]["dims"] = [8, 16, 16, 32]
+    _trainer(PretrainedNNUNetTrainer, plans).on_train_start()
+
+
+def test_another_number_of_stages_is_adapted() -> None:
+    file = _pretrain()
+    plans = _plans(pretrained=str(file), transfer="resample")
+    arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    for key, value in (("features_per_stage", [4, 6, 8]), ("strides", [[1, 1, 1], *[[2, 2, 2]] * 2])):
+        arguments[key] = value
+    arguments |= {"n_stages": 3, "kernel_sizes": [[3, 3, 3]] * 3, "n_conv_per_stage": [1] * 3}
+    arguments["n_conv_per_stage_decoder"] = [1] * 2
+    trainer = _trainer(PretrainedNNUNetTrainer, plans)
+    trainer.on_train_start()
+    weights, own = torch.load(file, weights_only=False)["network_weights"], trainer.network.state_dict()
+    assert torch.equal(own["encoder.stages.2.0.convs.0.conv.weight"], weights["encoder.stages.2.0.convs.0.conv.weight"])
+    # Stages of the decoder are numbered from the coarsest one on.
+    assert torch.equal(own["decoder.transpconvs.0.weight"], weights["decoder.transpconvs.1.weight"])
+
+
+def test_fusion_with_the_plans_network_and_without_a_vit() -> None:
+    _pretrain()
+    fusion = _trainer(TopoMAEFusionTrainer, _plans())
+    fusion.on_train_start()
+    assert len(fusion.loss.weight_factors) == 3  # nnU-Net's scales: one per stage of the decoder
+    _pretrain(vit="none")
+    alone = _trainer(TopoMAEFusionTrainer, _plans(vit="none"))
+    alone.on_train_start()
+    assert {name.split(".")[0] for name, _ in alone.network.named_parameters()} == {"encoder", "decoder"}
+
+
+def test_the_partner_may_have_a_learning_rate_of_its_own() -> None:
+    trainer = _trainer(TopoMAEPretrainer, _plans())
+    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    for name, parameter in trainer.network.named_parameters():
+        if parameter.requires_grad:
+            assert rates[id(parameter)] == pytest.approx(1.5e-4 if name.startswith("vit_") else 1e-3)
+
+
+def test_stock_nnunet_loads_the_exported_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, target = _pretrain(), tmp_path / "weights.pth"
+    assert main(["export-weights", str(file), "--for", "nnUNetTrainer", "-o", str(target)]) == 0
+    said = capsys.readouterr().out
+    assert f"nnUNetv2_train {DATASET} 3d_fullres 0 -p Plans -tr nnUNetTrainer -pretrained_weights {target}" in said
+    assert "the 4 training cases of fold 0" in said
+    network = _trainer(nnUNetTrainer, _plans()).network
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    load_pretrained_weights(network, str(target))
+    weights = torch.load(file, weights_only=False)["network_weights"]
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name] if ".seg_layers." in name else weights[name])
+
+
+def test_what_stock_nnunet_cannot_take_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = _pretrain(partner="unetrpp")
+    assert main(["export-weights", str(file), "--for", "nnUNetTrainer"]) == 2
+    assert "holds a pre-trained UNETR++" in capsys.readouterr().err
+    assert main(["export-weights", str(file), "--for", "nnUNetTrainer", "-o", str(file)]) == 2
+    assert "is the checkpoint itself" in capsys.readouterr().err
+    stock = tmp_path / "stock.pth"
+    torch.save({"network_weights": {}}, stock)
+    assert main(["export-weights", str(stock), "--for", "nnUNetTrainer"]) == 2
+    assert "is not a checkpoint of TopoMAEPretrainer" in capsys.readouterr().err
+    assert not (tmp_path / "for_nnUNetTrainer.pth").exists()
+
+
+@pytest.mark.parametrize(("which", "part"), [("vit", "vit_encoder"), ("partner", "encoder")])
+def test_an_exported_encoder_computes_the_same(tmp_path: Path, which: str, part: str) -> None:
+    file, folder = _pretrain(), tmp_path / which
+    assert main(["export-encoder", str(file), "--encoder", which, "-o", str(folder)]) == 0
+    card = (folder / "README.md").read_text()
+    assert DATASET in card and "4 training cases" in card and "c0" not in card and f'load_encoder("{which}")' in card
+    trained = _trainer(TopoMAEPretrainer, _plans()).network
+    trained.load_state_dict(torch.load(file, weights_only=False)["network_weights"])
+    encoder, own = load_encoder(folder).eval(), trained.get_submodule(part).eval()
+    crop = torch.rand(1, 1, 16, 24, 32)
+    with torch.no_grad():
+        pairs = zip(_as_list(encoder(crop)), _as_list(own(crop)), strict=True)
+        assert all(torch.equal(first, second) for first, second in pairs)
+    content = json.loads((folder / "config.json").read_text())
+    content["configuration"]["topomae"]["architecture"] |= {"vit": "small"}
+    content["configuration"]["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 6, 8, 12]
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"model.safetensors does not fit config.json"):
+        load_encoder(folder)
+
+
+def _as_list(output: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
+    return output if isinstance(output, list) else [output]
+
+
+def test_the_network_is_built_alike_for_inference() -> None:
+    trainer = _trainer(PretrainedNNUNetTrainer, _plans())
+    manager = trainer.configuration_manager
+    network = PretrainedNNUNetTrainer.build_network_architecture(trainer.plans_manager, manager, 1, 2, False)
+    assert isinstance(network, nn.Module) and network.decoder.deep_supervision is False
