@@ -147,7 +147,7 @@ def _of_recipe(
     spec: BenchmarkSpec, plan: Job, recipe: Recipe, fold: int, seed: int, held_out: Mapping[str, str]
 ) -> list[Job]:
     """Pre-training, and for every label fraction training, prediction and score."""
-    settings = {**spec.settings, **recipe.settings}
+    settings = recipe_settings(spec, recipe)
     common = {"plans": base_plans(spec, recipe), "fold": fold, "device": spec.device}
     where = f"{plan.name.removesuffix('__plan')}__{recipe.name}__fold{fold}__seed{seed}"
     first = Job("pretrain", f"{where}__pretrain", plan.dataset, {}, (plan,), recipe.name, fold, seed)
@@ -182,9 +182,28 @@ def _of_recipe(
     return jobs
 
 
+def recipe_settings(spec: BenchmarkSpec, recipe: Recipe) -> dict[str, Any]:
+    """The plan values of a recipe, where it is so with as many supervised epochs more as pre-training would take.
+
+    Args:
+        spec: its settings hold for all recipes.
+        recipe: its settings go before them.
+    """
+    settings = {**spec.settings, **recipe.settings}
+    if recipe.adds_pretraining:
+        steps = _epochs(settings, "pretraining") * _value(settings, "pretraining", "iterations_per_epoch")
+        more = round(steps / _value(settings, "finetuning", "iterations_per_epoch"))
+        settings["finetuning.epochs"] = _epochs(settings, "finetuning") + more
+    return settings
+
+
 def _epochs(settings: Mapping[str, Any], stage: Literal["pretraining", "finetuning"]) -> int:
-    default: int = getattr(TopoMAEConfig(), stage).epochs
-    return int(settings.get(f"{stage}.epochs", default))
+    return _value(settings, stage, "epochs")
+
+
+def _value(settings: Mapping[str, Any], stage: str, key: str) -> int:
+    default: int = getattr(getattr(TopoMAEConfig(), stage), key)
+    return int(settings.get(f"{stage}.{key}", default))
 
 
 def find_dataset(raw: Path, dataset: int) -> Path:

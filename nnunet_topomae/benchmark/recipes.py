@@ -9,6 +9,7 @@ from nnunet_topomae.nnunet.names import (
     MONAI_TRAINER,
     PLANNER,
     PLANS,
+    PRETRAINED_NNUNET_TRAINER,
     PRETRAINER,
     SEEDED_NNUNET_TRAINER,
     UNETR_TRAINER,
@@ -34,6 +35,7 @@ class Recipe:
         pretrainer: trainer of the pre-training, None without one.
         settings: values of the plan's `topomae` section by key, such as `pretraining.lambda2`.
         paper_row: row of the paper's tables to compare with, if any.
+        adds_pretraining: without pre-training, train for as many steps more: a fair control of pre-trained recipes.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Recipe:
     pretrainer: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     paper_row: str | None = None
+    adds_pretraining: bool = False
 
 
 _FUSION: dict[str, Any] = {"trainer": FUSION_TRAINER, "pretrainer": PRETRAINER}
@@ -50,13 +53,39 @@ _RECONSTRUCTION = {"pretraining.lambda2": 0.0, "pretraining.lambda3": 0.0, "topo
 # UNETR++ has no weight in the loss, so its forward pass is left out.
 _VIT_ONLY = {"pretraining.lambda1": 0.0, "pretraining.lambda3": 0.0}
 _VIT_INTO_FUSION = {**_VIT_ONLY, "finetuning.transfer_parts": "vit"}
+# nnU-Net's own network, as nnU-Net plans it, in UNETR++'s place.
+_NNUNET: dict[str, Any] = {"plans": "nnUNetPlans", "pretrainer": PRETRAINER}
+_OWN_PARTNER = {"architecture.partner": "plan"}
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("nnunet", "nnU-Net", SEEDED_NNUNET_TRAINER, "nnUNetPlans", paper_row="nnU-Net"),
         Recipe("nnunet-resenc", "nnU-Net ResEnc M", SEEDED_NNUNET_TRAINER, "nnUNetResEncUNetMPlans"),
+        Recipe(
+            "nnunet-2x",
+            "nnU-Net, with the steps of pre-training too",
+            SEEDED_NNUNET_TRAINER,
+            "nnUNetPlans",
+            adds_pretraining=True,
+        ),
+        Recipe(
+            "nnunet-pretrained",
+            "nnU-Net, pre-trained",
+            PRETRAINED_NNUNET_TRAINER,
+            **_NNUNET,
+            settings=_OWN_PARTNER,
+        ),
+        Recipe(
+            "nnunet-vitfree",
+            "nnU-Net, pre-trained without a ViT",
+            PRETRAINED_NNUNET_TRAINER,
+            **_NNUNET,
+            settings={**_OWN_PARTNER, "architecture.vit": "none"},
+        ),
+        Recipe("fusion-nnunet", "fusion of ViT and nnU-Net", FUSION_TRAINER, **_NNUNET, settings=_OWN_PARTNER),
         Recipe("unetrpp", "UNETR++ from scratch", UNETRPP_TRAINER, paper_row="UNETR++"),
+        Recipe("unetrpp-2x", "UNETR++, with the steps of pre-training too", UNETRPP_TRAINER, adds_pretraining=True),
         Recipe("unetr", "UNETR", MONAI_TRAINER, settings={"finetuning.network": "unetr"}, paper_row="UNETR"),
         Recipe(
             "unetr-mae",
@@ -85,6 +114,13 @@ RECIPES = {
             "fusion network from scratch",
             FUSION_TRAINER,
             settings={"finetuning.pretrained": "scratch"},
+        ),
+        Recipe(
+            "fusion-scratch-2x",
+            "fusion network from scratch, with the steps of pre-training too",
+            FUSION_TRAINER,
+            settings={"finetuning.pretrained": "scratch"},
+            adds_pretraining=True,
         ),
         Recipe(
             "+vit",

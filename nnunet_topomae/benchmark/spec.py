@@ -189,6 +189,10 @@ def _own_recipe(path: Path, name: str, values: dict[str, Any]) -> Recipe:
     if "__" in name or "/" in name:
         raise ValueError(f"{path}: recipe name {name!r} may contain neither '__' nor '/'")
     settings = _flatten(values.pop("settings", {}))
+    for key, value in values.items():
+        kind = bool if key == "adds_pretraining" else str
+        if not isinstance(value, kind):
+            raise ValueError(f"{path}: recipe.{name}.{key} = {value!r} must be of type {kind.__name__}")
     if "base" in values:
         base = find_recipe(values.pop("base"))
         inherited = {field.name: getattr(base, field.name) for field in fields(Recipe)}

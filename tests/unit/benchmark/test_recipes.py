@@ -1,16 +1,19 @@
 """What the recipes of the ladder train, by the weights of the losses and by what is transferred."""
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nnunet_topomae.benchmark.jobs import recipe_settings
 from nnunet_topomae.benchmark.recipes import find_recipe
+from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss
 
 TERMS = ("mse", "topo", "spa")
-BOTH = {f"{term}_{network}" for term in TERMS for network in ("vit", "unetrpp")} | {"spa_consis", "rec_consis"}
+BOTH = {f"{term}_{network}" for term in TERMS for network in ("vit", "partner")} | {"spa_consis", "rec_consis"}
 
 
 def _config(name: str) -> TopoMAEConfig:
@@ -51,3 +54,28 @@ def test_the_ladder_is_cumulative() -> None:
         weights = CoPretrainingLoss(config.pretraining, config.topology).weights
         steps.append({term for term, weight in weights.items() if weight > 0})
     assert all(before < after for before, after in pairwise(steps))
+
+
+def test_recipes_of_nnunets_own_network() -> None:
+    for name in ("nnunet-pretrained", "nnunet-vitfree", "fusion-nnunet"):
+        recipe, config = find_recipe(name), _config(name)
+        assert recipe.plans == "nnUNetPlans" and config.architecture.partner == "plan"
+        assert recipe.pretrainer == "TopoMAEPretrainer" and recipe.paper_row is None
+    assert not _config("nnunet-vitfree").architecture.has_vit
+
+
+@pytest.mark.parametrize("name", ["nnunet", "unetrpp", "fusion-scratch"])
+def test_a_control_trains_for_the_steps_of_pre_training_too(name: str) -> None:
+    settings = {
+        "pretraining.epochs": 6,
+        "pretraining.iterations_per_epoch": 20,
+        "finetuning.epochs": 5,
+        "finetuning.iterations_per_epoch": 40,
+    }
+    chosen = (find_recipe(name), find_recipe(f"{name}-2x"))
+    spec = BenchmarkSpec("b", Path("b"), (1,), chosen, name, settings=settings)
+    assert recipe_settings(spec, find_recipe(name))["finetuning.epochs"] == 5
+    assert recipe_settings(spec, find_recipe(f"{name}-2x"))["finetuning.epochs"] == 5 + 3
+    assert find_recipe(f"{name}-2x").pretrainer is None
+    defaults = BenchmarkSpec("b", Path("b"), (1,), chosen, name)
+    assert recipe_settings(defaults, find_recipe(f"{name}-2x"))["finetuning.epochs"] == 1200

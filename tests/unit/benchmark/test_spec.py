@@ -104,6 +104,7 @@ def test_the_file_may_name_the_raw_data(raw, tmp_path, monkeypatch):
         ("tolerance = 'x'", "must be of type float"),
         ("recipes = ['mine']\n[recipe.mine]\nbase = 'full'\ntypo = 1", "unknown key recipe.mine.typo"),
         ("recipes = ['mine']\n[recipe.mine]\ntitle = 'x'", "needs a trainer, or a base"),
+        ("recipes = ['mine']\n[recipe.mine]\nbase = 'full'\nadds_pretraining = 'yes'", "must be of type bool"),
         ("not toml", "is not TOML"),
     ],
 )
