@@ -15,7 +15,7 @@ def reconstruction_consistency(
 
     Args:
         vit: reconstruction of the ViT (B, C, D, H, W), in normalised intensities.
-        partner: reconstruction of UNETR++, of the same shape.
+        partner: reconstruction of its partner, of the same shape.
         hidden: mask (B, 1, D, H, W), True = hidden.
         inside: mask (B, 1, D, H, W), False at padded voxels, which are left out; None where nothing is padded.
 
@@ -33,7 +33,7 @@ def spatial_consistency(vit: KeyPoints, partner: KeyPoints) -> Scalar:
 
     Args:
         vit: key points (B, 9, 3) of the ViT, in [-1, 1].
-        partner: key points (B, 9, 3) of UNETR++.
+        partner: key points (B, 9, 3) of its partner.
 
     Returns:
         A scalar, at least 0.

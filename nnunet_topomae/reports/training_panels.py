@@ -18,7 +18,7 @@ from nnunet_topomae.training.previews import Preview, preview_figure
 from nnunet_topomae.training.record import read_epochs
 
 PREVIEW_CASES = 2
-NETWORKS = {"vit": "ViT", "partner": "UNETR++"}
+NETWORKS = {"vit": "ViT", "partner": "partner"}
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ from numpy import ndarray
 from nnunet_topomae.reports.plots import colours, new_figure, style_axis
 
 COLOURS = {"vit": "#7c3aed", "partner": "#059669", "input": "#334155"}
-NAMES = {"vit": "ViT", "partner": "UNETR++", "input": "input"}
+NAMES = {"vit": "ViT", "partner": "partner", "input": "input"}
 TERM_TITLES = {
     "total": "total",
     "mse_vit": "MSE, ViT",
-    "mse_partner": "MSE, UNETR++",
+    "mse_partner": "MSE, partner",
     "topo_vit": "topology, ViT",
-    "topo_partner": "topology, UNETR++",
+    "topo_partner": "topology, partner",
     "spa_vit": "key points, ViT",
-    "spa_partner": "key points, UNETR++",
+    "spa_partner": "key points, partner",
     "spa_consis": "key-point consistency",
     "rec_consis": "reconstruction consistency",
 }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PLANES = ("axial", "coronal", "sagittal")
 COLUMNS = ("input", "masked", "vit", "partner")
-TITLES = dict(zip(COLUMNS, ("Input", "Masked", "ViT reconstruction", "UNETR++ reconstruction"), strict=True))
+TITLES = dict(zip(COLUMNS, ("Input", "Masked", "ViT reconstruction", "Partner's reconstruction"), strict=True))
 _OPTIONAL = ("vit", "partner", "key_points_vit", "key_points_partner")
 HIDDEN_COLOUR = (0.16, 0.30, 0.44)
 _CROP_BOUNDS = ("lower", "upper", "volume_shape")
@@ -29,15 +29,15 @@ class Preview:
     Attributes:
         case: case identifier, also the name of the files.
         input: the crop (D, H, W).
-        masked: the crop as UNETR++ sees it, hidden voxels blanked.
+        masked: the crop as the partner sees it, hidden voxels blanked.
         hidden: voxel mask, True = hidden.
         vit: reconstruction by the ViT-MAE; None where it was not trained.
-        partner: reconstruction by UNETR++; None where it was not trained.
+        partner: reconstruction by its partner; None where it was not trained.
         spacing: voxel size in mm along (D, H, W).
         crop: where the crop lies in its volume.
         key_points_true: nine key points in the normalised frame of the volume (paper Sec. II-B).
         key_points_vit: prediction of the ViT branch, or None.
-        key_points_partner: prediction of the UNETR++ branch, or None.
+        key_points_partner: prediction of the partner's branch, or None.
 
     Raises:
         ValueError: a spacing that is not positive, or a case name that is not a plain file name.

@@ -68,7 +68,7 @@ def optimise(
 class CoPretrainingStep:
     """Forward pass of the networks and all loss terms of one batch (paper Fig. 2 and Sec. II).
 
-    The ViT runs first; its persistent homology is computed in threads while UNETR++ runs.
+    The ViT runs first; its persistent homology is computed in threads while its partner runs.
 
     Args:
         network: callable ``(data, mask, on_vit)``, see architectures.copretraining.CoPretrainingNetwork.

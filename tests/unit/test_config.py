@@ -83,7 +83,7 @@ def test_warmup_of_the_topological_term_is_linear() -> None:
     [
         ({"pretrainng": {}}, "unknown plan key topomae.pretrainng; allowed: architecture, finetuning, pretraining"),
         ({"pretraining": {"maskratio": 0.5}}, "unknown plan key topomae.pretraining.maskratio; allowed: .*mask_ratio"),
-        ({"architecture": {"vit": "huge"}}, "topomae.architecture.vit = 'huge' is not one of 'tiny', 'small'"),
+        ({"architecture": {"vit": "huge"}}, "topomae.architecture.vit = 'huge' is not one of 'none', 'tiny', 'small'"),
         ({"architecture": {"dims": "32"}}, "topomae.architecture.dims = '32' must be a list"),
         ({"architecture": {"dims": [32, 64]}}, "topomae.architecture.dims .* four positive numbers"),
         ({"architecture": {"projections": [64, 64, 0, 32]}}, "topomae.architecture.projections .* out of range"),

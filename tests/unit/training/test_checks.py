@@ -107,7 +107,7 @@ def _config(**pretraining: Any) -> dict[str, Any]:
 
 def test_an_encoder_without_a_loss_is_not_taken() -> None:
     check_trained(_config(), True, True, FILE)
-    check_trained(_config(lambda1=0.0), True, True, FILE)  # the consistency terms train UNETR++
+    check_trained(_config(lambda1=0.0), True, True, FILE)  # the consistency terms train the partner
     only_vit = _config(lambda1=0.0, lambda3=0.0)
     check_trained(only_vit, True, False, FILE)
     for takes_vit in (True, False):

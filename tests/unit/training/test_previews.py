@@ -43,7 +43,7 @@ def test_round_trip(preview, tmp_path):
     assert imread(tmp_path / "previews" / "case_007.png").std() > 0.05
 
 
-@pytest.mark.parametrize(("absent", "titles"), [("vit", "UNETR++ reconstruction"), ("partner", "ViT reconstruction")])
+@pytest.mark.parametrize(("absent", "titles"), [("vit", "Partner's reconstruction"), ("partner", "ViT reconstruction")])
 def test_a_network_that_was_not_trained_has_no_column(preview, tmp_path, absent, titles):
     alone = replace(preview, **{absent: None, f"key_points_{absent}": None})
     alone.save(tmp_path)
