@@ -11,16 +11,16 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Generator, nn
 from torch.optim import Optimizer
 
-from nnunet_topomae.architectures.build import build_copretraining_network
 from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.data.key_point_statistics import report_key_points
 from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_loader, derive_seed, start_workers
 from nnunet_topomae.data.selection import JointDataset, PretrainingCases, choose_cases
-from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss, trained_branches
+from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
 from nnunet_topomae.nnunet.plan import read_plan
 from nnunet_topomae.trainers.base import TopoMAETrainer
 from nnunet_topomae.training.checkpoints import ignore_former_parts
 from nnunet_topomae.training.devices import unwrap
+from nnunet_topomae.training.networks import pretraining_network
 from nnunet_topomae.training.schedules import WarmupSchedule, build_pretraining_adamw, cosine
 from nnunet_topomae.training.steps import CoPretrainingStep, autocast, detach_terms, optimise
 from nnunet_topomae.training.validation import ReconstructionValidation
@@ -42,11 +42,8 @@ class TopoMAEPretrainer(TopoMAETrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """ViT-MAE and its partner, rebuilding the image; one that no term trains stays idle. Labels do not matter."""
-        plan = read_plan(configuration_manager)
-        config, architecture = plan.config, plan.config.architecture
-        branches = trained_branches(config.pretraining, config.topology, architecture.has_vit)
-        return build_copretraining_network(plan.shape, num_input_channels, architecture, branches, plan.network)
+        """ViT-MAE and its partner, rebuilding the image. Labels do not matter."""
+        return pretraining_network(read_plan(configuration_manager), num_input_channels)
 
     def initialize(self) -> None:
         """Build everything a training step needs; labels choose neither crops nor checkpoints."""

@@ -1,6 +1,7 @@
 """Factories of the networks."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from nnunet_topomae.architectures.copretraining import BRANCHES, Branch, CoPretrainingNetwork, ViTBranch
 from nnunet_topomae.architectures.fusion import FusionNetwork, TokenFusion
@@ -8,6 +9,7 @@ from nnunet_topomae.architectures.keypoint_head import KeyPointHead
 from nnunet_topomae.architectures.mae import MAEDecoder
 from nnunet_topomae.architectures.partner import Partner, PlannedNetwork, build_partner
 from nnunet_topomae.architectures.rule import NetworkShape
+from nnunet_topomae.architectures.sparse import SparseMasking
 from nnunet_topomae.architectures.unetr import UNETR, UNETRDecoder
 from nnunet_topomae.architectures.vit import VIT_PRESETS, ViTEncoder
 from nnunet_topomae.config import ArchitectureConfig
@@ -93,6 +95,7 @@ def build_copretraining_network(
     architecture: ArchitectureConfig,
     branches: Sequence[Branch] = BRANCHES,
     planned: PlannedNetwork | None = None,
+    masking: Literal["zero", "sparse"] = "zero",
 ) -> CoPretrainingNetwork:
     """The network of masked co-pre-training; its partner rebuilds the image at full resolution only.
 
@@ -103,6 +106,7 @@ def build_copretraining_network(
         branches: the networks that compute and are trained; the weights do not depend on it. A ViT that the plan does
             not have is never among them.
         planned: builds the plan's own network where that is the partner.
+        masking: how its encoder is kept from hidden voxels (architectures/sparse.py).
     """
     vit = None
     if architecture.has_vit:
@@ -122,4 +126,5 @@ def build_copretraining_network(
         token_grid=shape.token_grid,
         token_size=shape.token_size,
         branches=branches,
+        masking=SparseMasking(partner.encoder) if masking == "sparse" else None,
     )

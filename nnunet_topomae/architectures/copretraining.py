@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nnunet_topomae.architectures.keypoint_head import KeyPointHead
 from nnunet_topomae.architectures.mae import MAEDecoder
+from nnunet_topomae.architectures.sparse import SparseMasking
 from nnunet_topomae.architectures.vit import ViTEncoder, scatter_tokens, tokens_to_grid
 from nnunet_topomae.config import PretrainingConfig
 from nnunet_topomae.masking import CropMask, crop_mask, random_token_mask
@@ -78,15 +79,16 @@ class CoPretrainingNetwork(nn.Module):
         token_grid: tokens of the mask along (D, H, W).
         token_size: voxels of a token.
         branches: the networks that compute and are trained.
+        masking: how the partner's encoder is kept from hidden voxels; None sets them to 0 and leaves it at that.
 
     Raises:
         ValueError: no branch, or an unknown one.
     """
 
     transferred_parts: ClassVar = {"vit": ("vit_encoder",), "partner": ("encoder", "decoder")}
-    pretraining_parts: ClassVar = ("vit_decoder", "vit_key_points", "key_points")
+    pretraining_parts: ClassVar = ("vit_decoder", "vit_key_points", "key_points", "masking")
     former_parts: ClassVar = ("fusion",)
-    partner_prefixes: ClassVar[tuple[str, ...]] = ("encoder.", "decoder.", "key_points.")
+    partner_prefixes: ClassVar[tuple[str, ...]] = ("encoder.", "decoder.", "key_points.", "masking.")
 
     def __init__(
         self,
@@ -97,6 +99,7 @@ class CoPretrainingNetwork(nn.Module):
         token_grid: Size3,
         token_size: Size3,
         branches: Sequence[Branch] = BRANCHES,
+        masking: SparseMasking | None = None,
     ) -> None:
         super().__init__()
         if vit is not None:
@@ -106,7 +109,9 @@ class CoPretrainingNetwork(nn.Module):
         self.key_points = key_points
         self.token_grid = token_grid
         self.token_size = token_size
-        parts: dict[Branch, tuple[nn.Module, ...]] = {"vit": vit or (), "partner": (encoder, decoder, key_points)}
+        self.masking = masking
+        own = (encoder, decoder, key_points) if masking is None else (encoder, decoder, key_points, masking)
+        parts: dict[Branch, tuple[nn.Module, ...]] = {"vit": vit or (), "partner": own}
         self.branches = tuple(name for name in branches if parts.get(name) != ())
         if not self.branches or not set(self.branches) <= set(BRANCHES):
             raise ValueError(f"branches must be one or both of {', '.join(BRANCHES)}, got {tuple(branches)}")
@@ -152,7 +157,10 @@ class CoPretrainingNetwork(nn.Module):
             data: whole crops (B, C, D, H, W).
             mask: what is hidden of them.
         """
-        features = self.encoder(data.masked_fill(mask.hidden, 0.0))
+        if self.masking is None:
+            features = self.encoder(data.masked_fill(mask.hidden, 0.0))
+        else:
+            features = self.masking(self.encoder, data, mask.hidden)
         reconstruction = cast(Tensor, self.decoder(features))
         return BranchOutput(reconstruction, self.key_points(features[-1]))
 

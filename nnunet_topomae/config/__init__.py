@@ -144,6 +144,10 @@ class PretrainingConfig(_TrainingConfig):
 
     mask_ratio: Annotated[float, Rule(lambda value: 0 < value < 1, "above 0 and below 1")] = 0.5
     """Fraction of hidden tokens (paper: 0.5)."""
+    partner_masking: Literal["zero", "sparse"] = "zero"
+    """How the ViT's partner is kept from hidden voxels: `zero` sets them to 0 at its input. `sparse`, for nnU-Net's own
+    network only, also hides them again after every convolution, takes the statistics of norms from visible voxels, and
+    gives the decoder learned mask tokens (Tian et al. 2023)."""
     lambda1: Annotated[float, UNIT] = 0.5
     """Weight of the partner's branch against the ViT's (paper: 0.5); without a ViT the partner's is 1."""
     lambda2: Annotated[float, Rule(lambda value: 0 <= value <= 0.5, "0 to 0.5")] = 0.1
@@ -251,6 +255,19 @@ class TopoMAEConfig(Checked):
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     topology: TopologyConfig = field(default_factory=TopologyConfig)
     finetuning: FinetuningConfig = field(default_factory=FinetuningConfig)
+
+    def __post_init__(self) -> None:
+        """Check what depends on two sections.
+
+        Raises:
+            ValueError: values that do not fit each other.
+        """
+        super().__post_init__()
+        if self.pretraining.partner_masking == "sparse" and self.architecture.partner != "plan":
+            raise ValueError(
+                f"plan value {SECTION}.pretraining.partner_masking = 'sparse' needs {SECTION}.architecture.partner = "
+                "'plan': UNETR++'s attention has no sparse form here"
+            )
 
     @classmethod
     def from_configuration(cls, configuration: Mapping[str, Any]) -> "TopoMAEConfig":

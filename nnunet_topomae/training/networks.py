@@ -1,0 +1,27 @@
+"""The networks that a plan asks for."""
+
+from nnunet_topomae.architectures.build import build_copretraining_network
+from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
+from nnunet_topomae.losses.copretraining import trained_branches
+from nnunet_topomae.nnunet.plan import Plan
+
+
+def pretraining_network(plan: Plan, in_channels: int) -> CoPretrainingNetwork:
+    """ViT-MAE and its partner, rebuilding the image; one that no term of the loss trains stays idle.
+
+    Args:
+        plan: sizes, architecture, masking and weights of the loss.
+        in_channels: image channels.
+
+    Raises:
+        ValueError: no term of the loss has a weight, or the plan's network cannot be the ViT's partner.
+    """
+    architecture, pretraining = plan.config.architecture, plan.config.pretraining
+    return build_copretraining_network(
+        plan.shape,
+        in_channels,
+        architecture,
+        trained_branches(pretraining, plan.config.topology, architecture.has_vit),
+        plan.network,
+        pretraining.partner_masking,
+    )
