@@ -26,21 +26,22 @@ from machine import describe
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from recipe_crops import make_crops
 from torch import Tensor, nn
 
 from nnunet_topomae.architectures import build
 from nnunet_topomae.architectures.attention import EPABlock
-from nnunet_topomae.architectures.fusion import FusionNetwork
+from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
 from nnunet_topomae.architectures.layers import LEAKY_SLOPE, Pointwise, use_channels_last
+from nnunet_topomae.architectures.partner import declare_partner
 from nnunet_topomae.architectures.roles import part_prefixes
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig
 from nnunet_topomae.files import write_json
 from nnunet_topomae.masking import crop_mask, random_token_mask
-from nnunet_topomae.training.schedules import build_adamw
+from nnunet_topomae.nnunet.plan import PlanNetwork
+from nnunet_topomae.training.schedules import build_adamw, build_sgd
 from nnunet_topomae.training.transfer import transfer, transferred_parts
 
 TINY = ArchitectureConfig(vit="tiny", dims=(16, 32, 64, 128), depth=1)
@@ -69,8 +70,10 @@ class Variant:
         depth: transformer blocks in a stage.
         drop_path: stochastic depth of the fusion network's ViT.
         fusion_end: initial scale of the last layers of the fusion projections: `zero` or `small` (0.02).
-        pretrain: steps of masked co-pre-training before, without spatial and topological terms; fusion network only.
+        pretrain: steps of masked pre-training before, without spatial and topological terms: of both networks of the
+            fusion network, or of `nnunet` alone.
         pretrain_lr: its peak learning rate.
+        masking: how nnU-Net's own network is kept from hidden voxels while it is pre-trained: `zero` or `sparse`.
         pretrain_head: initial scale of UNETR++'s reconstruction head.
         pretrain_vit: initial scale of the ViT's reconstruction head: `xavier` or `small`.
         slow: factor of the learning rate of pre-trained weights.
@@ -98,6 +101,7 @@ class Variant:
     pretrain_lr: float = 1e-3
     pretrain_head: str = "small"
     pretrain_vit: str = "xavier"
+    masking: str = "zero"
     slow: float = 1.0
 
 
@@ -120,20 +124,20 @@ def build_network(variant: Variant, crops: dict[str, Any]) -> nn.Module:
     configuration = PlansManager(crops["plans"]).get_configuration("3d_fullres")
     channels, classes = crops["batches"][0][0].shape[1], len(crops["dataset"]["labels"])
     if variant.network == "nnunet":
-        return get_network_from_plans(
-            configuration.network_arch_class_name,
-            configuration.network_arch_init_kwargs,
-            configuration.network_arch_init_kwargs_req_import,
-            channels,
-            classes,
-            allow_init=True,
-            deep_supervision=True,
-        )
+        return declare_partner(_planned(configuration)(channels, classes, True))
     shape, architecture, channels = _shape(variant, crops)
     network = _build(variant, shape, channels, classes, architecture)
     _rescale(network, variant)
     use_channels_last(network)
     return network
+
+
+def _planned(configuration: ConfigurationManager) -> PlanNetwork:
+    return PlanNetwork.of(
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+    )
 
 
 def _shape(variant: Variant, crops: dict[str, Any]) -> tuple[NetworkShape, ArchitectureConfig, int]:
@@ -182,11 +186,14 @@ def _scale(weight: Tensor, name: str) -> None:
 
 def build_optimisers(network: nn.Module, variant: Variant) -> list[torch.optim.Optimizer]:
     """The optimiser, or two of them for `muon`."""
+    slow = variant.slow * variant.lr if variant.slow != 1.0 else None
+    fresh = part_prefixes(network, network.fresh_parts) if slow else ()
     if variant.optimiser == "sgd":
-        return [torch.optim.SGD(network.parameters(), variant.lr, 0.99, nesterov=True, weight_decay=variant.decay)]
+        optimiser = build_sgd(network, variant.lr, slow, fresh)
+        for group in optimiser.param_groups:
+            group["weight_decay"] = variant.decay
+        return [optimiser]
     if variant.optimiser == "adamw":
-        slow = variant.slow * variant.lr if variant.slow != 1.0 else None
-        fresh = part_prefixes(network, FusionNetwork.fresh_parts) if slow else ()
         betas = (0.9, variant.beta2)
         return [build_adamw(network, variant.lr, variant.decay, betas, slow, fresh)]
     matrices = [p for name, p in network.named_parameters() if p.ndim == 2]
@@ -259,20 +266,18 @@ def train(variant: Variant, crops: dict[str, Any], steps: int, seed: int) -> dic
 
 
 def pretrain(variant: Variant, crops: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Masked co-pre-training on the same crops: both reconstruction errors and their consistency, as published."""
+    """Masked pre-training on the same crops: the reconstruction errors and their consistency, as published."""
     torch.manual_seed(seed + 1000)
-    shape, architecture, channels = _shape(variant, crops)
-    network = build.build_copretraining_network(shape, channels, architecture)
-    _scale(network.decoder.seg_layers[0].weight, variant.pretrain_head)
-    if variant.pretrain_vit == "small":
-        nn.init.trunc_normal_(network.vit_decoder.prediction.weight, std=0.02)
+    shape, network = _pretraining_network(variant, crops)
+    channels = crops["batches"][0][0].shape[1]
     use_channels_last(network)
-    network.key_points.requires_grad_(False)
-    network.vit_key_points.requires_grad_(False)
+    for name, module in network.named_children():
+        if name.endswith("key_points"):
+            module.requires_grad_(False)
     optimiser = build_adamw(network, variant.pretrain_lr, 0.05, betas=(0.9, 0.95))
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(crops["batches"]), generator=generator).tolist()
-    errors: dict[str, list[float]] = {"vit": [], "partner": []}
+    errors: dict[str, list[float]] = {name: [] for name in network.branches}
     for step in range(variant.pretrain):
         for group in optimiser.param_groups:
             group["lr"] = variant.pretrain_lr * factor(step, variant.pretrain, variant.pretrain // 10)
@@ -282,10 +287,13 @@ def pretrain(variant: Variant, crops: dict[str, Any], seed: int) -> dict[str, An
         hidden, output = mask.hidden, network(data, mask)
         parts = {
             name: ((branch.reconstruction - data).square() * hidden).sum() / hidden.sum() / channels
-            for name, branch in output._asdict().items()
+            for name, branch in output.present().items()
         }
-        agreement = (output.vit.reconstruction - output.partner.reconstruction).square() * hidden
-        (0.5 * sum(parts.values()) + 0.1 * agreement.sum() / hidden.sum() / channels).backward()
+        loss = sum(parts.values()) / len(parts)
+        if output.vit is not None and output.partner is not None:
+            agreement = (output.vit.reconstruction - output.partner.reconstruction).square() * hidden
+            loss = loss + 0.1 * agreement.sum() / hidden.sum() / channels
+        loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         for name, value in parts.items():
@@ -293,6 +301,23 @@ def pretrain(variant: Variant, crops: dict[str, Any], seed: int) -> dict[str, An
     last = {f"pretrain_mse_{name}": round(statistics.mean(values[-20:]), 4) for name, values in errors.items()}
     first = {f"pretrain_mse_{name}_first": round(values[0], 4) for name, values in errors.items()}
     return {"weights": network.state_dict(), **first, **last}
+
+
+def _pretraining_network(variant: Variant, crops: dict[str, Any]) -> tuple[NetworkShape, CoPretrainingNetwork]:
+    """The network that is pre-trained, with its initial weights."""
+    shape, architecture, channels = _shape(variant, crops)
+    if variant.network == "nnunet":
+        configuration = PlansManager(crops["plans"]).get_configuration("3d_fullres")
+        planned, architecture = _planned(configuration), replace(architecture, partner="plan", vit="none")
+        strides = configuration.pool_op_kernel_sizes
+        shape = derive_network_shape(crops["patch"], strides, architecture, planned.features)
+        masking = variant.masking
+        return shape, build.build_copretraining_network(shape, channels, architecture, planned=planned, masking=masking)
+    network = build.build_copretraining_network(shape, channels, architecture)
+    _scale(network.decoder.seg_layers[0].weight, variant.pretrain_head)
+    if variant.pretrain_vit == "small":
+        nn.init.trunc_normal_(network.vit_decoder.prediction.weight, std=0.02)
+    return shape, network
 
 
 def _deep_loss(criterion: nn.Module, outputs: list[Tensor], target: Tensor, kind: str) -> Tensor:
