@@ -17,7 +17,10 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy.special import stdtr, stdtrit
 
-Scores = Float[ndarray, "cases _"]
+Scores = Float[ndarray, "_cases _trainings"]
+# Relative excess of the folds' variance times the other variance's degrees of freedom from which on the folds alone
+# count. A larger number finds more differences, also where there are none: studies/statistics_coverage.py.
+FULL_EXCESS = 28.0
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,8 @@ def estimate(recipe: Scores, baseline: Scores, design: Design) -> Estimate:
 
     The variance of cases is taken within folds, over patients. The variance of trainings is taken within folds too: of
     each recipe or, if paired, of their differences. Both contain the noise of single scores, so it is taken off once.
-    If the means of the folds differ by less than this predicts, both estimates are pooled; if by more, the excess is
-    added. With one training per fold only the means of the folds are left.
+    The means of the folds give a second estimate of the whole. It is pooled with the first, or replaces it where the
+    folds differ by much more than cases and trainings explain. With one training per fold it is the only one.
 
     Args:
         recipe: scores (cases, trainings).
@@ -138,7 +141,7 @@ def estimate(recipe: Scores, baseline: Scores, design: Design) -> Estimate:
         trainings, noise = _sum(of_recipe[0], of_baseline[0]), of_recipe[1] + of_baseline[1]
     crossed = design.training_folds is not None
     means = (recipe - baseline).mean(axis=0) @ of_columns[0].averages.T if crossed else of_cases.averages @ gains
-    folds = _Part(float(means.var(ddof=1)) / means.size, means.size - 1) if means.size > 1 else None
+    folds = _Part(float(means.var(ddof=1)) / means.size, means.size - 1.0) if means.size > 1 else None
     total = (_total_crossed if crossed else _total_nested)(cases, trainings, noise, folds)
     return Estimate(
         difference=float(gains.mean()),
@@ -171,7 +174,7 @@ def _case_part(gains: ndarray, folds: _Groups, patients: Sequence[str] | None) -
     freedom = sums.size - folds.sizes.size
     if freedom < 1:
         return None, sums.size
-    return _Part(float((sums**2).sum()) / gains.size**2 * sums.size / freedom, freedom), sums.size
+    return _Part(float((sums**2).sum()) / gains.size**2 * sums.size / freedom, float(freedom)), sums.size
 
 
 def _training_part(table: ndarray, folds: _Groups, groups: _Groups) -> tuple[_Part | None, float]:
@@ -190,7 +193,7 @@ def _training_part(table: ndarray, folds: _Groups, groups: _Groups) -> tuple[_Pa
     # Of the mean of a fold and group; then of the mean of all, to which a fold contributes by its number of cases.
     variances = (luck @ groups.averages.T) / (groups.sizes - 1)
     shares = folds.sizes / len(table)
-    freedom = len(shares) * int((groups.sizes - 1).sum())
+    freedom = float(len(shares) * (groups.sizes - 1).sum())
     part = _Part(float((shares**2 @ variances).sum()) / groups.sizes.size**2, freedom)
     noise = table - (table @ groups.averages.T)[:, groups.of] - (means - centres[:, groups.of])[folds.of]
     spare = int((folds.sizes - 1).sum() * (groups.sizes - 1).sum())
@@ -213,11 +216,21 @@ def _total_crossed(cases: _Part | None, trainings: _Part | None, noise: float, f
 
 
 def _with_folds(known: _Part, folds: _Part) -> _Part:
-    """A variance, compared with what the means of the folds say about it."""
-    if folds.variance > known.variance:
-        return _sum(known, _Part(folds.variance - known.variance, folds.freedom)) or known
+    """A variance, compared with what the means of the folds say about it.
+
+    Both are estimates of the same if no recipe suits some folds, and are pooled. The more the means of the folds
+    exceed the known variance, and the better that is known, the more they count; at last they alone count.
+    """
+    if known.variance == 0:
+        return folds
+    excess = (folds.variance / known.variance - 1) * known.freedom
+    weight = min(1.0, max(0.0, excess / FULL_EXCESS))
     freedom = known.freedom + folds.freedom
-    return _Part((known.freedom * known.variance + folds.freedom * folds.variance) / freedom, freedom)
+    pooled = (known.freedom * known.variance + folds.freedom * folds.variance) / freedom
+    return _Part(
+        pooled + weight * (folds.variance - pooled),
+        freedom + weight * (folds.freedom - freedom),
+    )
 
 
 def _overlapping_sum(one: _Part, other: _Part, overlap: float) -> _Part:
