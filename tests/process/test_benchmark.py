@@ -40,8 +40,9 @@ def test_from_nothing_to_the_report(finished):
     assert table["rows"]["nnunet"]["macs"] == 2.5e9
     assert table["rows"]["nnunet"]["parameters"] == 12
     assert table["rows"]["nnunet"]["cost"]["gpu_bytes"] is None
-    assert table["comparisons"]["dice"]["nnunet"]["difference"] > 0
-    assert table["comparisons"]["dice"]["nnunet"]["verdict"].startswith("too few cases to test (2;")
+    contrast = next(one for one in table["contrasts"] if (one["metric"], one["recipe"]) == ("dice", "nnunet"))
+    assert contrast["difference"] > 0
+    assert contrast["verdict"] == "too few patients to test (2, at least 6)"
     with (folder / "scores.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 2 * 2 * 2 * 2

@@ -111,7 +111,10 @@ def test_results_are_strict_json(report, finished_demo):
     assert scratch["mean"]["dice"] == pytest.approx(0.75)
     assert (fusion["mean"]["dice"], fusion["mean"]["hd95"], fusion["mean"]["missed"]) == (1.0, 0.0, 0.0)
     assert fusion["by_case"]["phantom_test_000"]["ring"] == {"dice": 1.0, "hd95": 0.0}
-    assert table["comparisons"]["dice"]["full"]["verdict"].startswith("too few cases to test (2;")
+    dice = next(one for one in table["contrasts"] if one["metric"] == "dice")
+    assert (dice["recipe"], dice["baseline"], dice["primary"]) == ("full", "unetrpp", False)
+    assert dice["verdict"] == "too few patients to test (2, at least 6)"
+    assert (table["patients"], table["trainings"]) == (2, 1)
     assert [job["seconds"] for job in read["jobs"]] == 8 * [18.0]
     assert read["settings"]["finetuning.epochs"] == 15
     assert {"torch", "nnunet-topomae"} <= set(read["versions"]) and read["machine"]["processor"]
