@@ -15,14 +15,24 @@ class Cost:
     """Mean cost of a training, its pre-training included, which counts in full for every label fraction.
 
     Attributes:
-        hours: by the clock.
-        cpu_hours: of all processes.
+        hours: by the clock, over all attempts, also those that were killed.
+        pretraining_hours: the part of `hours` that is pre-training.
+        cpu_hours: of all processes, without attempts that were killed.
+        attempts: times that training and pre-training were started.
+        steps: of the supervised training; None where not known.
+        pretraining_steps: of the pre-training; 0 without one, None where not known.
+        total_macs: of the forward passes of all steps; None where not known.
         gpu_bytes: largest GPU memory; None without a GPU.
         peak_process_bytes: memory of the largest process.
     """
 
     hours: float
+    pretraining_hours: float
     cpu_hours: float
+    attempts: float
+    steps: int | None
+    pretraining_steps: int | None
+    total_macs: float | None
     gpu_bytes: float | None
     peak_process_bytes: float
 

@@ -93,7 +93,12 @@ def _cost(entries: Sequence[Entry]) -> Cost:
     both = [[done for done in (entry.training, entry.pretraining) if done] for entry in entries]
     return Cost(
         hours=float(np.mean([sum(done["seconds"] for done in parts) for parts in both])) / 3600,
+        pretraining_hours=float(np.mean([(entry.pretraining or {}).get("seconds", 0.0) for entry in entries])) / 3600,
         cpu_hours=float(np.mean([sum(done["cpu_seconds"] for done in parts) for parts in both])) / 3600,
+        attempts=float(np.mean([sum(done.get("attempts", 1) for done in parts) for parts in both])),
+        steps=entries[0].steps,
+        pretraining_steps=entries[0].pretraining_steps,
+        total_macs=entries[0].total_macs,
         gpu_bytes=max((entry.gpu_bytes for entry in entries if entry.gpu_bytes is not None), default=None),
         peak_process_bytes=float(max(done["peak_process_bytes"] for parts in both for done in parts)),
     )

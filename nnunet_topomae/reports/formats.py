@@ -45,7 +45,7 @@ def markdown(results: Results, pictures: Mapping[str, Sequence[tuple[str, Pictur
     for table in results.tables:
         lines += [f"## {heading(table)}", "", f"{extent(results, table)}.", "", *_score_rows(table, titles), ""]
         lines += [*_beside_rows(results, table, titles), *_structure_rows(table, titles)]
-        lines += _comparison_rows(table, titles)
+        lines += [*_cost_rows(table, titles), *_comparison_rows(table, titles)]
         for name, picture in pictures.get(table.key, ()):
             lines += [f"![{picture.alt}]({name})", "", picture.caption, ""]
     lines += ["## Versions", "", ", ".join(f"{name} {value}" for name, value in results.versions.items()), ""]
@@ -74,6 +74,31 @@ def _score_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
         ]
         rows.append("| " + " | ".join(cells) + " |")
     return rows
+
+
+def _cost_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
+    if not table.rows:
+        return []
+    lines = [
+        "Cost of one training with its pre-training, killed attempts included; multiply-adds of forward passes:",
+        "",
+        "| recipe | steps, pre-training | steps, supervised | MACs of a crop | MACs in all | hours "
+        "| of it pre-training | attempts |",
+        "|---" * 8 + "|",
+    ]
+    for name, row in table.rows.items():
+        cost = row.cost
+        cells = [
+            titles[name],
+            *("–" if steps is None else str(steps) for steps in (cost.pretraining_steps, cost.steps)),
+            "–" if row.macs is None else f"{row.macs / 1e9:.1f} G",
+            "–" if cost.total_macs is None else f"{cost.total_macs / 1e15:.3f} P",
+            f"{cost.hours:.2f}",
+            f"{cost.pretraining_hours:.2f}",
+            f"{cost.attempts:.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def beside_published(results: Results, table: Table) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ def test_from_nothing_to_the_report(finished):
     markdown = (folder / "report.md").read_text()
     assert f"| nnU-Net | {by_hand:.4f} |" in markdown
     assert "| TransUNet | – | 77.49 | – | 31.69 | – |" in markdown
-    hd95 = np.mean([float(line["hd95"]) for line in lines if line["recipe"] == "unetrpp"])
+    hd95 = np.mean([float(line["paper_hd95"]) for line in lines if line["recipe"] == "unetrpp"])
     dice = np.mean([float(line["dice"]) for line in lines if line["recipe"] == "unetrpp"])
     assert "| UNETR + MAE | – | 83.52\\* | – | 10.24 | – |" in markdown
     assert f"| UNETR++ | UNETR++ from scratch | 87.22 | {100 * dice:.2f} | 7.53 | {hd95:.2f} |" in markdown

@@ -34,7 +34,7 @@ def entry(fold, seed, scores, gpu_bytes=None):
     typed = {
         case: {name: StructureScore(dice, hd95) for name, (dice, hd95) in of.items()} for case, of in scores.items()
     }
-    return Entry(job, job, typed, 12, None, gpu_bytes, COST, None)
+    return Entry(job, job, typed, 12, None, gpu_bytes, None, 0, None, COST, None)
 
 
 @pytest.fixture
@@ -125,6 +125,9 @@ def test_means_leave_out_what_is_not_defined(entries):
     assert (row.cases, row.parameters, row.macs) == (2, 12, None)
     assert (row.cost.hours, row.cost.cpu_hours, row.cost.gpu_bytes) == (1.0, 2.0, None)
     assert summarise_recipe(entries[:1]).seed_sd["dice"] is None
+    both = [replace(entries[0], pretraining={**COST, "attempts": 3}), replace(entries[1], pretraining=COST)]
+    cost = summarise_recipe(both).cost
+    assert (cost.hours, cost.pretraining_hours, cost.attempts) == (2.0, 1.0, 3.0)  # attempts: 1 + 3 and 1 + 1
 
 
 def test_the_largest_gpu_memory_counts(entries):
@@ -145,6 +148,8 @@ def test_costs_come_from_the_trainings_record(finished_demo):
     assert (full.job.recipe, scratch.job.recipe) == ("full", "unetrpp")
     assert (full.parameters, full.macs, full.gpu_bytes) == (1_500_000, 2.5e9, 3e9)  # memory: of the pre-training
     assert scratch.gpu_bytes == 2e9 and scratch.pretraining is None
+    assert (full.pretraining_steps, full.steps, full.total_macs) == (100, 40, 100 * 2 * 9e9 + 40 * 3 * 2.5e9)
+    assert (scratch.pretraining_steps, scratch.steps, scratch.total_macs) == (0, 40, 40 * 3 * 2.5e9)
     assert full.predicted.kind == "predict" and full.scores["phantom_test_000"]["ring"].dice == 1.0
 
 
@@ -158,7 +163,7 @@ def test_a_training_without_a_record_has_unknown_costs(finished_demo):
         _, scratch = collect(spec, jobs)
     finally:
         (file / "training.json").write_text(record)
-    assert (scratch.macs, scratch.gpu_bytes) == (None, None)
+    assert (scratch.macs, scratch.gpu_bytes, scratch.steps, scratch.total_macs) == (None, None, None, None)
 
 
 def test_unfinished_recipes_are_named_and_left_out(finished_demo, tmp_path):
