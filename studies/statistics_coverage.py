@@ -44,6 +44,7 @@ class Row:
         fold: SD of what suits a recipe in the training cases of a fold.
         seed: SD of a luck that all folds of a seed share.
         told: whether the analysis knows the patients.
+        held_out: every training scores all cases, instead of those of its fold.
     """
 
     what: str
@@ -58,6 +59,7 @@ class Row:
     fold: float = 0.0
     seed: float = 0.0
     told: bool = True
+    held_out: bool = False
 
 
 def each_seeds(what: str, cases: int, folds: int, seeds: Sequence[int], **values: Any) -> list[Row]:
@@ -81,6 +83,9 @@ TABLES: dict[str, list[Row]] = {
         *each_seeds("two scans a patient", 200, 5, (2, 5), scans=2, suits=0.02),
         *each_seeds("folds suit recipes", 40, 5, (1, 2, 3, 5), fold=0.005),
         *each_seeds("folds suit recipes", 260, 5, (2, 5), fold=0.005),
+        *each_seeds("held-out cases", 20, 5, (1, 2, 5), held_out=True),
+        *each_seeds("held-out cases", 200, 5, (2, 5), held_out=True),
+        *each_seeds("held-out cases, folds suit recipes", 40, 5, (2, 5), held_out=True, fold=0.005),
     ],
     "a difference": [
         *each_seeds("+1 point", 40, 5, (1, 2, 3, 5), effect=0.01),
@@ -89,6 +94,7 @@ TABLES: dict[str, list[Row]] = {
         *each_seeds("+2 points, one fold", 20, 1, (2, 5), effect=0.02),
         *each_seeds("+2 points, uneven luck", 40, 5, (2, 5), effect=0.02, **UNEVEN),
         *each_seeds("+2 points, shared labels", 40, 5, (2, 3, 5), effect=0.02, **FEW_LABELS),
+        *each_seeds("+2 points, held-out cases", 20, 5, (1, 2, 5), effect=0.02, held_out=True),
         *each_seeds("+2 points, folds suit recipes", 40, 5, (2, 3), effect=0.02, fold=0.005),
     ],
     "no difference, beyond what the analysis covers": [
@@ -100,9 +106,11 @@ TABLES: dict[str, list[Row]] = {
 
 
 def simulate(row: Row, repetitions: int, generator: np.random.Generator) -> ndarray:
-    """Scores (repetition, baseline or recipe, fold, case, seed)."""
-    draw, size = generator.standard_normal, row.cases // row.folds
-    of_patients = draw((repetitions, 2, row.folds, size // row.scans))
+    """Scores (repetition, baseline or recipe, case, training); a column is a seed, or a fold and seed if held out."""
+    draw = generator.standard_normal
+    # Of a fold: its cases, or all of them if held out.
+    size = row.cases if row.held_out else row.cases // row.folds
+    of_patients = draw((repetitions, 2, 1 if row.held_out else row.folds, size // row.scans))
     luck = np.array(row.luck).reshape(2, 1, 1, 1)
     scores = NOISE * draw((repetitions, 2, row.folds, size, row.seeds))
     scores += row.suits * np.repeat(of_patients, row.scans, axis=3)[..., None]
@@ -111,13 +119,18 @@ def simulate(row: Row, repetitions: int, generator: np.random.Generator) -> ndar
     scores += row.fold * draw((repetitions, 2, row.folds, 1, 1))
     scores += row.seed * draw((repetitions, 2, 1, 1, row.seeds))
     scores[:, 1] += row.effect
-    return scores
+    if row.held_out:
+        scores = scores.transpose(0, 1, 3, 2, 4)
+        return scores.reshape(repetitions, 2, row.cases, row.folds * row.seeds)
+    return scores.reshape(repetitions, 2, row.cases, row.seeds)
 
 
 def design_of(row: Row) -> Design:
     """What the analysis is told."""
     size = row.cases // row.folds
     patients = [str(case // row.scans) for case in range(row.cases)]
+    if row.held_out:
+        return Design(training_folds=[fold for fold in range(row.folds) for _ in range(row.seeds)])
     return Design(
         case_folds=[fold for fold in range(row.folds) for _ in range(size)],
         patients=patients if row.scans > 1 and row.told else None,
@@ -127,8 +140,7 @@ def design_of(row: Row) -> Design:
 
 def rates(row: Row, repetitions: int) -> dict[str, float | None]:
     """Share of simulated benchmarks in which each test finds a difference; None where a test does not exist."""
-    scores = simulate(row, repetitions, np.random.default_rng([row.cases, row.folds, row.seeds]))
-    tables = scores.reshape(repetitions, 2, row.cases, row.seeds)
+    tables = simulate(row, repetitions, np.random.default_rng([row.cases, row.folds, row.seeds]))
     design = design_of(row)
     found = [estimate(recipe, baseline, design) for baseline, recipe in tables]
     differences = tables[:, 1] - tables[:, 0]
@@ -140,7 +152,10 @@ def rates(row: Row, repetitions: int) -> dict[str, float | None]:
         "Wilcoxon, case x seed": lambda: wilcoxon(differences.reshape(repetitions, -1), axis=1).pvalue,
         "t-test, seed means (the paper's)": lambda: ttest_ind(seed_means[:, 1], seed_means[:, 0], axis=1).pvalue,
     }
-    absent = {"t-test, fold means": row.folds == 1, "t-test, seed means (the paper's)": row.seeds == 1}
+    absent = {
+        "t-test, fold means": row.folds == 1 or row.held_out,
+        "t-test, seed means (the paper's)": tables.shape[-1] == 1,
+    }
     return {name: None if absent.get(name) else float((test() < LEVEL).mean()) for name, test in tests.items()}
 
 

@@ -118,7 +118,7 @@ class Comparison:
         if not self.testable:
             return "neither a difference nor equivalence can be tested"
         if -margin < self.low and self.high < margin:
-            return "equivalent: the whole interval lies within the margin"
+            return "equivalent, the whole interval lies within the margin"
         if self.low >= margin or self.high <= -margin:
             return "the difference is larger than the margin"
         if self.shown:

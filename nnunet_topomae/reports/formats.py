@@ -201,25 +201,26 @@ def _comparison_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
 
 
 def latex(results: Results) -> str:
-    """Tables of Dice by structure, in the paper's layout."""
+    """Tables of Dice by structure, in the paper's layout; next to its rows, HD95 is that of its protocol, in voxels."""
     titles = results.titles
     parts = []
     for table in results.tables:
         if not table.rows:
             continue
         structures = list(next(iter(table.rows.values())).structures)
+        metric, unit = ("paper_hd95", "voxels") if table.published else ("hd95", "mm")
         lines = [
             f"% {_escape(heading(table))}",
             "\\begin{tabular}{l" + "r" * (len(structures) + 2) + "}",
             "\\hline",
-            " & ".join(["Method", "Dice (\\%)", "HD95 (mm)", *map(_escape, structures)]) + " \\\\",
+            " & ".join(["Method", "Dice (\\%)", f"HD95 ({unit})", *map(_escape, structures)]) + " \\\\",
             "\\hline",
         ]
         best = max(row.mean["dice"] for row in table.rows.values())
         for name, row in table.rows.items():
             dice = format_number(100 * row.mean["dice"], 2)
             cells = [_escape(titles[name]), f"\\textbf{{{dice}}}" if row.mean["dice"] == best else dice]
-            cells.append(format_number(row.mean["hd95"], 2))
+            cells.append(format_number(row.mean[metric], 2))
             values = [row.structures[structure]["dice"] for structure in structures]
             cells += [format_number(100 * value, 2) for value in values]
             lines.append(" & ".join(cells) + " \\\\")

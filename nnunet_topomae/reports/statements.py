@@ -1,5 +1,6 @@
 """What a benchmark's comparisons say, as sentences: the same in the page and in Markdown."""
 
+from nnunet_topomae.benchmark.contrasts import COMPARED
 from nnunet_topomae.benchmark.results import Contrast, Results, Table
 from nnunet_topomae.evaluation.statistics import Comparison
 from nnunet_topomae.reports.page import format_p
@@ -64,9 +65,10 @@ def primary_statements(results: Results) -> list[list[str]]:
 def _statement(results: Results, table: Table, contrast: Contrast, family: int) -> list[str]:
     found, metric, titles = contrast.found, contrast.metric, results.titles
     known = f" (95 % interval {interval(found, metric)}), p {_equals(found.p)}" if found.p == found.p else ""
+    worse = "" if COMPARED[metric][1] else " (lower is better)"
     result = (
-        f"{titles[contrast.recipe]} against {titles[contrast.baseline]}, {LABELS[metric]}, {heading(table)}: "
-        f"{signed(found.difference, metric)}{known}: {found.verdict}."
+        f"{LABELS[metric]} on {heading(table)}, “{titles[contrast.recipe]}” against “{titles[contrast.baseline]}”: "
+        f"{signed(found.difference, metric)}{known}, {found.verdict}{worse}."
     )
     sentences = [result]
     if family > 1:
@@ -83,9 +85,8 @@ def _statement(results: Results, table: Table, contrast: Contrast, family: int) 
             f"observed differences below {(found.high - found.low) / 2:.{digits}f} could not have been shown."
         )
     if results.spec.margin is not None:
-        sentences.append(
-            f"Margin {results.spec.margin:g}, set beforehand: {found.against_margin(results.spec.margin)}."
-        )
+        said = found.against_margin(results.spec.margin)
+        sentences.append(f"By the margin of {results.spec.margin:g} in the benchmark's file: {said}.")
     return sentences + [f"{text[0].upper()}{text[1:]}." for text in found.caveats]
 
 

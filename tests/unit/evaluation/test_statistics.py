@@ -109,8 +109,8 @@ def test_caveats_say_where_interval_p_and_folds_disagree():
 @pytest.mark.parametrize(
     ("low", "high", "phrase"),
     [
-        (-0.01, 0.012, "equivalent: the whole interval"),
-        (0.002, 0.012, "equivalent: the whole interval"),
+        (-0.01, 0.012, "equivalent, the whole interval"),
+        (0.002, 0.012, "equivalent, the whole interval"),
         (0.002, 0.03, "a difference is shown, but it may be smaller"),
         (0.016, 0.03, "the difference is larger than the margin"),
         (-0.03, -0.016, "the difference is larger than the margin"),
