@@ -1,75 +1,184 @@
-"""How often a benchmark's statistics find a difference where there is none, in simulated benchmarks.
+"""How often a benchmark's statistics find a difference, in simulated benchmarks without and with one.
 
-    python studies/statistics_coverage.py [--json studies/statistics.json]        # two minutes
+    python studies/statistics_coverage.py [--json studies/statistics.json]        # four minutes
     python studies/statistics_coverage.py --quick                                   # ten simulations each: seconds
 
-Two recipes that are equally good on average: cases differ in difficulty (SD 0.05), every training has a luck of its own
-(0.01), and every score has noise (0.02). In the second half of the table each recipe also suits some cases better than
-others (0.03), so that the cases at hand, of many possible ones, favour one by chance. Nominal level 5 %.
+A score is the sum of the recipe's quality, what suits the recipe in this patient, the luck of the training, and noise;
+in some rows also of a labelled subset that both recipes share, or of a fold that suits a recipe. The sizes are near
+those of docs/results/hippocampus. Every column says how often a test at the nominal level of 5 % finds a difference.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from scipy.stats import wilcoxon
+from numpy import ndarray
+from scipy.stats import ttest_ind, wilcoxon
 
-from nnunet_topomae.evaluation import statistics
+from nnunet_topomae.evaluation.nested import Design, estimate
+from nnunet_topomae.evaluation.statistics import LEVEL
 from nnunet_topomae.files import write_json
 
-DESIGNS = [(8, 2), (12, 2), (12, 5), (40, 2), (40, 5), (200, 2), (200, 5)]
-REPETITIONS = 2000
-CASE_SD, SEED_SD, NOISE_SD, SUITS_SD = 0.05, 0.01, 0.02, 0.03
+REPETITIONS = 8000
+NOISE = 0.02
 
 
-def simulate(generator: np.random.Generator, cases: int, seeds: int, suits: float) -> dict[str, np.ndarray]:
-    """Scores of two recipes without a difference."""
-    difficulty = 0.8 + CASE_SD * generator.standard_normal((cases, 1))
-    return {
-        name: difficulty
-        + suits * generator.standard_normal((cases, 1))
-        + SEED_SD * generator.standard_normal((1, seeds))
-        + NOISE_SD * generator.standard_normal((cases, seeds))
-        for name in ("baseline", "recipe")
+@dataclass(frozen=True)
+class Row:
+    """A kind of benchmark; standard deviations are those of Dice.
+
+    Attributes:
+        what: what is special about it.
+        cases: number of cases, over all folds.
+        folds: folds of a cross-validation.
+        seeds: trainings per fold.
+        effect: true difference.
+        luck: SD of the trainings of baseline and recipe.
+        suits: SD of what suits a recipe in a patient.
+        labels: SD of the labelled subset that both recipes share in a fold and seed.
+        scans: scans per patient.
+        fold: SD of what suits a recipe in the training cases of a fold.
+        seed: SD of a luck that all folds of a seed share.
+        told: whether the analysis knows the patients.
+        held_out: every training scores all cases, instead of those of its fold.
+    """
+
+    what: str
+    cases: int
+    folds: int
+    seeds: int
+    effect: float = 0.0
+    luck: tuple[float, float] = (0.012, 0.008)
+    suits: float = 0.01
+    labels: float = 0.0
+    scans: int = 1
+    fold: float = 0.0
+    seed: float = 0.0
+    told: bool = True
+    held_out: bool = False
+
+
+def each_seeds(what: str, cases: int, folds: int, seeds: Sequence[int], **values: Any) -> list[Row]:
+    """One row per number of seeds."""
+    return [Row(what, cases, folds, count, **values) for count in seeds]
+
+
+FEW_LABELS: dict[str, Any] = {"labels": 0.03, "luck": (0.015, 0.015)}
+UNEVEN: dict[str, Any] = {"luck": (0.0184, 0.006)}
+TABLES: dict[str, list[Row]] = {
+    "no difference": [
+        *each_seeds("plain", 10, 5, (2, 5)),
+        *each_seeds("plain", 40, 5, (1, 2, 3, 5)),
+        *each_seeds("plain", 260, 5, (1, 2, 3)),
+        *each_seeds("one fold", 20, 1, (2, 5)),
+        *each_seeds("uneven luck", 40, 5, (2, 5), **UNEVEN),
+        *each_seeds("cases differ more", 40, 5, (2, 5), suits=0.03),
+        *each_seeds("shared labels", 40, 5, (2, 3, 5), **FEW_LABELS),
+        *each_seeds("shared labels", 260, 5, (2, 3), **FEW_LABELS),
+        *each_seeds("two scans a patient", 40, 5, (2, 3, 5), scans=2, suits=0.02),
+        *each_seeds("two scans a patient", 200, 5, (2, 5), scans=2, suits=0.02),
+        *each_seeds("folds suit recipes", 40, 5, (1, 2, 3, 5), fold=0.005),
+        *each_seeds("folds suit recipes", 260, 5, (2, 5), fold=0.005),
+        *each_seeds("held-out cases", 20, 5, (1, 2, 5), held_out=True),
+        *each_seeds("held-out cases", 200, 5, (2, 5), held_out=True),
+        *each_seeds("held-out cases, folds suit recipes", 40, 5, (2, 5), held_out=True, fold=0.005),
+    ],
+    "a difference": [
+        *each_seeds("+1 point", 40, 5, (1, 2, 3, 5), effect=0.01),
+        *each_seeds("+1 point", 260, 5, (2, 3, 5), effect=0.01),
+        *each_seeds("+2 points", 40, 5, (1, 2, 3, 5), effect=0.02),
+        *each_seeds("+2 points, one fold", 20, 1, (2, 5), effect=0.02),
+        *each_seeds("+2 points, uneven luck", 40, 5, (2, 5), effect=0.02, **UNEVEN),
+        *each_seeds("+2 points, shared labels", 40, 5, (2, 3, 5), effect=0.02, **FEW_LABELS),
+        *each_seeds("+2 points, held-out cases", 20, 5, (1, 2, 5), effect=0.02, held_out=True),
+        *each_seeds("+2 points, folds suit recipes", 40, 5, (2, 3), effect=0.02, fold=0.005),
+    ],
+    "no difference, beyond what the analysis covers": [
+        *each_seeds("folds suit recipes twice as much", 40, 5, (2, 3, 5), fold=0.01),
+        *each_seeds("a seed's luck is the same in all folds", 40, 5, (2, 5), seed=0.004),
+        *each_seeds("two scans a patient, not told", 200, 5, (2, 5), scans=2, suits=0.03, told=False),
+    ],
+}
+
+
+def simulate(row: Row, repetitions: int, generator: np.random.Generator) -> ndarray:
+    """Scores (repetition, baseline or recipe, case, training); a column is a seed, or a fold and seed if held out."""
+    draw = generator.standard_normal
+    # Of a fold: its cases, or all of them if held out.
+    size = row.cases if row.held_out else row.cases // row.folds
+    of_patients = draw((repetitions, 2, 1 if row.held_out else row.folds, size // row.scans))
+    luck = np.array(row.luck).reshape(2, 1, 1, 1)
+    scores = NOISE * draw((repetitions, 2, row.folds, size, row.seeds))
+    scores += row.suits * np.repeat(of_patients, row.scans, axis=3)[..., None]
+    scores += luck * draw((repetitions, 2, row.folds, 1, row.seeds))
+    scores += row.labels * draw((repetitions, 1, row.folds, 1, row.seeds))
+    scores += row.fold * draw((repetitions, 2, row.folds, 1, 1))
+    scores += row.seed * draw((repetitions, 2, 1, 1, row.seeds))
+    scores[:, 1] += row.effect
+    if row.held_out:
+        scores = scores.transpose(0, 1, 3, 2, 4)
+        return scores.reshape(repetitions, 2, row.cases, row.folds * row.seeds)
+    return scores.reshape(repetitions, 2, row.cases, row.seeds)
+
+
+def design_of(row: Row) -> Design:
+    """What the analysis is told."""
+    size = row.cases // row.folds
+    patients = [str(case // row.scans) for case in range(row.cases)]
+    if row.held_out:
+        return Design(training_folds=[fold for fold in range(row.folds) for _ in range(row.seeds)])
+    return Design(
+        case_folds=[fold for fold in range(row.folds) for _ in range(size)],
+        patients=patients if row.scans > 1 and row.told else None,
+        paired=row.labels > 0,
+    )
+
+
+def rates(row: Row, repetitions: int) -> dict[str, float | None]:
+    """Share of simulated benchmarks in which each test finds a difference; None where a test does not exist."""
+    tables = simulate(row, repetitions, np.random.default_rng([row.cases, row.folds, row.seeds]))
+    design = design_of(row)
+    found = [estimate(recipe, baseline, design) for baseline, recipe in tables]
+    differences = tables[:, 1] - tables[:, 0]
+    seed_means = tables.mean(axis=2)
+    tests: dict[str, Callable[[], ndarray]] = {
+        "ours": lambda: np.array([one.p for one in found]),
+        "t-test, fold means": lambda: np.array([one.fold_p for one in found]),
+        "Wilcoxon, case means": lambda: wilcoxon(differences.mean(axis=2), axis=1).pvalue,
+        "Wilcoxon, case x seed": lambda: wilcoxon(differences.reshape(repetitions, -1), axis=1).pvalue,
+        "t-test, seed means (the paper's)": lambda: ttest_ind(seed_means[:, 1], seed_means[:, 0], axis=1).pvalue,
     }
-
-
-def rates(cases: int, seeds: int, suits: float, repetitions: int = REPETITIONS) -> dict[str, float]:
-    """Share of simulated benchmarks in which each way finds a difference."""
-    generator = np.random.default_rng([cases, seeds])
-    found = dict.fromkeys(("ours", "Wilcoxon, case means", "Wilcoxon, case x seed", "t-test, seed means"), 0)
-    for _ in range(repetitions):
-        scores = simulate(generator, cases, seeds, suits)
-        comparison = statistics.compare(scores, "baseline", generator)["recipe"]
-        found["ours"] += comparison.shown
-        found["Wilcoxon, case means"] += comparison.p < statistics.LEVEL
-        pooled = wilcoxon((scores["recipe"] - scores["baseline"]).ravel()).pvalue
-        found["Wilcoxon, case x seed"] += pooled < statistics.LEVEL
-        found["t-test, seed means"] += comparison.paper_p < statistics.LEVEL
-    return {name: count / repetitions for name, count in found.items()}
+    absent = {
+        "t-test, fold means": row.folds == 1 or row.held_out,
+        "t-test, seed means (the paper's)": tables.shape[-1] == 1,
+    }
+    return {name: None if absent.get(name) else float((test() < LEVEL).mean()) for name, test in tests.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Simulate, print the table and write it."""
+    """Simulate, print the tables and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few simulations: shows that the command works")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
-    repetitions, statistics.RESAMPLES = (10, 50) if args.quick else (REPETITIONS, 500)
-    table = [
-        {"suits": suits, "cases": cases, "seeds": seeds, **rates(cases, seeds, suits, repetitions)}
-        for suits in (0.0, SUITS_SD)
-        for cases, seeds in DESIGNS
-    ]
-    sys.stdout.write("| " + " | ".join(table[0]) + " |\n|" + "---|" * len(table[0]) + "\n")
-    for row in table:
-        facts = [f"{row['suits']:g}", str(row["cases"]), str(row["seeds"])]
-        cells = [*facts, *(f"{value:.3f}" for value in list(row.values())[3:])]
-        sys.stdout.write("| " + " | ".join(cells) + " |\n")
+    repetitions = 10 if args.quick else REPETITIONS
+    tables = {
+        title: [{**asdict(row), "rates": rates(row, repetitions)} for row in rows] for title, rows in TABLES.items()
+    }
+    for title, rows in tables.items():
+        names = list(rows[0]["rates"])
+        sys.stdout.write(f"\n{title}\n\n| benchmark | cases | folds x seeds | {' | '.join(names)} |\n")
+        sys.stdout.write("|" + "---|" * (3 + len(names)) + "\n")
+        for row in rows:
+            cells = ["–" if value is None else f"{value:.3f}" for value in row["rates"].values()]
+            sys.stdout.write(f"| {row['what']} | {row['cases']} | {row['folds']} x {row['seeds']} | ")
+            sys.stdout.write(" | ".join(cells) + " |\n")
     if args.json:
-        write_json(args.json, {"repetitions": repetitions, "rates": table})
+        write_json(args.json, {"repetitions": repetitions, "noise": NOISE, "tables": tables})
 
 
 if __name__ == "__main__":

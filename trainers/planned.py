@@ -55,7 +55,9 @@ class PlannedTrainer(nnUNetTrainer):
             super().initialize()
         if self.local_rank == 0:
             cost = measure_cost(unwrap(self.network), self.num_input_channels, self.configuration_manager.patch_size)
-            add_facts(Path(self.output_folder), {"parameters": cost.parameters, "macs": float(cost.macs)})
+            steps = self.num_epochs * self.num_iterations_per_epoch
+            work = {"steps": steps, "crops_per_step": self.configuration_manager.batch_size}
+            add_facts(Path(self.output_folder), {"parameters": cost.parameters, "macs": float(cost.macs), **work})
             self.print_to_log_file(f"{self.describe_network(cost)}; seed {self.seed}")
 
     def describe_network(self, cost: Cost) -> str:

@@ -24,6 +24,9 @@ class Entry:
         parameters: of the network.
         macs: multiply-accumulate operations of the network on one crop; None where the training does not say.
         gpu_bytes: largest GPU memory of the training and its pre-training; None without a GPU.
+        steps: of the supervised training; None where it does not say.
+        pretraining_steps: of the pre-training, 0 without one; None where it does not say.
+        total_macs: of the forward passes of all steps, pre-training included; None where a training does not say.
         training: `done.json` of the supervised training.
         pretraining: `done.json` of the pre-training, None without one.
     """
@@ -34,6 +37,9 @@ class Entry:
     parameters: int
     macs: float | None
     gpu_bytes: float | None
+    steps: int | None
+    pretraining_steps: int | None
+    total_macs: float | None
     training: Mapping[str, Any]
     pretraining: Mapping[str, Any] | None
 
@@ -73,9 +79,19 @@ def _read(spec: BenchmarkSpec, job: Job) -> Entry:
         parameters=read["parameters"],
         macs=facts["train"].get("macs"),
         gpu_bytes=max(memory, default=None),
+        steps=facts["train"].get("steps"),
+        pretraining_steps=facts["pretrain"].get("steps") if pretraining else 0,
+        total_macs=_total_macs(list(facts.values())),
         training=JobFolder.of(training, spec).done() or {},
         pretraining=JobFolder.of(pretraining, spec).done() if pretraining else None,
     )
+
+
+def _total_macs(facts: Sequence[Mapping[str, Any]]) -> float | None:
+    """Multiply-accumulate operations of the forward passes of trainings; None where one does not say."""
+    if any({"steps", "crops_per_step", "macs"} - set(found) for found in facts):
+        return None
+    return float(sum(found["steps"] * found["crops_per_step"] * found["macs"] for found in facts))
 
 
 def _score(values: Mapping[str, Any]) -> StructureScore:

@@ -15,14 +15,24 @@ class Cost:
     """Mean cost of a training, its pre-training included, which counts in full for every label fraction.
 
     Attributes:
-        hours: by the clock.
-        cpu_hours: of all processes.
+        hours: by the clock, over all attempts, also those that were killed.
+        pretraining_hours: the part of `hours` that is pre-training.
+        cpu_hours: of all processes, without attempts that were killed.
+        attempts: times that training and pre-training were started.
+        steps: of the supervised training; None where not known.
+        pretraining_steps: of the pre-training; 0 without one, None where not known.
+        total_macs: of the forward passes of all steps; None where not known.
         gpu_bytes: largest GPU memory; None without a GPU.
         peak_process_bytes: memory of the largest process.
     """
 
     hours: float
+    pretraining_hours: float
     cpu_hours: float
+    attempts: float
+    steps: int | None
+    pretraining_steps: int | None
+    total_macs: float | None
     gpu_bytes: float | None
     peak_process_bytes: float
 
@@ -53,6 +63,25 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """Two recipes of a table, compared by one metric.
+
+    Attributes:
+        recipe: name of the recipe.
+        baseline: name of the recipe that it is compared with.
+        metric: name of the metric.
+        primary: whether it is the comparison that the benchmark is made for; the others are exploratory.
+        found: the comparison, corrected together with the other exploratory ones of the report, or the primary ones.
+    """
+
+    recipe: str
+    baseline: str
+    metric: str
+    primary: bool
+    found: Comparison
+
+
+@dataclass(frozen=True)
 class Table:
     """One data set with one share of the labels.
 
@@ -61,10 +90,13 @@ class Table:
         fraction: share of the labels.
         rows: complete recipes by name.
         incomplete: names of the others.
-        comparisons: by metric and recipe, with the baseline.
+        contrasts: all comparisons of its recipes.
         ranks: by metric and recipe, how often it comes first, second, ... in the bootstrap.
         cases: names.
-        values: by metric and recipe, the mean over structures of every case (cases, seeds).
+        patients: number of patients.
+        trainings: of each recipe.
+        values: by metric and recipe, the mean over structures of every case (cases, seeds); for held-out cases (cases,
+            folds x seeds).
         published: the paper's numbers, as in published.json.
     """
 
@@ -72,9 +104,11 @@ class Table:
     fraction: float
     rows: Mapping[str, Row]
     incomplete: Sequence[str]
-    comparisons: Mapping[str, Mapping[str, Comparison]]
+    contrasts: Sequence[Contrast]
     ranks: Mapping[str, Mapping[str, Sequence[float]]]
     cases: Sequence[str]
+    patients: int
+    trainings: int
     values: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
     published: Sequence[Mapping[str, Any]]
 
@@ -83,6 +117,16 @@ class Table:
         """Short name, also of the figures' files."""
         share = "" if self.fraction == 1 else f"_labels{round(100 * self.fraction)}"
         return f"{self.dataset}{share}"
+
+    def compared(self, metric: str, baseline: str) -> dict[str, Comparison]:
+        """Comparisons of recipes with a baseline, by recipe.
+
+        Args:
+            metric: name of the metric.
+            baseline: name of the recipe that the others are compared with.
+        """
+        chosen = [one for one in self.contrasts if (one.metric, one.baseline) == (metric, baseline)]
+        return {one.recipe: one.found for one in chosen}
 
 
 @dataclass(frozen=True)
@@ -145,15 +189,15 @@ class Results:
     def to_json(self) -> dict[str, Any]:
         """The same as strict JSON: NaN is null, folders of this machine are left out."""
         spec = {key: value for key, value in asdict(self.spec).items() if key not in ("out", "raw")}
-        tables = [{**asdict(table), "comparisons": _with_verdicts(table)} for table in self.tables]
+        tables = [{**asdict(table), "contrasts": [_plain(one) for one in table.contrasts]} for table in self.tables]
         plain = {**spec, **asdict(self), "tables": tables, "missing": self.missing}
         del plain["spec"]
         plain["recipes"] = {name: asdict(recipe) for name, recipe in self.recipes.items()}
         return dict(strict_json(plain))
 
 
-def _with_verdicts(table: Table) -> dict[str, Any]:
-    return {
-        metric: {name: {**asdict(c), "shown": c.shown, "verdict": c.verdict} for name, c in compared.items()}
-        for metric, compared in table.comparisons.items()
-    }
+def _plain(contrast: Contrast) -> dict[str, Any]:
+    found = contrast.found
+    said = {"shown": found.shown, "verdict": found.verdict, "caveats": found.caveats}
+    flat = {key: value for key, value in asdict(contrast).items() if key != "found"}
+    return {**flat, **asdict(found), **said}

@@ -9,16 +9,20 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_topomae.benchmark.jobs import Job, Kind
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.store import JobFolder
 from nnunet_topomae.benchmark.work import INTERRUPTED
+from nnunet_topomae.files import read_json, write_json
 from nnunet_topomae.nnunet.process import find_program
 
 # Seconds before the wall time at which SLURM warns a job, which then stops and goes back into the queue.
 WARNING_SECONDS = 120
+# In a job's folder: SLURM's number of its last submission.
+NUMBER = "slurm.json"
 NEEDS_GPU: tuple[Kind, ...] = ("pretrain", "train", "predict")
 
 
@@ -67,7 +71,7 @@ def sbatch_arguments(spec: BenchmarkSpec, job: Job, needs: Sequence[str]) -> lis
     """
     folder = JobFolder.of(job, spec).path
     options: dict[str, object] = {
-        "job-name": f"{spec.name}:{job.name}",
+        "job-name": _slurm_name(spec, job.name),
         "output": str(folder / "slurm.txt"),
         "open-mode": "append",
         "requeue": True,
@@ -82,8 +86,26 @@ def sbatch_arguments(spec: BenchmarkSpec, job: Job, needs: Sequence[str]) -> lis
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
 
 
-def submit(spec: BenchmarkSpec, file: Path, jobs: Sequence[Job], environment: Mapping[str, str]) -> dict[str, str]:
-    """Submit all jobs that are not done.
+@dataclass(frozen=True)
+class Submission:
+    """What became of the jobs that are not done.
+
+    Attributes:
+        submitted: SLURM's number of every job that was submitted, by name.
+        queued: the same of those that wait or run in SLURM since an earlier submission.
+        blocked: names of jobs that run outside of SLURM, and of those that need them.
+    """
+
+    submitted: Mapping[str, str]
+    queued: Mapping[str, str]
+    blocked: Sequence[str]
+
+
+def submit(spec: BenchmarkSpec, file: Path, jobs: Sequence[Job], environment: Mapping[str, str]) -> Submission:
+    """Submit all jobs that are not done and not in SLURM's queue already.
+
+    A job that needs one of those, new or old, waits for it. SLURM cannot wait for a job that it did not start: what
+    needs a job that runs outside of SLURM is not submitted.
 
     Args:
         spec: the benchmark.
@@ -91,20 +113,27 @@ def submit(spec: BenchmarkSpec, file: Path, jobs: Sequence[Job], environment: Ma
         jobs: each after those that it needs.
         environment: variables of sbatch; jobs inherit them.
 
-    Returns:
-        SLURM's number of every job submitted, by name.
-
     Raises:
-        RuntimeError: there is no sbatch, or it refuses a job.
+        RuntimeError: there is no sbatch, or it refuses a job; or squeue does not say what is queued.
     """
     sbatch = find_program("sbatch")
-    numbers: dict[str, str] = {}
+    queued = queued_jobs(spec, jobs, environment)
+    submitted: dict[str, str] = {}
+    blocked: list[str] = []
     for job in jobs:
         folder = JobFolder.of(job, spec)
-        if folder.state() in ("done", "running"):
+        state = folder.state()
+        if state == "done":
+            queued.pop(job.name, None)
+            continue
+        if job.name in queued:
+            continue
+        if state == "running" or any(need.name in blocked for need in job.needs):
+            blocked.append(job.name)
             continue
         folder.path.mkdir(parents=True, exist_ok=True)
-        needs = [numbers[need.name] for need in job.needs if need.name in numbers]
+        known = {**queued, **submitted}
+        needs = [known[need.name] for need in job.needs if need.name in known]
         done = subprocess.run(
             [sbatch, "--parsable", *sbatch_arguments(spec, job, needs)],
             input=batch_script(file, job),
@@ -115,8 +144,37 @@ def submit(spec: BenchmarkSpec, file: Path, jobs: Sequence[Job], environment: Ma
         )
         if done.returncode != 0:
             raise RuntimeError(f"sbatch refuses {job.name}: {done.stderr.strip()}")
-        numbers[job.name] = done.stdout.strip().split(";")[0]
-    return numbers
+        submitted[job.name] = done.stdout.strip().split(";")[0]
+        write_json(folder.path / NUMBER, submitted[job.name])
+    return Submission(submitted, queued, blocked)
+
+
+def queued_jobs(spec: BenchmarkSpec, jobs: Sequence[Job], environment: Mapping[str, str]) -> dict[str, str]:
+    """SLURM's numbers of the jobs that wait or run since an earlier submission, by name.
+
+    Args:
+        spec: the benchmark.
+        jobs: its jobs; one with another fingerprint than at its submission is another job.
+        environment: variables of squeue.
+
+    Raises:
+        RuntimeError: there is no squeue, or it fails.
+    """
+    files = {job.name: JobFolder.of(job, spec).path / NUMBER for job in jobs}
+    numbers = {name: str(read_json(file)) for name, file in files.items() if file.is_file()}
+    if not numbers:
+        return {}
+    where = [f"--clusters={spec.slurm['clusters']}"] if "clusters" in spec.slurm else []
+    asked = [find_program("squeue"), "--me", "--noheader", "--format=%A|%j", *where]
+    found = subprocess.run(asked, capture_output=True, text=True, env=dict(environment), check=False)
+    if found.returncode != 0:
+        raise RuntimeError(f"squeue does not say which jobs are queued: {found.stderr.strip()}")
+    listed = set(found.stdout.split("\n"))
+    return {name: number for name, number in numbers.items() if f"{number}|{_slurm_name(spec, name)}" in listed}
+
+
+def _slurm_name(spec: BenchmarkSpec, name: str) -> str:
+    return f"{spec.name}:{name}"
 
 
 def command_list(spec: BenchmarkSpec, file: Path, jobs: Sequence[Job]) -> str:

@@ -2,12 +2,13 @@
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from nnunet_topomae.benchmark.primary import Primary, read_primary
 from nnunet_topomae.benchmark.recipes import PLANNERS, Recipe, find_recipe
 from nnunet_topomae.config import SECTION, TopoMAEConfig
 from nnunet_topomae.nnunet.folders import nnunet_folder
@@ -23,7 +24,7 @@ class BenchmarkSpec:
         out: folder of everything that is made.
         datasets: ids of data sets in nnUNet_raw.
         recipes: what to compare.
-        baseline: name of the recipe that the others are compared with.
+        baselines: names of the recipes that the others are compared with; the first is the one in figures.
         folds: folds of the data sets' splits.
         seeds: repetitions of every training.
         label_fractions: shares of the labelled training cases to fine-tune on.
@@ -42,13 +43,15 @@ class BenchmarkSpec:
         title: of the report; empty for the name.
         description: a sentence or two below the report's title.
         environment: variables of nnU-Net's commands, such as `nnUNet_n_proc_DA`.
+        primary: the comparison that the benchmark is made for; None makes all comparisons exploratory.
+        margin: the smallest difference of the primary comparison that matters; None without one.
     """
 
     name: str
     out: Path
     datasets: tuple[int, ...]
     recipes: tuple[Recipe, ...]
-    baseline: str
+    baselines: tuple[str, ...]
     folds: tuple[int, ...] = (0, 1, 2, 3, 4)
     seeds: tuple[int, ...] = (0,)
     label_fractions: tuple[float, ...] = (1.0,)
@@ -67,6 +70,13 @@ class BenchmarkSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
     description: str = ""
+    primary: Primary | None = None
+    margin: float | None = None
+
+    @property
+    def baseline(self) -> str:
+        """The first baseline."""
+        return self.baselines[0]
 
     def raw_folder(self) -> Path:
         """nnU-Net's folder of raw data.
@@ -97,6 +107,7 @@ _PLAIN = {
     "embed_images": bool,
     "title": str,
     "description": str,
+    "margin": float,
 }
 
 
@@ -111,10 +122,12 @@ def read_spec(path: Path) -> BenchmarkSpec:
     recipes = _read_recipes(path, read)
     values = _read_values(path, read)
     names = [recipe.name for recipe in recipes]
-    baseline = read.get("baseline", names[0])
-    if baseline not in names:
-        raise ValueError(f"{path}: baseline = {baseline!r} is none of the recipes {', '.join(names)}")
-    spec = BenchmarkSpec(path.stem, _out(path, read), recipes=recipes, baseline=baseline, **values)
+    if "primary" in read:
+        fractions = values.get("label_fractions", BenchmarkSpec.label_fractions)
+        values["primary"] = read_primary(path, read["primary"], names, fractions)
+    default = values["primary"].against if "primary" in values else names[0]
+    baselines = _read_baselines(path, read.get("baseline", default), names)
+    spec = BenchmarkSpec(path.stem, _out(path, read), recipes=recipes, baselines=baselines, **values)
     _check(path, spec)
     return spec
 
@@ -126,7 +139,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         read = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
-    allowed = {*_LISTS, *_TABLES, *_PLAIN, "recipes", "recipe", "baseline", "out", "raw"}
+    allowed = {*_LISTS, *_TABLES, *_PLAIN, "recipes", "recipe", "baseline", "primary", "out", "raw"}
     if unknown := sorted(set(read) - allowed):
         raise ValueError(f"{path}: unknown key {unknown[0]}; allowed are {', '.join(sorted(allowed))}")
     for key in ("datasets", "recipes"):
@@ -205,6 +218,14 @@ def _own_recipe(path: Path, name: str, values: dict[str, Any]) -> Recipe:
     return Recipe(**{"title": name, **values, "name": name, "settings": settings})
 
 
+def _read_baselines(path: Path, value: Any, names: Sequence[str]) -> tuple[str, ...]:
+    """One name or several."""
+    baselines = _read_list(path, "baseline", [value] if isinstance(value, str) else value, str)
+    if unknown := [name for name in baselines if name not in names]:
+        raise ValueError(f"{path}: baseline = {unknown[0]!r} is none of the recipes {', '.join(names)}")
+    return baselines
+
+
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as one with dotted keys."""
     flat: dict[str, Any] = {}
@@ -240,12 +261,25 @@ def _check(path: Path, spec: BenchmarkSpec) -> None:
         raise ValueError(f"{path}: label_fractions = {list(spec.label_fractions)} must be above 0 and at most 1")
     if min(spec.folds) < 0 or min(spec.seeds) < 0:
         raise ValueError(f"{path}: folds and seeds must be at least 0")
+    _check_statistics(path, spec)
     reserved = ("finetuning.seed", "finetuning.label_fraction", "finetuning.label_seed", "pretraining.seed")
     for source in (spec.settings, *(recipe.settings for recipe in spec.recipes)):
         if taken := [key for key in reserved if key in source]:
             raise ValueError(f"{path}: {taken[0]} is set by seeds and label_fractions")
     for recipe in spec.recipes:
         _check_settings(path, {**spec.settings, **recipe.settings})
+
+
+def _check_statistics(path: Path, spec: BenchmarkSpec) -> None:
+    if spec.margin is not None and spec.primary is None:
+        raise ValueError(f"{path}: margin = {spec.margin} belongs to a primary comparison; name one as primary = [...]")
+    if spec.margin is not None and spec.primary is not None:
+        share = spec.primary.metric in ("dice", "nsd")
+        if spec.margin <= 0 or (share and spec.margin >= 1):
+            limits = "above 0 and, for this metric, below 1" if share else "above 0"
+            raise ValueError(f"{path}: margin = {spec.margin} of {spec.primary.metric} must be {limits}")
+    if spec.primary is not None and spec.primary.metric == "betti_error" and not spec.betti:
+        raise ValueError(f"{path}: primary names betti_error, which is measured with betti = true only")
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:

@@ -6,48 +6,28 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from numpy import ndarray
 
 from nnunet_topomae.benchmark.collect import Entry
+from nnunet_topomae.benchmark.contrasts import (
+    COMPARED,
+    case_table,
+    compared_metrics,
+    correct_together,
+    make_contrasts,
+    make_design,
+)
 from nnunet_topomae.benchmark.jobs import Job
-from nnunet_topomae.benchmark.results import Cost, JobRecord, Results, Row, Table
+from nnunet_topomae.benchmark.results import Contrast, Cost, JobRecord, Results, Row, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.store import JobFolder
 from nnunet_topomae.evaluation.metrics import METRICS, StructureScore, summarise
-from nnunet_topomae.evaluation.statistics import Comparison, compare, rank_shares
+from nnunet_topomae.evaluation.statistics import rank_shares
 from nnunet_topomae.nnunet.provenance import describe_machine, describe_versions
 
 COUNTS = ("missed", "spurious")
-# Compared between recipes: value of a structure that is rightly absent, and whether more is better.
-COMPARED = {"dice": (1.0, True), "hd95": (0.0, False), "nsd": (1.0, True)}
 # Listed for every case and structure.
 LISTED = ("dice", "hd95")
 SEED = 20241121
-
-
-def case_table(entries: Sequence[Entry], metric: str) -> tuple[list[str], ndarray]:
-    """Mean over structures of every case and seed.
-
-    A structure that is rightly absent counts as perfect, so that every case has a value for every recipe. Held-out
-    cases are predicted by the model of every fold; their values are means over the folds.
-
-    Args:
-        entries: trainings of one recipe, complete: every fold with every seed.
-        metric: one of `COMPARED`.
-
-    Returns:
-        names of the cases, and the table (cases, seeds).
-    """
-    perfect = COMPARED[metric][0]
-    seeds = sorted({entry.job.seed for entry in entries})
-    values: dict[str, dict[int, list[float]]] = {}
-    for entry in entries:
-        for case, structures in entry.scores.items():
-            found = [getattr(score, metric) for score in structures.values()]
-            of_structures = [perfect if np.isnan(value) else value for value in found]
-            values.setdefault(case, {}).setdefault(entry.job.seed, []).append(float(np.mean(of_structures)))
-    cases = sorted(values)
-    return cases, np.array([[np.mean(values[case][seed]) for seed in seeds] for case in cases])
 
 
 def summarise_recipe(entries: Sequence[Entry]) -> Row:
@@ -113,7 +93,12 @@ def _cost(entries: Sequence[Entry]) -> Cost:
     both = [[done for done in (entry.training, entry.pretraining) if done] for entry in entries]
     return Cost(
         hours=float(np.mean([sum(done["seconds"] for done in parts) for parts in both])) / 3600,
+        pretraining_hours=float(np.mean([(entry.pretraining or {}).get("seconds", 0.0) for entry in entries])) / 3600,
         cpu_hours=float(np.mean([sum(done["cpu_seconds"] for done in parts) for parts in both])) / 3600,
+        attempts=float(np.mean([sum(done.get("attempts", 1) for done in parts) for parts in both])),
+        steps=entries[0].steps,
+        pretraining_steps=entries[0].pretraining_steps,
+        total_macs=entries[0].total_macs,
         gpu_bytes=max((entry.gpu_bytes for entry in entries if entry.gpu_bytes is not None), default=None),
         peak_process_bytes=float(max(done["peak_process_bytes"] for parts in both for done in parts)),
     )
@@ -136,7 +121,7 @@ def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[En
             tables.append(_table(spec, dataset, fraction, chosen, published.get(preset, []) if preset else []))
     return Results(
         spec,
-        tables,
+        correct_together(tables),
         [_job_record(spec, job) for job in jobs],
         published["source"],
         describe_machine(),
@@ -153,33 +138,38 @@ def _job_record(spec: BenchmarkSpec, job: Job) -> JobRecord:
 def _table(
     spec: BenchmarkSpec, dataset: str, fraction: float, entries: Sequence[Entry], published: Sequence[Mapping[str, Any]]
 ) -> Table:
-    """One data set with one share of the labels: all complete recipes, compared with the baseline."""
+    """One data set with one share of the labels: all complete recipes, compared with the baselines."""
     by_recipe: dict[str, list[Entry]] = {}
     for recipe in spec.recipes:
         of_recipe = [entry for entry in entries if entry.job.recipe == recipe.name]
         if len(of_recipe) == len(spec.folds) * len(spec.seeds):
             by_recipe[recipe.name] = of_recipe
     generator = np.random.default_rng(SEED)
-    comparisons: dict[str, Mapping[str, Comparison]] = {}
+    contrasts: list[Contrast] = []
     ranks: dict[str, Mapping[str, Sequence[float]]] = {}
-    cases: list[str] = []
     values: dict[str, Mapping[str, Sequence[Sequence[float]]]] = {}
-    for metric, (_, higher) in COMPARED.items():
-        found = {name: case_table(of_recipe, metric) for name, of_recipe in by_recipe.items()}
-        scores = {name: table for name, (_, table) in found.items()}
-        cases = next((names_of for names_of, _ in found.values()), [])
-        values[metric] = {name: table.tolist() for name, table in scores.items()}
-        if spec.baseline in scores and len(scores) > 1:
-            comparisons[metric] = compare(scores, spec.baseline, generator, higher)
-            ranks[metric] = rank_shares(scores, generator, higher)
+    cases: list[str] = []
+    patients: set[str] = set()
+    for metric in compared_metrics(spec) if by_recipe else ():
+        found = {name: case_table(of_recipe, metric, spec.held_out) for name, of_recipe in by_recipe.items()}
+        first = next(iter(found.values()))
+        design = make_design(spec, first, fraction)
+        cases, patients = first.cases, set(design.patients or ())
+        scores = {name: one.scores for name, one in found.items()}
+        values[metric] = {name: one.tolist() for name, one in scores.items()}
+        contrasts += make_contrasts(spec, metric, scores, design, fraction)
+        if len(scores) > 1:
+            ranks[metric] = rank_shares(scores, generator, COMPARED[metric][1], design)
     return Table(
         dataset=dataset,
         fraction=fraction,
         rows={name: summarise_recipe(of_recipe) for name, of_recipe in by_recipe.items()},
         incomplete=[recipe.name for recipe in spec.recipes if recipe.name not in by_recipe],
-        comparisons=comparisons,
+        contrasts=contrasts,
         ranks=ranks,
         cases=cases,
+        patients=len(patients),
+        trainings=len(spec.folds) * len(spec.seeds),
         values=values,
         published=published,
     )

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from nnunet_topomae.benchmark.store import TOKEN, BusyError, JobFolder, end_orph
 from nnunet_topomae.files import read_json, write_json
 from nnunet_topomae.nnunet.process import die_with_parent, end_session, find_program
 
+ATTEMPTS = "attempts.json"
+# Between two notes of what a running attempt has taken: this much may be missing after kill -9.
+BOOKING_SECONDS = 30.0
 DONE, FAILED, BUSY, WAITING, INTERRUPTED = 0, 1, 75, 76, 77
 
 
@@ -38,6 +42,8 @@ class Worker:
         self.job, self.spec = job, spec
         self.folder = JobFolder.of(job, spec)
         self.commands: list[str] = []
+        self.attempts: list[dict[str, Any]] = []
+        self.start = 0.0
 
     def run(self) -> int:
         """Do the job; returns 0 done, 75 another process is on it, 76 a job that it needs is not done, 77 interrupted.
@@ -71,10 +77,11 @@ class Worker:
         for need in self.job.needs:
             JobFolder.of(need, self.spec).check_outputs()
         write_json(self.folder.path / "job.json", {"name": self.job.name, "parameters": dict(self.job.parameters)})
-        file = self.folder.path / "attempts.json"
-        attempts: list[dict[str, Any]] = read_json(file) if file.is_file() else []
-        start, used = time.time(), _cpu_seconds()
-        attempts.append({"started": start, "host": socket.gethostname()})
+        file = self.folder.path / ATTEMPTS
+        self.attempts = read_json(file) if file.is_file() else []
+        self.attempts.append({"started": time.time(), "host": socket.gethostname()})
+        self.start, used = time.monotonic(), _cpu_seconds()
+        self._book()
         try:
             outputs = STAGES[self.job.kind](Task(self.job, self.spec, self.command))
         except Exception as error:
@@ -82,15 +89,21 @@ class Worker:
                 self.folder.fail({"time": time.time(), "error": str(error)})
             raise
         finally:
-            attempts[-1] |= {"seconds": time.time() - start, "cpu_seconds": _cpu_seconds() - used}
-            write_json(file, attempts)
-        self._finish(outputs, attempts)
+            self.attempts[-1]["cpu_seconds"] = _cpu_seconds() - used
+            self._book()
+        self._finish(outputs)
         return DONE
 
-    def _finish(self, outputs: list[Path], attempts: list[dict[str, Any]]) -> None:
+    def _book(self) -> None:
+        """Write down what the attempt has taken so far, for the case that it is killed."""
+        self.attempts[-1]["seconds"] = time.monotonic() - self.start
+        write_json(self.folder.path / ATTEMPTS, self.attempts)
+
+    def _finish(self, outputs: list[Path]) -> None:
         facts: dict[str, Any] = {
-            key: sum(attempt.get(key, 0.0) for attempt in attempts) for key in ("seconds", "cpu_seconds")
+            key: sum(attempt.get(key, 0.0) for attempt in self.attempts) for key in ("seconds", "cpu_seconds")
         }
+        facts["attempts"] = len(self.attempts)
         facts["peak_process_bytes"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         self.folder.finish(outputs, {**facts, "finished": time.time(), "commands": self.commands})
 
@@ -129,7 +142,10 @@ class Worker:
                 preexec_fn=die_with_parent,
             )
             try:
-                child.wait()
+                while child.poll() is None:
+                    with suppress(subprocess.TimeoutExpired):
+                        child.wait(BOOKING_SECONDS)
+                    self._book()
             finally:
                 end_session(child)
                 end_orphans(self.folder.path)

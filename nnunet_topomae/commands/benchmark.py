@@ -100,8 +100,15 @@ def _plan(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int
 def _submit(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
     from nnunet_topomae.benchmark.slurm import submit
 
-    numbers = submit(spec, args.b, jobs, os.environ)
-    print(f"{len(numbers)} jobs submitted. Watch them with `nnunet-topomae benchmark status -b {args.b}` or squeue.")
+    found = submit(spec, args.b, jobs, os.environ)
+    if found.queued:
+        print(f"{len(found.queued)} jobs are in SLURM's queue from an earlier submission and stay there.")
+    if found.blocked:
+        print(
+            f"{len(found.blocked)} jobs run outside of SLURM or need one that does: {', '.join(found.blocked[:5])}"
+            f"{', ...' if len(found.blocked) > 5 else ''}. Submit again when those have ended."
+        )
+    print(f"{len(found.submitted)} jobs submitted. `nnunet-topomae benchmark status -b {args.b}` or squeue show them.")
     return 0
 
 

@@ -1,23 +1,27 @@
-"""Is one recipe better than another? The tests separate two sources of variation: cases and seeds.
+"""Is one recipe better than another? Comparisons with a baseline, corrected for their number.
 
-The scores of one recipe form a table (cases, seeds). Cases are the same for all recipes and are compared in pairs.
-Seeds are not paired: seed 0 of two recipes has nothing in common but its name. Treating case x seed values as
-independent, or testing the means of a few seeds, finds differences where there are none (docs/benchmark.md has the
-rates).
+The scores of one recipe form a table (cases, trainings). `nnunet_topomae.evaluation.nested` says how sure a difference
+of means is; docs/benchmark.md has the rates at which this finds a difference where there is none, and at which the
+usual tests do.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
-from scipy.stats import norm, rankdata, ttest_ind, wilcoxon
-from scipy.stats import t as student
+from scipy.stats import rankdata, ttest_ind, wilcoxon
 
-Scores = Float[ndarray, "cases _"]
+from nnunet_topomae.evaluation.nested import Design, Scores, estimate
+
 RESAMPLES = 4000
 LEVEL = 0.05
+# Fewer are too few for Student's t; Wilcoxon's test cannot reach 0.05 with fewer either.
+FEWEST_PATIENTS = 6
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -25,18 +29,22 @@ class Comparison:
     """A recipe against a baseline; differences are recipe minus baseline.
 
     Attributes:
-        difference: of the means over cases and seeds.
-        low: lower end of the 95 % interval of the difference, over cases and seeds.
+        difference: of the means over cases and trainings.
+        low: lower end of the 95 % interval of the difference; NaN where it cannot be known.
         high: its upper end.
-        p: Wilcoxon's signed-rank test on the cases' means over seeds, two-sided.
-        adjusted_p: the same after Holm's correction for all recipes that are compared with the baseline.
-        smallest_p: what this number of cases can reach at best; above 0.05 the test cannot show anything.
+        p: of no difference; below 0.05 exactly where the interval excludes 0.
+        adjusted_p: the same after Holm's correction for all comparisons that are made together.
+        fold_p: t-test over the means of the folds, the conservative check; NaN with one fold or held-out cases.
+        detectable: the smallest true difference that would be shown with a probability of 80 %, uncorrected.
+        wilcoxon_p: signed-rank test on the cases' means; takes trainings as given, so it is no evidence for a recipe.
         rank_biserial: effect size of Wilcoxon's test, -1 to 1.
         standardised: mean difference of the cases divided by its standard deviation.
         win_rate: share of cases in which the recipe is better, ties counting half.
         paper_p: the paper's protocol, a t-test between seed means; NaN with a single seed.
         cases: number of cases.
-        seeds: numbers of seeds of recipe and baseline.
+        patients: number of patients.
+        folds: number of folds.
+        seeds: trainings per fold of recipe and baseline.
     """
 
     difference: float
@@ -44,52 +52,103 @@ class Comparison:
     high: float
     p: float
     adjusted_p: float
-    smallest_p: float
+    fold_p: float
+    detectable: float
+    wilcoxon_p: float
     rank_biserial: float
     standardised: float
     win_rate: float
     paper_p: float
     cases: int
+    patients: int
+    folds: int
     seeds: tuple[int, int]
 
     @property
+    def testable(self) -> bool:
+        """Whether there are enough patients, and trainings that repeat."""
+        return self.patients >= FEWEST_PATIENTS and not np.isnan(self.p)
+
+    @property
     def shown(self) -> bool:
-        """Whether a difference is shown: several seeds, the interval excludes 0, and the adjusted test agrees."""
-        return min(self.seeds) > 1 and (self.low > 0 or self.high < 0) and self.adjusted_p < LEVEL
+        """Whether a difference is shown: the corrected p is below 0.05."""
+        return self.testable and self.adjusted_p < LEVEL
 
     @property
     def verdict(self) -> str:
         """One honest phrase."""
-        if self.smallest_p >= LEVEL:
-            return f"too few cases to test ({self.cases}; the smallest possible p is {self.smallest_p:.3g})"
-        if min(self.seeds) == 1:
+        if self.patients < FEWEST_PATIENTS:
+            return f"too few patients to test ({self.patients}, at least {FEWEST_PATIENTS})"
+        if not self.testable:
             return "one training each: may be luck (repeat with other seeds)"
         if not self.shown:
             return "no difference shown"
         return "higher" if self.difference > 0 else "lower"
 
+    @property
+    def caveats(self) -> list[str]:
+        """What the verdict cannot know, and where interval, p and the check over folds do not agree."""
+        if not self.testable:
+            return []
+        found = []
+        if self.folds == 1:
+            found.append("one fold: whether another split would agree is not known")
+        elif min(self.seeds) == 1:
+            found.append(
+                "one training per fold: luck of a training and effect of a fold cannot be told apart, "
+                "so that only the means of the folds are tested"
+            )
+        if self.p < LEVEL <= self.adjusted_p:
+            found.append(
+                "the interval is of this comparison alone; corrected for all comparisons, p is no longer below 0.05"
+            )
+        if self.shown and self.fold_p >= LEVEL:
+            found.append(f"a t-test over the means of the {self.folds} folds alone does not show it")
+        return found
+
+    def against_margin(self, margin: float) -> str:
+        """What the interval says about a difference that would matter.
+
+        Args:
+            margin: the smallest difference that matters, positive.
+
+        Returns:
+            a phrase; equivalence is stated where the whole 95 % interval lies within the margin.
+        """
+        if not self.testable:
+            return "neither a difference nor equivalence can be tested"
+        if -margin < self.low and self.high < margin:
+            return "equivalent, the whole interval lies within the margin"
+        if self.low >= margin or self.high <= -margin:
+            return "the difference is larger than the margin"
+        if self.shown:
+            return "a difference is shown, but it may be smaller than the margin"
+        return "undecided: neither a difference nor equivalence is shown"
+
 
 def compare(
-    scores: Mapping[str, Scores], baseline: str, generator: np.random.Generator, higher_is_better: bool = True
+    scores: Mapping[str, Scores], baseline: str, design: Design | None = None, higher_is_better: bool = True
 ) -> dict[str, Comparison]:
     """Compare every recipe with a baseline.
 
     Args:
-        scores: table (cases, seeds) of every recipe, the same cases in the same order.
+        scores: table (cases, trainings) of every recipe, the same cases in the same order.
         baseline: name of the recipe that the others are compared with.
-        generator: of the bootstrap.
+        design: where the scores come from; by default one fold in which each case is a patient.
         higher_is_better: which way `win_rate` counts.
 
     Returns:
-        A comparison for every recipe except the baseline.
+        A comparison for every recipe except the baseline, corrected for their number.
 
     Raises:
-        ValueError: the baseline is missing, the cases differ in number, or a score is not a number.
+        ValueError: the baseline is missing, a score is not a number, or tables and design do not fit together.
 
     Example:
         >>> generator = np.random.default_rng(0)
-        >>> first = generator.normal(0.80, 0.02, size=(20, 3))  # 20 cases, 3 seeds
-        >>> result = compare({"first": first, "second": first + 0.05}, "first", generator)["second"]
+        >>> folds = [fold for fold in range(5) for _ in range(8)]
+        >>> first = generator.normal(0.80, 0.02, size=(40, 2))  # 40 cases in 5 folds, 2 seeds
+        >>> second = first + 0.05
+        >>> result = compare({"first": first, "second": second}, "first", Design(case_folds=folds))["second"]
         >>> round(result.difference, 3), result.verdict
         (0.05, 'higher')
     """
@@ -101,112 +160,92 @@ def compare(
         if not np.isfinite(table).all():
             raise ValueError(f"{name} has {int((~np.isfinite(table)).sum())} scores that are not numbers")
     others = [name for name in scores if name != baseline]
-    tests = {name: _signed_rank(scores[name], scores[baseline]) for name in others}
-    adjusted = dict(zip(others, holm([tests[name] for name in others]), strict=True))
-    return {
-        name: _compare(scores[name], scores[baseline], tests[name], adjusted[name], generator, higher_is_better)
-        for name in others
-    }
+    return correct(
+        {name: _compare(scores[name], scores[baseline], design or Design(), higher_is_better) for name in others}
+    )
 
 
-def _compare(
-    recipe: Scores, baseline: Scores, p: float, adjusted: float, generator: np.random.Generator, higher: bool
-) -> Comparison:
+def correct(comparisons: Mapping[Key, Comparison]) -> dict[Key, Comparison]:
+    """Correct comparisons that are made together, by Holm's method; those that cannot be tested do not count.
+
+    Args:
+        comparisons: by any key.
+    """
+    tested = [key for key, found in comparisons.items() if found.testable]
+    adjusted = dict(zip(tested, holm([comparisons[key].p for key in tested]), strict=True))
+    return {key: replace(found, adjusted_p=adjusted.get(key, float("nan"))) for key, found in comparisons.items()}
+
+
+def _compare(recipe: Scores, baseline: Scores, design: Design, higher: bool) -> Comparison:
+    found = estimate(recipe, baseline, design)
     differences = recipe.mean(axis=1) - baseline.mean(axis=1)
-    low, high = bootstrap_interval(recipe, baseline, generator)
+    changed = differences[differences != 0]
     spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     gains = differences if higher else -differences
     paper = float("nan")
     if min(recipe.shape[1], baseline.shape[1]) > 1:
         paper = float(ttest_ind(recipe.mean(axis=0), baseline.mean(axis=0)).pvalue)
+    low, high = found.interval(LEVEL)
     return Comparison(
-        difference=float(differences.mean()),
+        difference=found.difference,
         low=low,
         high=high,
-        p=p,
-        adjusted_p=adjusted,
-        smallest_p=min(1.0, 2.0 * 0.5 ** len(differences)),
+        p=found.p,
+        adjusted_p=float("nan"),
+        fold_p=found.fold_p,
+        detectable=found.detectable(LEVEL),
+        wilcoxon_p=float(wilcoxon(changed).pvalue) if changed.size else 1.0,
         rank_biserial=rank_biserial(differences),
         standardised=float(differences.mean()) / spread if spread else float("nan"),
         win_rate=float(((gains > 0) + 0.5 * (gains == 0)).mean()),
         paper_p=paper,
         cases=len(differences),
-        seeds=(recipe.shape[1], baseline.shape[1]),
+        patients=found.patients,
+        folds=found.folds,
+        seeds=found.seeds,
     )
 
 
-def bootstrap_interval(
-    recipe: Scores, baseline: Scores, generator: np.random.Generator, level: float = LEVEL
-) -> tuple[float, float]:
-    """Interval of the difference of means, over cases and seeds at once (crossed bootstrap).
-
-    Each resample draws cases, the same for both recipes, and seeds, separately for each recipe. From n it draws n - 1
-    with replacement, which makes the variance of a mean unbiased for any n (Rao and Wu 1988). A few seeds tell little
-    about their own spread. The interval is therefore widened by the ratio of the quantiles of Student's t and the
-    normal distribution, with the degrees of freedom of Satterthwaite 1946. A single seed cannot be resampled: the
-    interval then holds for these trainings alone.
-
-    Args:
-        recipe: scores (cases, seeds).
-        baseline: scores of the same cases; the number of seeds may differ.
-        generator: source of randomness.
-        level: share outside the interval, 0.05 for a 95 % interval.
-
-    Returns:
-        Lower and upper end of the interval.
-
-    Example:
-        >>> scores = np.random.default_rng(0).normal(0.8, 0.02, size=(20, 3))
-        >>> low, high = bootstrap_interval(scores + 0.1, scores, np.random.default_rng(1))
-        >>> low < 0.1 < high
-        True
-    """
-    of_cases = _weights(recipe.shape[0], generator)
-    means = [
-        np.einsum("bc,cs,bs->b", of_cases, table, _weights(table.shape[1], generator), optimize=True)
-        for table in (recipe, baseline)
-    ]
-    quantiles = np.quantile(means[0] - means[1], (level / 2, 1 - level / 2))
-    centre = float(recipe.mean() - baseline.mean())
-    freedom = _degrees_of_freedom(recipe, baseline)
-    low, high = centre + (quantiles - centre) * student.ppf(1 - level / 2, freedom) / norm.ppf(1 - level / 2)
-    return float(low), float(high)
-
-
-def _degrees_of_freedom(recipe: Scores, baseline: Scores) -> float:
-    """Satterthwaite's, for the variance of the difference of means over cases and over the seeds of both."""
-    samples = [recipe.mean(axis=1) - baseline.mean(axis=1), recipe.mean(axis=0), baseline.mean(axis=0)]
-    parts = [(sample.var(ddof=1) / sample.size, sample.size - 1) for sample in samples if sample.size > 1]
-    weight = sum(variance**2 / freedom for variance, freedom in parts)
-    return float(sum(variance for variance, _ in parts) ** 2 / weight) if weight > 0 else float("inf")
-
-
 def rank_shares(
-    scores: Mapping[str, Scores], generator: np.random.Generator, higher_is_better: bool = True
+    scores: Mapping[str, Scores],
+    generator: np.random.Generator,
+    higher_is_better: bool = True,
+    design: Design | None = None,
 ) -> dict[str, list[float]]:
-    """How often each recipe comes first, second, ... when cases and seeds are resampled.
+    """How often each recipe comes first, second, ... when patients and trainings are resampled within their folds.
+
+    Each resample draws patients, the same for all recipes, and trainings, separately for each recipe unless they are
+    paired. From n it draws n - 1 with replacement, which makes the variance of a mean unbiased for any n (Rao and Wu
+    1988). A single training per fold cannot be resampled.
 
     Args:
-        scores: table (cases, seeds) of every recipe, the same cases in the same order.
+        scores: table (cases, trainings) of every recipe, the same cases in the same order.
         generator: source of randomness.
         higher_is_better: whether the highest mean comes first.
+        design: where the scores come from; by default one fold in which each case is a patient.
 
     Returns:
         For every recipe the share of resamples in which it has rank 1, 2, ...; ties share their ranks' mean, rounded
         down.
     """
-    of_cases = _weights(next(iter(scores.values())).shape[0], generator)
-    means = np.stack(
-        [
-            np.einsum("bc,cs,bs->b", of_cases, table, _weights(table.shape[1], generator), optimize=True)
-            for table in scores.values()
-        ],
-        axis=1,
-    )
+    design = design or Design()
+    total = len(next(iter(scores.values())))
+    case_folds = np.zeros(total) if design.case_folds is None else np.asarray(design.case_folds)
+    means = np.zeros((RESAMPLES, len(scores)))
+    for fold in np.unique(case_folds):
+        block = np.flatnonzero(case_folds == fold)
+        patients = block if design.patients is None else np.asarray(design.patients)[block]
+        of_cases = _weights(patients, generator)
+        shared: dict[int, Float[ndarray, "resamples count"]] = {}
+        for place, table in enumerate(scores.values()):
+            trainings = table.shape[1]
+            if not design.paired or trainings not in shared:
+                shared[trainings] = _weights(np.arange(trainings), generator)
+            mean = np.einsum("bc,cs,bs->b", of_cases, table[block], shared[trainings], optimize=True)
+            means[:, place] += len(block) / total * mean
     ranks = np.floor(rankdata(-means if higher_is_better else means, axis=1)).astype(int)
-    count = len(scores)
     return {
-        name: [float((ranks[:, index] == rank).mean()) for rank in range(1, count + 1)]
+        name: [float((ranks[:, index] == rank).mean()) for rank in range(1, len(scores) + 1)]
         for index, name in enumerate(scores)
     }
 
@@ -253,15 +292,11 @@ def rank_biserial(differences: Float[ndarray, " n"]) -> float:
     return float((ranks[changed > 0].sum() - ranks[changed < 0].sum()) / ranks.sum())
 
 
-def _signed_rank(recipe: Scores, baseline: Scores) -> float:
-    differences = recipe.mean(axis=1) - baseline.mean(axis=1)
-    changed = differences[differences != 0]
-    return float(wilcoxon(changed).pvalue) if changed.size else 1.0
-
-
-def _weights(count: int, generator: np.random.Generator) -> Float[ndarray, "resamples count"]:
-    """Weights of `count` things in every resample; they sum to 1."""
+def _weights(labels: ndarray, generator: np.random.Generator) -> Float[ndarray, "resamples count"]:
+    """Weights of things in every resample, which draws their labels; they sum to 1."""
+    codes = np.unique(labels, return_inverse=True)[1]
+    count = int(codes.max()) + 1
     if count == 1:
-        return np.ones((RESAMPLES, 1))
-    draws = count - 1
-    return generator.multinomial(draws, np.full(count, 1.0 / count), size=RESAMPLES) / draws
+        return np.full((RESAMPLES, len(codes)), 1.0 / len(codes))
+    draws = generator.multinomial(count - 1, np.full(count, 1.0 / count), size=RESAMPLES)[:, codes]
+    return np.asarray(draws / draws.sum(axis=1, keepdims=True))

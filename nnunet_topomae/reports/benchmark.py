@@ -20,8 +20,6 @@ from nnunet_topomae.reports.benchmark_plots import (
 )
 from nnunet_topomae.reports.case_files import CaseFiles, RankedCase, find_case_files
 from nnunet_topomae.reports.formats import (
-    DIGITS,
-    LABELS,
     beside_published,
     latex,
     markdown,
@@ -31,6 +29,17 @@ from nnunet_topomae.reports.formats import (
 from nnunet_topomae.reports.overlays import case_picture
 from nnunet_topomae.reports.page import Picture, render
 from nnunet_topomae.reports.plots import data_uri, draw
+from nnunet_topomae.reports.statements import (
+    DIGITS,
+    LABELS,
+    caveats,
+    exploratory_contrasts,
+    extent,
+    heading,
+    interval,
+    primary_statements,
+    signed,
+)
 from nnunet_topomae.reports.training_panels import make_training_panels
 from nnunet_topomae.reports.viewer import read_niivue, write_viewer
 
@@ -78,6 +87,9 @@ def write_benchmark_report(
         overlays={key: _overlays(cases, results.titles) for key, cases in shown.items()},
         viewers={key: [(text, path.name) for text, path in pages] for key, pages in viewers.items()},
         results=results,
+        primary=primary_statements(results),
+        exploratory=exploratory_contrasts,
+        statements={"caveats": caveats, "extent": extent, "heading": heading, "interval": interval, "signed": signed},
         labels=LABELS,
         digits=DIGITS,
         pictures=pictures,
@@ -143,14 +155,16 @@ def _figures(results: Results, table: Table) -> Iterator[tuple[str, Any, str, st
     titles, key = results.titles, table.key
     if not table.rows:
         return
-    if "dice" in table.comparisons:
-        compared = {titles[name]: found for name, found in table.comparisons["dice"].items()}
-        baseline = titles[results.spec.baseline]
+    for metric in ("dice", "betti_error"):
+        compared = {titles[name]: found for name, found in table.compared(metric, results.spec.baseline).items()}
+        if not compared:
+            continue
+        baseline, label = titles[results.spec.baseline], f"mean {LABELS[metric]}"
         yield (
-            f"{key}_differences",
-            difference_figure(compared, "mean Dice", baseline),
-            f"Differences of mean Dice to {baseline} with 95 % intervals",
-            "Dark where a difference is shown: several seeds, the interval excludes 0 and Holm's test agrees.",
+            f"{key}_differences" if metric == "dice" else f"{key}_{metric}_differences",
+            difference_figure(compared, label, baseline),
+            f"Differences of {label} to {baseline} with 95 % intervals",
+            "Dark where a difference is shown: p, corrected for all comparisons that are made together, is below 0.05.",
         )
     yield (
         f"{key}_cases",

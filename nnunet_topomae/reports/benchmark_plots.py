@@ -26,6 +26,9 @@ def difference_figure(comparisons: Mapping[str, Comparison], metric: str, baseli
     titles = list(comparisons)[::-1]
     for place, found in enumerate(comparisons[title] for title in titles):
         colour = INK if found.shown else GREY
+        if np.isnan(found.low):  # not known: one training each
+            axis.plot([found.difference], [place], "o", mfc="none", color=GREY, ms=6)
+            continue
         axis.plot([found.low, found.high], [place, place], color=colour, lw=2.5, solid_capstyle="round")
         axis.plot([found.difference], [place], "o", color=colour, ms=6)
     axis.set_yticks(range(len(comparisons)), titles, fontsize=9)

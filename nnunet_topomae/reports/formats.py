@@ -9,10 +9,18 @@ from typing import Any
 from nnunet_topomae.benchmark.collect import Entry
 from nnunet_topomae.benchmark.results import Results, Table
 from nnunet_topomae.evaluation.metrics import METRICS
-from nnunet_topomae.reports.page import Picture, format_number
-
-DIGITS = {"dice": 4, "hd95": 2, "nsd": 4}
-LABELS = {"dice": "Dice", "hd95": "HD95 mm", "nsd": "NSD"}
+from nnunet_topomae.reports.page import Picture, format_number, format_p
+from nnunet_topomae.reports.statements import (
+    DIGITS,
+    LABELS,
+    caveats,
+    exploratory_contrasts,
+    extent,
+    heading,
+    interval,
+    primary_statements,
+    signed,
+)
 
 
 def markdown(results: Results, pictures: Mapping[str, Sequence[tuple[str, Picture]]]) -> str:
@@ -25,35 +33,31 @@ def markdown(results: Results, pictures: Mapping[str, Sequence[tuple[str, Pictur
     titles = results.titles
     lines = [f"# Benchmark {results.spec.name}", ""]
     lines += [
-        f"{_count(results.spec.folds, 'fold')}, {_count(results.spec.seeds, 'seed')}, {results.spec.configuration}, "
-        f"{results.spec.device}; {results.machine['processor']}, {results.machine['cores']} cores.",
+        f"{results.spec.configuration}, {results.spec.device}; {results.machine['processor']}, "
+        f"{results.machine['cores']} cores.",
         "",
     ]
     if results.missing:
         lines += [f"**Not complete: {len(results.missing)} jobs are missing.**", ""]
+    lines += ["## Primary comparison", ""]
+    for sentences in primary_statements(results):
+        lines += [" ".join([f"**{sentences[0]}**", *sentences[1:]]), ""]
     for table in results.tables:
-        lines += [f"## {_heading(table)}", "", *_score_rows(table, titles), ""]
+        lines += [f"## {heading(table)}", "", f"{extent(results, table)}.", "", *_score_rows(table, titles), ""]
         lines += [*_beside_rows(results, table, titles), *_structure_rows(table, titles)]
-        lines += _comparison_rows(table, titles, results.spec.baseline)
+        lines += [*_cost_rows(table, titles), *_comparison_rows(table, titles)]
         for name, picture in pictures.get(table.key, ()):
             lines += [f"![{picture.alt}]({name})", "", picture.caption, ""]
     lines += ["## Versions", "", ", ".join(f"{name} {value}" for name, value in results.versions.items()), ""]
     return "\n".join(lines)
 
 
-def _count(items: Sequence[Any], name: str) -> str:
-    return f"{len(items)} {name}{'s' if len(items) > 1 else ''}"
-
-
-def _heading(table: Table) -> str:
-    share = "" if table.fraction == 1 else f", {100 * table.fraction:g} % of the labels"
-    return f"{table.dataset}{share}"
-
-
 def _score_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
+    betti = "betti_error" in table.values
     rows = [
-        "| recipe | Dice | SD over seeds | HD95 mm | NSD | missed | parameters | hours |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| recipe | Dice | SD over seeds | HD95 mm | NSD | {'Betti error | ' if betti else ''}missed | parameters "
+        "| hours |",
+        "|---" * (8 + betti) + "|",
     ]
     for name, row in table.rows.items():
         mean, spread = row.mean, row.seed_sd
@@ -63,12 +67,38 @@ def _score_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
             format_number(spread["dice"], 4),
             format_number(mean["hd95"], 2),
             format_number(mean["nsd"], 4),
+            *([format_number(mean["betti_error"], 2)] if betti else []),
             format_number(mean["missed"], 1),
             f"{row.parameters / 1e6:.1f} M",
             f"{row.cost.hours:.2f}",
         ]
         rows.append("| " + " | ".join(cells) + " |")
     return rows
+
+
+def _cost_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
+    if not table.rows:
+        return []
+    lines = [
+        "Cost of one training with its pre-training, killed attempts included; multiply-adds of forward passes:",
+        "",
+        "| recipe | steps, pre-training | steps, supervised | MACs of a crop | MACs in all | hours "
+        "| of it pre-training | attempts |",
+        "|---" * 8 + "|",
+    ]
+    for name, row in table.rows.items():
+        cost = row.cost
+        cells = [
+            titles[name],
+            *("–" if steps is None else str(steps) for steps in (cost.pretraining_steps, cost.steps)),
+            "–" if row.macs is None else f"{row.macs / 1e9:.1f} G",
+            "–" if cost.total_macs is None else f"{cost.total_macs / 1e15:.3f} P",
+            f"{cost.hours:.2f}",
+            f"{cost.pretraining_hours:.2f}",
+            f"{cost.attempts:.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def beside_published(results: Results, table: Table) -> list[dict[str, Any]]:
@@ -80,7 +110,7 @@ def beside_published(results: Results, table: Table) -> list[dict[str, Any]]:
 
     Returns:
         rows with `system`, `recipe`, `published` and `ours`; the last two hold Dice in percent and HD95, or are None.
-        `published` may also hold a `note` on its Dice.
+        Our HD95 is that of the paper's protocol, in voxels. `published` may also hold a `note` on its Dice.
     """
     if not table.published:
         return []
@@ -103,7 +133,7 @@ def _percent(table: Table, recipe: str | None) -> dict[str, Any] | None:
     if recipe is None:
         return None
     mean = table.rows[recipe].mean
-    return {"dice": 100 * mean["dice"], "hd95": mean["hd95"]}
+    return {"dice": 100 * mean["dice"], "hd95": mean["paper_hd95"]}
 
 
 def _beside_rows(results: Results, table: Table, titles: Mapping[str, str]) -> list[str]:
@@ -111,9 +141,9 @@ def _beside_rows(results: Results, table: Table, titles: Mapping[str, str]) -> l
     if not found:
         return []
     lines = [
-        "Compared with the paper (other splits, hardware and budgets):",
+        "Compared with the paper (other splits, hardware and budgets; HD95 by the paper's protocol):",
         "",
-        "| published system | recipe | Dice %, published | Dice %, ours | HD95, published | HD95 mm, ours |",
+        "| published system | recipe | Dice %, published | Dice %, ours | HD95, published | HD95 in voxels, ours |",
         "|---|---|---|---|---|---|",
     ]
     for row in found:
@@ -142,51 +172,55 @@ def _structure_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
     return [*lines, ""]
 
 
-def _comparison_rows(table: Table, titles: Mapping[str, str], baseline: str) -> list[str]:
+def _comparison_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
     lines: list[str] = []
-    for metric, found in table.comparisons.items():
+    for metric, baseline, contrasts in exploratory_contrasts(table):
         lines += [
-            f"{LABELS[metric]}, difference to {titles[baseline]}:",
+            f"{LABELS[metric]}, difference to {titles[baseline]} (exploratory):",
             "",
-            "| recipe | difference | 95 % interval | p (Holm) | effect | wins | paper's t-test p | verdict |",
-            "|---|---|---|---|---|---|---|---|",
+            "| recipe | difference | 95 % interval | p | p (Holm) | p, fold means | detectable | wins "
+            "| paper's t-test p | verdict |",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
-        for name, c in found.items():
+        for one in contrasts:
+            found = one.found
             cells = [
-                titles[name],
-                f"{c.difference:+.{DIGITS[metric]}f}",
-                f"{c.low:+.{DIGITS[metric]}f} to {c.high:+.{DIGITS[metric]}f}",
-                f"{c.adjusted_p:.3g}",
-                f"{c.rank_biserial:+.2f}",
-                f"{100 * c.win_rate:.0f} %",
-                "–" if math.isnan(c.paper_p) else f"{c.paper_p:.3g}",
-                c.verdict,
+                titles[one.recipe],
+                signed(found.difference, metric),
+                interval(found, metric),
+                *(format_p(p) for p in (found.p, found.adjusted_p, found.fold_p)),
+                format_number(found.detectable, DIGITS[metric]),
+                f"{100 * found.win_rate:.0f} %",
+                format_p(found.paper_p),
+                found.verdict,
             ]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
-    return lines
+    notes = [f"- {text}" for text in caveats(table)]
+    return [*lines, *notes, *([""] if notes else [])]
 
 
 def latex(results: Results) -> str:
-    """Tables of Dice by structure, in the paper's layout."""
+    """Tables of Dice by structure, in the paper's layout; next to its rows, HD95 is that of its protocol, in voxels."""
     titles = results.titles
     parts = []
     for table in results.tables:
         if not table.rows:
             continue
         structures = list(next(iter(table.rows.values())).structures)
+        metric, unit = ("paper_hd95", "voxels") if table.published else ("hd95", "mm")
         lines = [
-            f"% {_escape(_heading(table))}",
+            f"% {_escape(heading(table))}",
             "\\begin{tabular}{l" + "r" * (len(structures) + 2) + "}",
             "\\hline",
-            " & ".join(["Method", "Dice (\\%)", "HD95 (mm)", *map(_escape, structures)]) + " \\\\",
+            " & ".join(["Method", "Dice (\\%)", f"HD95 ({unit})", *map(_escape, structures)]) + " \\\\",
             "\\hline",
         ]
         best = max(row.mean["dice"] for row in table.rows.values())
         for name, row in table.rows.items():
             dice = format_number(100 * row.mean["dice"], 2)
             cells = [_escape(titles[name]), f"\\textbf{{{dice}}}" if row.mean["dice"] == best else dice]
-            cells.append(format_number(row.mean["hd95"], 2))
+            cells.append(format_number(row.mean[metric], 2))
             values = [row.structures[structure]["dice"] for structure in structures]
             cells += [format_number(100 * value, 2) for value in values]
             lines.append(" & ".join(cells) + " \\\\")

@@ -46,7 +46,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """What a training says about itself in a fold's ``training.json``; empty where there is none.
 
     Keys, each absent where it is not known: ``parameters`` of the network, ``macs`` (multiply-accumulate operations of
-    a forward pass of one crop), ``peak_gpu_bytes`` (the largest allocation of torch).
+    a forward pass of one crop), ``steps`` and ``crops_per_step`` of the whole training, ``peak_gpu_bytes`` (the largest
+    allocation of torch).
     """
     file = folder / FACTS_FILE
     return dict(read_json(file)) if file.is_file() else {}

@@ -19,8 +19,8 @@ from nnunet_topomae.training.record import add_facts
 TERMS = ("total", "mse_vit", "topo_vit", "spa_vit", "mse_partner", "topo_partner", "spa_partner")
 TERMS += ("spa_consis", "rec_consis")
 FACTS = {
-    "pretrain": {"parameters": 7, "macs": 9e9, "peak_gpu_bytes": 3e9},
-    "train": {"parameters": 1_500_000, "macs": 2.5e9, "peak_gpu_bytes": 2e9},
+    "pretrain": {"parameters": 7, "macs": 9e9, "steps": 100, "crops_per_step": 2, "peak_gpu_bytes": 3e9},
+    "train": {"parameters": 1_500_000, "macs": 2.5e9, "steps": 40, "crops_per_step": 3, "peak_gpu_bytes": 2e9},
 }
 
 

@@ -90,8 +90,8 @@ def test_tables_hold_the_numbers(page):
     # Eight jobs of 18 seconds.
     assert "2.4 min of work, 2 held-out cases" in text
     assert "It is no evidence for or against pre-training." in text
-    assert "fusion 1.5 M 2.5 G 0.01 0.02 1.0 GB 3.0 GB" in text
-    assert "from scratch 1.5 M 2.5 G 0.01 0.01 1.0 GB 2.0 GB" in text
+    assert "fusion 1.50 100 40 2.5 0.002 0.01 0.01 2.0 0.02 1.0 3.0" in text
+    assert "from scratch 1.50 0 40 2.5 0.000 0.01 0.00 1.0 0.01 1.0 2.0" in text
 
 
 def test_commands_are_escaped_and_name_no_folder(page, finished_demo):
@@ -111,7 +111,10 @@ def test_results_are_strict_json(report, finished_demo):
     assert scratch["mean"]["dice"] == pytest.approx(0.75)
     assert (fusion["mean"]["dice"], fusion["mean"]["hd95"], fusion["mean"]["missed"]) == (1.0, 0.0, 0.0)
     assert fusion["by_case"]["phantom_test_000"]["ring"] == {"dice": 1.0, "hd95": 0.0}
-    assert table["comparisons"]["dice"]["full"]["verdict"].startswith("too few cases to test (2;")
+    dice = next(one for one in table["contrasts"] if one["metric"] == "dice")
+    assert (dice["recipe"], dice["baseline"], dice["primary"]) == ("full", "unetrpp", False)
+    assert dice["verdict"] == "too few patients to test (2, at least 6)"
+    assert (table["patients"], table["trainings"]) == (2, 1)
     assert [job["seconds"] for job in read["jobs"]] == 8 * [18.0]
     assert read["settings"]["finetuning.epochs"] == 15
     assert {"torch", "nnunet-topomae"} <= set(read["versions"]) and read["machine"]["processor"]

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from nnunet_topomae.benchmark.jobs import make_jobs
+from nnunet_topomae.benchmark.primary import Primary
 from nnunet_topomae.benchmark.spec import read_spec
 from nnunet_topomae.config import TopoMAEConfig
 
@@ -101,6 +102,18 @@ def test_the_file_may_name_the_raw_data(raw, tmp_path, monkeypatch):
         ("settings = {patch_sizes = [16, 16, 16]}", r"b\.toml: .*patch_sizes"),
         ("recipes = ['mine']\n[recipe.mine]\nbase = 'full'\nsettings.topology.weigth = 1", r"topology\.weigth"),
         ("environment = {nnUNet_n_proc_DA = 2}", r"environment\.nnUNet_n_proc_DA = 2 must be of type str"),
+        ("baseline = ['unetrpp', 'nnunet']", "baseline = 'nnunet' is none of the recipes"),
+        ("baseline = []", "must be a list of at least one value"),
+        ("primary = 'unetrpp'", "primary = 'unetrpp' must be"),
+        ("primary = ['unetrpp', 'unetrpp', 'dice']", "with itself"),
+        ("primary = ['unetrpp', 'nnunet', 'dice']", "names 'nnunet', which is none"),
+        ("recipes = ['unetrpp', 'nnunet']\nprimary = ['unetrpp', 'nnunet', 'dise']", "metric 'dise'; there are dice"),
+        ("recipes = ['unetrpp', 'nnunet']\nprimary = ['unetrpp', 'nnunet', 'dice', 0.1]", "share of 0.1 of the labels"),
+        ("recipes = ['unetrpp', 'nnunet']\nprimary = ['unetrpp', 'nnunet', 'dice', true]", "must be"),
+        ("recipes = ['unetrpp', 'nnunet']\nprimary = ['unetrpp', 'nnunet', 'betti_error']", "betti = true only"),
+        ("recipes = ['unetrpp', 'nnunet']\nprimary = ['unetrpp', 'nnunet', 'dice']\nmargin = 1.5", "below 1"),
+        ("recipes = ['unetrpp', 'nnunet']\nprimary = ['unetrpp', 'nnunet', 'hd95']\nmargin = 0", "above 0"),
+        ("margin = 0.02", "belongs to a primary comparison"),
         ("tolerance = 'x'", "must be of type float"),
         ("recipes = ['mine']\n[recipe.mine]\nbase = 'full'\ntypo = 1", "unknown key recipe.mine.typo"),
         ("recipes = ['mine']\n[recipe.mine]\ntitle = 'x'", "needs a trainer, or a base"),
@@ -116,6 +129,21 @@ def test_mistakes_in_the_file_are_named(tmp_path, change, message):
     file.write_text("\n".join([*lines.values(), change]))
     with pytest.raises(ValueError, match=message):
         read_spec(file)
+
+
+def test_the_primary_comparison_is_read_and_names_the_default_baseline(tmp_path):
+    file = tmp_path / "b.toml"
+    head = "datasets = [1]\nrecipes = ['full', 'unetrpp', 'fusion-scratch']\nlabel_fractions = [1.0, 0.1]\n"
+    file.write_text(head + "primary = ['full', 'fusion-scratch', 'dice', 0.1]\nmargin = 0.015\n")
+    spec = read_spec(file)
+    assert (spec.primary, spec.margin) == (Primary("full", "fusion-scratch", "dice", 0.1), 0.015)
+    assert spec.baselines == ("fusion-scratch",)
+    file.write_text(head + "primary = ['full', 'fusion-scratch', 'hd95']\nbaseline = ['unetrpp', 'full']\nmargin = 2\n")
+    spec = read_spec(file)
+    assert spec.primary == Primary("full", "fusion-scratch", "hd95", 1.0)
+    assert (spec.baselines, spec.baseline, spec.margin) == (("unetrpp", "full"), "unetrpp", 2.0)
+    file.write_text(head)
+    assert (read_spec(file).baselines, read_spec(file).primary) == (("full",), None)
 
 
 def test_own_recipes(tmp_path):

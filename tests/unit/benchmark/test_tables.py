@@ -1,16 +1,28 @@
 """From scores to tables: means over cases, folds and seeds, and what is not known."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nnunet_topomae.benchmark.collect import Entry, collect
+from nnunet_topomae.benchmark.contrasts import (
+    case_table,
+    compared_metrics,
+    correct_together,
+    make_contrasts,
+    make_design,
+)
 from nnunet_topomae.benchmark.jobs import Job, make_jobs
-from nnunet_topomae.benchmark.spec import read_spec
+from nnunet_topomae.benchmark.primary import METRICS, Primary
+from nnunet_topomae.benchmark.results import Table
+from nnunet_topomae.benchmark.spec import BenchmarkSpec, read_spec
 from nnunet_topomae.benchmark.store import JobFolder
-from nnunet_topomae.benchmark.tables import build_results, case_table, summarise_recipe
+from nnunet_topomae.benchmark.tables import build_results, summarise_recipe
 from nnunet_topomae.evaluation.metrics import StructureScore
+from nnunet_topomae.evaluation.nested import Design
+from nnunet_topomae.evaluation.statistics import holm
 from nnunet_topomae.reports.formats import scores_csv
 
 NAN = float("nan")
@@ -22,7 +34,7 @@ def entry(fold, seed, scores, gpu_bytes=None):
     typed = {
         case: {name: StructureScore(dice, hd95) for name, (dice, hd95) in of.items()} for case, of in scores.items()
     }
-    return Entry(job, job, typed, 12, None, gpu_bytes, COST, None)
+    return Entry(job, job, typed, 12, None, gpu_bytes, None, 0, None, COST, None)
 
 
 @pytest.fixture
@@ -36,12 +48,70 @@ def entries():
     ]
 
 
-def test_a_case_is_averaged_over_structures_and_folds(entries):
-    cases, table = case_table(entries, "dice")
-    assert cases == ["a", "b"]
-    # Rows are cases, columns are seeds; what is rightly absent counts as perfect.
-    np.testing.assert_allclose(table, [[(0.6 + 1) / 2, (0.7 + 1) / 2], [(0.7 + 1) / 2, (0.8 + 1) / 2]])
-    np.testing.assert_allclose(case_table(entries, "hd95")[1], [[1.0, 1.0], [2.0, 2.0]])
+def test_held_out_cases_have_a_column_per_training(entries):
+    found = case_table(entries, "dice", held_out=True)
+    assert found.cases == ["a", "b"] and found.folds == [0, 0, 1, 1]
+    # Columns are folds x seeds; what is rightly absent counts as perfect.
+    np.testing.assert_allclose(found.scores, [[0.75, 0.8, 0.85, 0.9], [0.8, 0.85, 0.9, 0.95]])
+    np.testing.assert_allclose(case_table(entries, "hd95", held_out=True).scores, [[1.0] * 4, [2.0] * 4])
+
+
+def test_in_cross_validation_a_case_belongs_to_a_fold():
+    """A case that two folds validate has two rows."""
+    parts = [
+        entry(fold, seed, {case: {"x": (fold + seed / 10, 1.0)} for case in of})
+        for fold, of in ((0, "ca"), (1, "bc"))
+        for seed in (0, 1)
+    ]
+    found = case_table(parts, "dice", held_out=False)
+    assert (found.cases, found.folds) == (["a", "b", "c", "c"], [0, 1, 0, 1])
+    np.testing.assert_allclose(found.scores, [[0.0, 0.1], [1.0, 1.1], [0.0, 0.1], [1.0, 1.1]])
+    spec = BenchmarkSpec("b", Path(), (5,), (), ("x",), settings={"pretraining.patients": "(.)"})
+    design = make_design(spec, found, 0.5)
+    assert (design.case_folds, design.patients, design.paired) == ([0, 1, 0, 1], ["a", "b", "c", "c"], True)
+    assert not make_design(spec, found, 1.0).paired
+
+
+def make_spec(**values):
+    return BenchmarkSpec("b", Path(), (5,), (), ("x",), **values)
+
+
+def test_no_pair_is_compared_twice_and_the_primary_one_keeps_its_direction():
+    generator = np.random.default_rng(0)
+    scores = {name: generator.random((12, 2)) for name in "wxyz"}
+    spec = replace(make_spec(primary=Primary("x", "z", "dice")), baselines=("x", "y"))
+    found = make_contrasts(spec, "dice", scores, Design(), 1.0)
+    assert [(one.recipe, one.baseline, one.primary) for one in found] == [
+        ("x", "z", True),
+        ("w", "x", False),
+        ("y", "x", False),
+        ("w", "y", False),
+        ("z", "y", False),
+    ]
+    assert found[0].found.difference == pytest.approx((scores["x"] - scores["z"]).mean())
+    others = make_contrasts(spec, "hd95", scores, Design(), 1.0)
+    assert len(others) == 5 and not any(one.primary for one in others)
+    del scores["z"]
+    assert len(make_contrasts(spec, "dice", scores, Design(), 1.0)) == 3
+
+
+def test_exploratory_comparisons_are_one_family_and_the_primary_one_is_not_in_it():
+    generator = np.random.default_rng(0)
+    scores = {"x": generator.random((12, 2)), "y": generator.random((12, 2)) + 0.3, "z": generator.random((12, 2))}
+    spec = replace(make_spec(primary=Primary("y", "x", "dice")), baselines=("x",))
+    table = Table("D", 1.0, {}, [], [], {}, [], 12, 2, {}, [])
+    tables = [
+        replace(table, contrasts=make_contrasts(spec, metric, scores, Design(), 1.0)) for metric in ("dice", "nsd")
+    ]
+    (primary, one), (two, three) = (table.contrasts for table in correct_together(tables))
+    assert primary.primary and primary.found.adjusted_p == primary.found.p
+    family = [one.found, two.found, three.found]
+    assert [found.adjusted_p for found in family] == pytest.approx(holm([found.p for found in family]))
+
+
+def test_betti_errors_are_compared_where_they_are_measured():
+    assert compared_metrics(make_spec()) == ["dice", "hd95", "nsd"]
+    assert compared_metrics(make_spec(betti=True)) == list(METRICS)
 
 
 def test_means_leave_out_what_is_not_defined(entries):
@@ -55,6 +125,9 @@ def test_means_leave_out_what_is_not_defined(entries):
     assert (row.cases, row.parameters, row.macs) == (2, 12, None)
     assert (row.cost.hours, row.cost.cpu_hours, row.cost.gpu_bytes) == (1.0, 2.0, None)
     assert summarise_recipe(entries[:1]).seed_sd["dice"] is None
+    both = [replace(entries[0], pretraining={**COST, "attempts": 3}), replace(entries[1], pretraining=COST)]
+    cost = summarise_recipe(both).cost
+    assert (cost.hours, cost.pretraining_hours, cost.attempts) == (2.0, 1.0, 3.0)  # attempts: 1 + 3 and 1 + 1
 
 
 def test_the_largest_gpu_memory_counts(entries):
@@ -75,6 +148,8 @@ def test_costs_come_from_the_trainings_record(finished_demo):
     assert (full.job.recipe, scratch.job.recipe) == ("full", "unetrpp")
     assert (full.parameters, full.macs, full.gpu_bytes) == (1_500_000, 2.5e9, 3e9)  # memory: of the pre-training
     assert scratch.gpu_bytes == 2e9 and scratch.pretraining is None
+    assert (full.pretraining_steps, full.steps, full.total_macs) == (100, 40, 100 * 2 * 9e9 + 40 * 3 * 2.5e9)
+    assert (scratch.pretraining_steps, scratch.steps, scratch.total_macs) == (0, 40, 40 * 3 * 2.5e9)
     assert full.predicted.kind == "predict" and full.scores["phantom_test_000"]["ring"].dice == 1.0
 
 
@@ -88,7 +163,7 @@ def test_a_training_without_a_record_has_unknown_costs(finished_demo):
         _, scratch = collect(spec, jobs)
     finally:
         (file / "training.json").write_text(record)
-    assert (scratch.macs, scratch.gpu_bytes) == (None, None)
+    assert (scratch.macs, scratch.gpu_bytes, scratch.steps, scratch.total_macs) == (None, None, None, None)
 
 
 def test_unfinished_recipes_are_named_and_left_out(finished_demo, tmp_path):
@@ -96,7 +171,7 @@ def test_unfinished_recipes_are_named_and_left_out(finished_demo, tmp_path):
     jobs = make_jobs(spec)
     (table,) = build_results(spec, jobs, collect(spec, jobs)[:1]).tables
     assert (list(table.rows), list(table.incomplete)) == (["full"], ["unetrpp"])
-    assert table.comparisons == {}
+    assert table.contrasts == [] and table.compared("dice", "unetrpp") == {}
     nowhere = replace(spec, out=tmp_path)
     with pytest.raises(ValueError, match="2 of 2 scores are missing"):
         collect(nowhere, jobs, partial=True)

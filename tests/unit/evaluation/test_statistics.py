@@ -1,107 +1,46 @@
-"""Statistics against known answers, and their false positives in simulated benchmarks without an effect."""
+"""Comparisons against known answers, their correction, and what a verdict says."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import t as student
 from scipy.stats import ttest_ind, wilcoxon
 
 from nnunet_topomae.evaluation import statistics
-from nnunet_topomae.evaluation.statistics import bootstrap_interval, compare, holm, rank_biserial, rank_shares
+from nnunet_topomae.evaluation.nested import Design, estimate
+from nnunet_topomae.evaluation.statistics import compare, correct, holm, rank_biserial, rank_shares
+
+FOLDS = [fold for fold in range(5) for _ in range(6)]
+DESIGN = Design(case_folds=FOLDS)
 
 
-def simulate(generator, cases, seeds, effect=0.0, case_noise=0.05, seed_noise=0.01, noise=0.02, suits=0.0):
-    """Scores of two recipes: cases differ, every training has a luck of its own, and every score has noise.
-
-    With ``suits`` each recipe is better on some cases than on others, without being better on average.
-    """
-    difficulty = 0.8 + case_noise * generator.standard_normal((cases, 1))
+def simulate(generator, cases, seeds, effect=0.0):
+    """Scores of two recipes: cases differ, every training of one fold has a luck of its own, every score has noise."""
+    difficulty = 0.8 + 0.05 * generator.standard_normal((cases, 1))
     return {
         name: difficulty
         + shift
-        + suits * generator.standard_normal((cases, 1))
-        + seed_noise * generator.standard_normal((1, seeds))
-        + noise * generator.standard_normal((cases, seeds))
+        + 0.01 * generator.standard_normal((1, seeds))
+        + 0.02 * generator.standard_normal((cases, seeds))
         for name, shift in (("baseline", 0.0), ("recipe", effect))
     }
-
-
-def shown_rate(repetitions, cases, seeds, effect, suits=0.0):
-    """Share of simulated benchmarks in which a difference is shown."""
-    generator = np.random.default_rng(7)
-    tables = [simulate(generator, cases, seeds, effect, suits=suits) for _ in range(repetitions)]
-    gains = np.stack([table["recipe"].mean(1) - table["baseline"].mean(1) for table in tables])
-    # The others need no bootstrap: test_nothing_is_shown_without_a_significant_test.
-    significant = np.flatnonzero(wilcoxon(gains, axis=1).pvalue < statistics.LEVEL)
-    return sum(compare(tables[i], "baseline", generator)["recipe"].shown for i in significant) / repetitions
-
-
-def test_nothing_is_shown_without_a_significant_test():
-    generator = np.random.default_rng(0)
-    found = compare(simulate(generator, 30, 5, effect=0.1), "baseline", generator)["recipe"]
-    assert found.shown and found.p == found.adjusted_p
-    assert not replace(found, adjusted_p=statistics.LEVEL).shown
-
-
-@pytest.mark.parametrize("suits", [0.0, 0.03])
-@pytest.mark.parametrize(("cases", "seeds"), [(8, 2), (12, 5), (40, 2), (40, 5)])
-def test_false_positives_stay_under_8_percent(cases, seeds, suits, monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 500)
-    assert shown_rate(800, cases, seeds, 0.0, suits) < 0.08
-
-
-def test_real_effects_are_found(monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 500)
-    rates = [shown_rate(150, 20, 5, effect) for effect in (0.0, 0.02, 0.06)]
-    assert rates[0] < rates[1] < rates[2]
-    assert rates[2] > 0.9
-
-
-def test_the_usual_ways_would_find_too_much():
-    """What the paper's protocol and tests on all values say of the same data without an effect."""
-    generator = np.random.default_rng(3)
-    pooled, repetitions = 0, 400
-    for _ in range(repetitions):
-        scores = simulate(generator, 12, 5)
-        pooled += wilcoxon((scores["recipe"] - scores["baseline"]).ravel()).pvalue < 0.05
-    assert pooled / repetitions > 0.15
-
-
-def test_the_interval_covers_the_true_difference(monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 500)
-    generator = np.random.default_rng(5)
-    covered = 0
-    for _ in range(300):
-        scores = simulate(generator, 15, 6, effect=0.03)
-        low, high = bootstrap_interval(scores["recipe"], scores["baseline"], generator)
-        covered += low <= 0.03 <= high
-    assert covered / 300 > 0.88
-
-
-def test_the_bootstrap_has_the_variance_of_the_mean():
-    generator = np.random.default_rng(0)
-    table = generator.standard_normal((6, 1))
-    low, high = bootstrap_interval(table, np.zeros((6, 1)), np.random.default_rng(1), level=0.3173)
-    widened = student.ppf(1 - 0.3173 / 2, 5)
-    assert (high - low) / 2 == pytest.approx(widened * table.std(ddof=1) / np.sqrt(6), rel=0.05)
 
 
 def test_known_numbers():
     generator = np.random.default_rng(2)
     scores = {"a": generator.random((9, 3)), "b": generator.random((9, 2)), "c": generator.random((9, 3))}
-    found = compare(scores, "b", np.random.default_rng(0))
+    found = compare(scores, "b")
+    known = estimate(scores["a"], scores["b"], Design())
     difference = scores["a"].mean(1) - scores["b"].mean(1)
     assert found["a"].difference == pytest.approx(difference.mean())
-    assert found["a"].p == pytest.approx(wilcoxon(scores["a"].mean(1), scores["b"].mean(1)).pvalue)
+    assert (found["a"].p, found["a"].low, found["a"].high) == (known.p, *known.interval())
+    assert found["a"].wilcoxon_p == pytest.approx(wilcoxon(scores["a"].mean(1), scores["b"].mean(1)).pvalue)
     assert found["a"].paper_p == pytest.approx(ttest_ind(scores["a"].mean(0), scores["b"].mean(0)).pvalue)
     assert found["a"].standardised == pytest.approx(difference.mean() / difference.std(ddof=1))
     assert found["a"].win_rate == (difference > 0).mean()
-    assert (found["a"].cases, found["a"].seeds) == (9, (3, 2))
+    assert (found["a"].cases, found["a"].patients, found["a"].seeds) == (9, 9, (3, 2))
     assert [found[n].adjusted_p for n in "ac"] == pytest.approx(holm([found["a"].p, found["c"].p]))
-    assert found == compare(scores, "b", np.random.default_rng(0))
-    lower = compare(scores, "b", np.random.default_rng(0), higher_is_better=False)["a"]
-    assert lower.win_rate == pytest.approx(1 - found["a"].win_rate)
+    assert compare(scores, "b", higher_is_better=False)["a"].win_rate == pytest.approx(1 - found["a"].win_rate)
 
 
 def test_holm_by_hand():
@@ -110,39 +49,79 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
+def test_a_family_is_corrected_together_and_leaves_out_what_cannot_be_tested():
+    generator = np.random.default_rng(0)
+    one = compare(simulate(generator, 30, 3, 0.1), "baseline", DESIGN)["recipe"]
+    other = compare(simulate(generator, 30, 3), "baseline", DESIGN)["recipe"]
+    found = correct({"one": one, "other": other, "none": replace(one, p=float("nan"))})
+    assert [found[name].adjusted_p for name in ("one", "other")] == pytest.approx(holm([one.p, other.p]))
+    assert np.isnan(found["none"].adjusted_p) and not found["none"].shown
+
+
 def test_rank_biserial_by_hand():
     assert rank_biserial(np.array([1.0, 2.0, -3.0])) == pytest.approx(0.0)
     assert rank_biserial(np.array([1.0, 2.0, 0.0])) == 1.0
     assert rank_biserial(np.zeros(4)) == 0.0
 
 
-def test_few_cases_are_said_to_be_too_few():
-    scores = {"a": np.arange(5.0).reshape(5, 1) + 10, "b": np.arange(5.0).reshape(5, 1)}
-    found = compare(scores, "b", np.random.default_rng(0))["a"]
-    assert found.smallest_p == found.p == 0.0625
-    assert not found.shown
-    assert found.verdict == "too few cases to test (5; the smallest possible p is 0.0625)"
-    assert np.isnan(found.paper_p)
+def test_few_patients_are_said_to_be_too_few():
+    scores = {"a": np.random.default_rng(0).random((8, 3)) + 10, "b": np.zeros((8, 3))}
+    found = compare(scores, "b", Design(patients=list("aabbccdd")))["a"]
+    assert found.p < 1e-3 and not found.shown
+    assert found.verdict == "too few patients to test (4, at least 6)"
+    assert found.against_margin(0.1) == "neither a difference nor equivalence can be tested"
 
 
 def test_one_training_each_shows_nothing():
-    generator = np.random.default_rng(0)
-    scores = simulate(generator, 40, 1, effect=0.2)
-    found = compare(scores, "baseline", generator)["recipe"]
-    assert found.p < 1e-6
-    assert found.low > 0
-    assert not found.shown
+    scores = simulate(np.random.default_rng(0), 40, 1, effect=0.2)
+    found = compare(scores, "baseline")["recipe"]
+    assert found.wilcoxon_p < 1e-6
+    assert np.isnan([found.p, found.low, found.detectable]).all()
+    assert not found.shown and found.caveats == []
     assert found.verdict == "one training each: may be luck (repeat with other seeds)"
 
 
+def test_one_training_per_fold_is_said_to_confound_luck_and_fold():
+    scores = simulate(np.random.default_rng(0), 30, 1, effect=0.2)
+    found = compare(scores, "baseline", DESIGN)["recipe"]
+    assert found.verdict == "higher" and found.p == found.fold_p
+    assert found.caveats[0].startswith("one training per fold: luck of a training and effect of a fold cannot")
+
+
 def test_verdicts():
-    generator = np.random.default_rng(0)
-    scores = simulate(generator, 30, 5, effect=0.1)
-    assert compare(scores, "baseline", generator)["recipe"].verdict == "higher"
-    assert compare(scores, "recipe", generator)["baseline"].verdict == "lower"
+    scores = simulate(np.random.default_rng(0), 30, 5, effect=0.1)
+    assert compare(scores, "baseline", DESIGN)["recipe"].verdict == "higher"
+    assert compare(scores, "recipe", DESIGN)["baseline"].verdict == "lower"
     same = {"a": scores["recipe"], "b": scores["recipe"]}
-    equal = compare(same, "a", generator)["b"]
+    equal = compare(same, "a", DESIGN)["b"]
     assert (equal.verdict, equal.p, equal.win_rate) == ("no difference shown", 1.0, 0.5)
+
+
+def test_caveats_say_where_interval_p_and_folds_disagree():
+    found = compare(simulate(np.random.default_rng(0), 30, 5, effect=0.1), "baseline", DESIGN)["recipe"]
+    assert found.caveats == []
+    (corrected,) = replace(found, adjusted_p=0.2).caveats
+    assert corrected.startswith("the interval is of this comparison alone")
+    assert replace(found, fold_p=0.2).caveats == ["a t-test over the means of the 5 folds alone does not show it"]
+    assert replace(found, folds=1).caveats == ["one fold: whether another split would agree is not known"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "phrase"),
+    [
+        (-0.01, 0.012, "equivalent, the whole interval"),
+        (0.002, 0.012, "equivalent, the whole interval"),
+        (0.002, 0.03, "a difference is shown, but it may be smaller"),
+        (0.016, 0.03, "the difference is larger than the margin"),
+        (-0.03, -0.016, "the difference is larger than the margin"),
+        (-0.01, 0.03, "undecided"),
+    ],
+)
+def test_a_margin_tells_equivalence_from_ignorance(low, high, phrase):
+    found = compare(simulate(np.random.default_rng(0), 30, 2), "baseline", DESIGN)["recipe"]
+    p = 0.01 if low * high > 0 else 0.5
+    found = replace(found, low=low, high=high, p=p, adjusted_p=p)
+    assert found.against_margin(0.015).startswith(phrase)
 
 
 def test_ranks():
@@ -156,11 +135,33 @@ def test_ranks():
     assert 0.0 < shares["a"][0] < 1.0
 
 
+def test_ranks_resample_trainings_within_folds():
+    """A luck of single trainings matters less the more folds there are: 5 x 2 trainings are ten."""
+    generator = np.random.default_rng(1)
+    luck = np.repeat(generator.normal(0, 0.02, (5, 2)), 6, axis=0)
+    scores = {"lucky": 0.5 + luck, "better": np.full((30, 2), 0.5 + luck.mean() + 0.004)}
+    nested, crossed = (rank_shares(scores, np.random.default_rng(2), design=d)["better"][0] for d in (DESIGN, Design()))
+    assert 0.5 < nested < 1.0
+    assert nested != crossed
+    paired = rank_shares(
+        {"a": scores["lucky"], "b": scores["lucky"] + 1e-6}, generator, design=Design(FOLDS, paired=True)
+    )
+    assert paired["b"] == [1.0, 0.0]
+
+
 def test_bad_tables_raise():
     good = np.zeros((4, 2))
     with pytest.raises(ValueError, match="no scores of the baseline c"):
-        compare({"a": good}, "c", np.random.default_rng(0))
+        compare({"a": good}, "c")
     with pytest.raises(ValueError, match="b has 3 cases, a has 4"):
-        compare({"a": good, "b": good[:3]}, "a", np.random.default_rng(0))
+        compare({"a": good, "b": good[:3]}, "a")
     with pytest.raises(ValueError, match="b has 8 scores that are not numbers"):
-        compare({"a": good, "b": good * np.nan}, "a", np.random.default_rng(0))
+        compare({"a": good, "b": good * np.nan}, "a")
+
+
+def test_the_usual_way_finds_too_much():
+    """What Wilcoxon's test on cases says of trainings that differ by luck alone."""
+    generator = np.random.default_rng(3)
+    found = [compare(simulate(generator, 40, 2), "baseline")["recipe"] for _ in range(40)]
+    assert np.mean([one.wilcoxon_p < statistics.LEVEL for one in found]) > 0.2
+    assert np.mean([one.p < statistics.LEVEL for one in found]) < 0.15

@@ -106,6 +106,8 @@ def test_facts_are_those_of_the_network_and_the_first_process_writes_them(
     assert facts == {
         "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
         "macs": float(count_macs(trainer.network, (1, *PATCH))),
+        "steps": trainer.num_epochs * trainer.num_iterations_per_epoch,
+        "crops_per_step": trainer.batch_size,
     }
     log = Path(trainer.log_file).read_text()
     assert f"{facts['macs'] / 1e9:.2f} G MACs" in log and "seed 1" in log

@@ -1,0 +1,127 @@
+"""Which recipes of a benchmark are compared by which metric, and what is corrected together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy import ndarray
+
+from nnunet_topomae.benchmark.collect import Entry
+from nnunet_topomae.benchmark.results import Contrast, Table
+from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.data.patients import Patients
+from nnunet_topomae.evaluation.nested import Design
+from nnunet_topomae.evaluation.statistics import compare, correct
+
+# Compared between recipes: value of a structure that is rightly absent, and whether more is better.
+COMPARED = {"dice": (1.0, True), "hd95": (0.0, False), "nsd": (1.0, True), "betti_error": (0.0, False)}
+
+
+@dataclass(frozen=True)
+class CaseTable:
+    """Scores of one recipe as the statistics need them.
+
+    Attributes:
+        cases: name of the case of every row.
+        folds: fold of every row, in cross-validation; of every column, for held-out cases.
+        scores: mean over structures (cases, seeds); for held-out cases (cases, folds x seeds).
+    """
+
+    cases: list[str]
+    folds: list[int]
+    scores: ndarray
+
+
+def compared_metrics(spec: BenchmarkSpec) -> list[str]:
+    """Metrics that recipes are compared by."""
+    return [metric for metric in COMPARED if metric != "betti_error" or spec.betti]
+
+
+def case_table(entries: Sequence[Entry], metric: str, held_out: bool) -> CaseTable:
+    """Mean over structures of every case and training.
+
+    A structure that is rightly absent counts as perfect, so that every case has a value for every recipe.
+
+    Args:
+        entries: trainings of one recipe, complete: every fold with every seed.
+        metric: one of `COMPARED`.
+        held_out: every training has scored all cases, instead of those of its fold.
+    """
+    perfect = COMPARED[metric][0]
+    values: dict[tuple[str, int], dict[tuple[int, int], float]] = {}
+    for entry in entries:
+        row, column = (0, entry.job.fold) if held_out else (entry.job.fold, 0)
+        for case, structures in entry.scores.items():
+            found = [getattr(score, metric) for score in structures.values()]
+            mean = float(np.mean([perfect if np.isnan(value) else value for value in found]))
+            values.setdefault((case, row), {})[column, entry.job.seed] = mean
+    rows = sorted(values)
+    columns = sorted(next(iter(values.values())))
+    return CaseTable(
+        cases=[case for case, _ in rows],
+        folds=[fold for fold, _ in columns] if held_out else [fold for _, fold in rows],
+        scores=np.array([[values[row][column] for column in columns] for row in rows]),
+    )
+
+
+def make_design(spec: BenchmarkSpec, table: CaseTable, fraction: float) -> Design:
+    """What the statistics have to know about a table.
+
+    Args:
+        spec: the benchmark; `pretraining.patients` in its settings says which cases are of one patient.
+        table: scores of any recipe.
+        fraction: share of the labels; below 1, trainings of one fold and seed have the same labelled cases.
+    """
+    patients = Patients(spec.settings.get("pretraining.patients"))
+    return Design(
+        case_folds=None if spec.held_out else table.folds,
+        training_folds=table.folds if spec.held_out else None,
+        patients=[patients.of(case) for case in table.cases],
+        paired=fraction < 1,
+    )
+
+
+def make_contrasts(
+    spec: BenchmarkSpec, metric: str, scores: Mapping[str, ndarray], design: Design, fraction: float
+) -> list[Contrast]:
+    """All comparisons of a table by one metric: every recipe with every baseline, no pair twice.
+
+    Args:
+        spec: the benchmark.
+        metric: one of `COMPARED`.
+        scores: of every complete recipe.
+        design: where the scores come from.
+        fraction: share of the labels.
+    """
+    pairs = []
+    primary = None
+    if spec.primary and (spec.primary.metric, spec.primary.fraction) == (metric, fraction):
+        primary = (spec.primary.recipe, spec.primary.against)
+        pairs.append(primary)
+    for baseline in spec.baselines:
+        pairs += [(name, baseline) for name in scores if name != baseline]
+    contrasts, seen = [], set()
+    for recipe, baseline in pairs:
+        if frozenset((recipe, baseline)) in seen or not {recipe, baseline} <= set(scores):
+            continue
+        seen.add(frozenset((recipe, baseline)))
+        both = {name: scores[name] for name in (baseline, recipe)}
+        found = compare(both, baseline, design, COMPARED[metric][1])[recipe]
+        contrasts.append(Contrast(recipe, baseline, metric, (recipe, baseline) == primary, found))
+    return contrasts
+
+
+def correct_together(tables: Sequence[Table]) -> list[Table]:
+    """Correct all exploratory comparisons of a report as one family, and the primary ones of its data sets as another.
+
+    Args:
+        tables: of the report.
+    """
+    keyed = {(place, index): one for place, table in enumerate(tables) for index, one in enumerate(table.contrasts)}
+    for primary in (True, False):
+        family = {key: one.found for key, one in keyed.items() if one.primary == primary}
+        keyed |= {key: replace(keyed[key], found=found) for key, found in correct(family).items()}
+    return [
+        replace(table, contrasts=[keyed[place, index] for index in range(len(table.contrasts))])
+        for place, table in enumerate(tables)
+    ]

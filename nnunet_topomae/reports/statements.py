@@ -1,0 +1,118 @@
+"""What a benchmark's comparisons say, as sentences: the same in the page and in Markdown."""
+
+from nnunet_topomae.benchmark.contrasts import COMPARED
+from nnunet_topomae.benchmark.results import Contrast, Results, Table
+from nnunet_topomae.evaluation.statistics import Comparison
+from nnunet_topomae.reports.page import format_p
+
+LABELS = {"dice": "Dice", "hd95": "HD95 mm", "nsd": "NSD", "betti_error": "Betti error"}
+DIGITS = {"dice": 4, "hd95": 2, "nsd": 4, "betti_error": 2}
+
+
+def heading(table: Table) -> str:
+    """Name of a table: its data set and share of the labels."""
+    share = "" if table.fraction == 1 else f", {100 * table.fraction:g} % of the labels"
+    return f"{table.dataset}{share}"
+
+
+def signed(value: float, metric: str) -> str:
+    """A difference with its sign; a dash where it is not known.
+
+    Args:
+        value: the difference.
+        metric: which decides the number of digits.
+    """
+    return "–" if value != value else f"{value:+.{DIGITS[metric]}f}"
+
+
+def interval(found: Comparison, metric: str) -> str:
+    """The 95 % interval of a difference.
+
+    Args:
+        found: the comparison.
+        metric: which decides the number of digits.
+    """
+    return "–" if found.low != found.low else f"{signed(found.low, metric)} to {signed(found.high, metric)}"
+
+
+def extent(results: Results, table: Table) -> str:
+    """How much a table rests on: cases, patients, folds, seeds and trainings."""
+    spec = results.spec
+    return (
+        f"{_count(len(table.cases), 'case')} of {_count(table.patients, 'patient')}, "
+        f"{_count(len(spec.folds), 'fold')} with {_count(len(spec.seeds), 'seed')}: "
+        f"{_count(table.trainings, 'training')} per recipe"
+    )
+
+
+def primary_statements(results: Results) -> list[list[str]]:
+    """Sentences on the primary comparison of every data set: the result, what it rests on, the margin, and limits.
+
+    Returns:
+        a list of sentences per data set; without a primary comparison, one sentence that says so.
+    """
+    spec = results.spec
+    exploratory = sum(not one.primary for table in results.tables for one in table.contrasts)
+    if spec.primary is None:
+        text = "No primary comparison was named in the benchmark's file. "
+        return [[f"{text}All {exploratory} comparisons are exploratory and corrected together."]]
+    found = [(table, one) for table in results.tables for one in table.contrasts if one.primary]
+    if not found:
+        return [["The primary comparison cannot be made yet: one of its recipes is not complete."]]
+    return [_statement(results, table, one, len(found)) for table, one in found]
+
+
+def _statement(results: Results, table: Table, contrast: Contrast, family: int) -> list[str]:
+    found, metric, titles = contrast.found, contrast.metric, results.titles
+    known = f" (95 % interval {interval(found, metric)}), p {_equals(found.p)}" if found.p == found.p else ""
+    worse = "" if COMPARED[metric][1] else " (lower is better)"
+    result = (
+        f"{LABELS[metric]} on {heading(table)}, “{titles[contrast.recipe]}” against “{titles[contrast.baseline]}”: "
+        f"{signed(found.difference, metric)}{known}, {found.verdict}{worse}."
+    )
+    sentences = [result]
+    if family > 1:
+        sentences.append(f"Corrected for {family} data sets, p {_equals(found.adjusted_p)}.")
+    if found.fold_p == found.fold_p:
+        sentences.append(
+            f"Conservative check, t-test over the means of {found.folds} folds: p {_equals(found.fold_p)}."
+        )
+    sentences.append(f"It rests on {extent(results, table)}.")
+    if found.testable:
+        digits = DIGITS[metric]
+        sentences.append(
+            f"A true difference of {found.detectable:.{digits}f} would have been shown with a probability of 80 %; "
+            f"observed differences below {(found.high - found.low) / 2:.{digits}f} could not have been shown."
+        )
+    if results.spec.margin is not None:
+        said = found.against_margin(results.spec.margin)
+        sentences.append(f"By the margin of {results.spec.margin:g} in the benchmark's file: {said}.")
+    return sentences + [f"{text[0].upper()}{text[1:]}." for text in found.caveats]
+
+
+def exploratory_contrasts(table: Table) -> list[tuple[str, str, list[Contrast]]]:
+    """Exploratory comparisons of a table, by metric and baseline."""
+    groups: dict[tuple[str, str], list[Contrast]] = {}
+    for one in table.contrasts:
+        if not one.primary:
+            groups.setdefault((one.metric, one.baseline), []).append(one)
+    return [(metric, baseline, found) for (metric, baseline), found in groups.items()]
+
+
+def caveats(table: Table) -> list[str]:
+    """What the exploratory comparisons of a table cannot know, each once, with the number of comparisons it is for."""
+    counts: dict[str, int] = {}
+    tested = [one.found for one in table.contrasts if not one.primary and one.found.testable]
+    for found in tested:
+        for text in found.caveats:
+            counts[text] = counts.get(text, 0) + 1
+    return [f"{text} ({number} of {len(tested)} comparisons)" for text, number in counts.items()]
+
+
+def _equals(p: float) -> str:
+    text = format_p(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"

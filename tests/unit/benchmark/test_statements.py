@@ -1,0 +1,90 @@
+"""What a report says about its comparisons."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nnunet_topomae.benchmark.contrasts import make_contrasts
+from nnunet_topomae.benchmark.primary import Primary
+from nnunet_topomae.benchmark.recipes import RECIPES
+from nnunet_topomae.benchmark.results import Cost, Results, Row, Table
+from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.evaluation.nested import Design
+from nnunet_topomae.reports.formats import markdown
+from nnunet_topomae.reports.statements import caveats, primary_statements
+
+NAMES = ("full", "fusion-scratch", "unetrpp")
+FOLDS = [fold for fold in range(5) for _ in range(8)]
+MEAN = {"dice": 0.8, "hd95": 5.0, "nsd": 0.9, "missed": 0.0, "betti_error": 1.25}
+ROW = Row({"organ": MEAN}, MEAN, {"dice": 0.01}, 40, {}, 3, None, Cost(1.5, 0.5, 2.0, 2.5, 40, 100, 3e15, None, 1.0))
+
+
+def make_results(**values):
+    """A report of three recipes on 40 cases, of which the first is better by 0.05."""
+    spec = BenchmarkSpec("test", Path(), (1,), tuple(RECIPES[name] for name in NAMES), ("unetrpp",), seeds=(0, 1))
+    spec = replace(spec, **values)
+    generator = np.random.default_rng(0)
+    scores = {name: generator.normal(0.8, 0.02, (40, 2)) + 0.05 * (name == "full") for name in NAMES}
+    contrasts = make_contrasts(spec, "dice", scores, Design(case_folds=FOLDS), 1.0)
+    listed = {"betti_error": {}} if spec.betti else {}
+    table = Table(
+        "D", 1.0, dict.fromkeys(NAMES, ROW), [], contrasts, {}, [str(case) for case in range(40)], 30, 10, listed, []
+    )
+    return Results(spec, [table], [], "", {"processor": "any", "cores": "1"}, {})
+
+
+def test_the_primary_comparison_says_what_it_rests_on_and_what_it_could_show():
+    results = make_results(primary=Primary("full", "fusion-scratch", "dice"), margin=0.015)
+    (sentences,) = primary_statements(results)
+    found = results.tables[0].contrasts[0].found
+    assert sentences[0].startswith("Dice on D, “fusion, all losses” against “fusion network from scratch”: +0.05")
+    assert sentences[0].endswith("p < 0.0001, higher.")
+    text = " ".join(sentences)
+    assert "40 cases of 30 patients, 5 folds with 2 seeds: 10 trainings per recipe" in text
+    assert f"A true difference of {found.detectable:.4f} would have been shown" in text
+    assert "By the margin of 0.015 in the benchmark's file: the difference is larger than the margin." in text
+    assert f"**{sentences[0]}** {sentences[1]}" in markdown(results, {})
+
+
+def test_without_a_primary_comparison_the_page_says_so():
+    (sentences,) = primary_statements(make_results())
+    assert sentences == [
+        "No primary comparison was named in the benchmark's file. "
+        "All 2 comparisons are exploratory and corrected together."
+    ]
+
+
+def test_a_primary_comparison_that_is_not_complete():
+    results = make_results(primary=Primary("full", "nnunet", "dice"))
+    assert primary_statements(results) == [
+        ["The primary comparison cannot be made yet: one of its recipes is not complete."]
+    ]
+
+
+def test_several_data_sets_are_corrected_and_worse_is_not_called_better():
+    results = make_results(primary=Primary("full", "fusion-scratch", "dice"))
+    (table,) = results.tables
+    first = replace(table.contrasts[0], metric="hd95")
+    results = replace(results, tables=[replace(table, contrasts=[first])] * 2)
+    statements = primary_statements(results)
+    assert len(statements) == 2
+    assert statements[0][0].endswith("higher (lower is better).")
+    assert statements[0][1].startswith("Corrected for 2 data sets, p ")
+
+
+def test_caveats_are_counted():
+    results = make_results()
+    (table,) = results.tables
+    lonely = [replace(one, found=replace(one.found, seeds=(1, 1))) for one in table.contrasts]
+    (text,) = caveats(replace(table, contrasts=lonely))
+    assert text.startswith("one training per fold") and text.endswith("(2 of 2 comparisons)")
+
+
+@pytest.mark.parametrize("betti", [False, True])
+def test_markdown_has_betti_errors_and_costs(betti):
+    text = markdown(make_results(betti=betti), {})
+    assert ("| Betti error |" in text) == betti
+    assert ("| 0.9000 | 1.25 | 0.0 |" in text) == betti
+    assert "| fusion, all losses | 100 | 40 | – | 3.000 P | 1.50 | 0.50 | 2.5 |" in text
