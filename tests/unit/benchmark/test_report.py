@@ -14,7 +14,6 @@ from nnunet_topomae.commands.demo import print_summary
 from nnunet_topomae.files import strict_json
 from nnunet_topomae.reports.benchmark import write_benchmark_report
 from nnunet_topomae.reports.page import format_number, format_p
-from nnunet_topomae.reports.plots import overlay_figure
 from nnunet_topomae.reports.training_plots import persistence_figure
 
 
@@ -140,19 +139,6 @@ def test_undefined_numbers():
         "a": [None, None, 2.5],
         "b": [1, "x", None, True],
     }
-
-
-def test_overlay_shows_the_slice_with_most_structures():
-    truth = np.zeros((5, 7, 9), dtype=np.uint8)
-    truth[1, 2:6, 2:8] = 1
-    truth[3, 2, 3], truth[3, 4, 5] = 1, 2
-    image = np.zeros(truth.shape)
-    figure = overlay_figure(image, truth, {"fusion": truth, "scratch": truth}, (3.0, 1.5, 1.0), {"a": 1, "b": 2})
-    assert figure.axes[0].get_ylabel() == "axial, slice 3"
-    assert figure.axes[0].get_images()[0].get_array().shape == (7, 9, 3)
-    assert figure.axes[4].get_aspect() == pytest.approx(3.0)
-    shown = np.asarray(figure.axes[1].get_images()[0].get_array())
-    assert np.array_equal(np.ptp(shown, axis=-1) > 0, truth[3] > 0)
 
 
 def test_persistence_figure_draws_every_point():
