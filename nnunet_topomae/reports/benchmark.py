@@ -28,6 +28,7 @@ from nnunet_topomae.reports.formats import (
     published_notes,
     scores_csv,
 )
+from nnunet_topomae.reports.headline import headlines
 from nnunet_topomae.reports.overlays import case_picture
 from nnunet_topomae.reports.page import Picture, render
 from nnunet_topomae.reports.plots import data_uri, draw
@@ -78,6 +79,7 @@ def write_benchmark_report(
         overlays={key: _overlays(cases, results.titles) for key, cases in shown.items()},
         viewers={key: [(text, path.name) for text, path in pages] for key, pages in viewers.items()},
         results=results,
+        headlines=headlines(results),
         labels=LABELS,
         digits=DIGITS,
         pictures=pictures,
@@ -150,7 +152,7 @@ def _figures(results: Results, table: Table) -> Iterator[tuple[str, Any, str, st
             f"{key}_differences",
             difference_figure(compared, "mean Dice", baseline),
             f"Differences of mean Dice to {baseline} with 95 % intervals",
-            "Dark where a difference is shown: several seeds, the interval excludes 0 and Holm's test agrees.",
+            "Dark and filled where a difference is shown: several seeds, the interval excludes 0, Holm's test agrees.",
         )
     yield (
         f"{key}_cases",

@@ -89,8 +89,30 @@ def test_tables_hold_the_numbers(page):
     # Eight jobs of 18 seconds.
     assert "2.4 min of work, 2 held-out cases" in text
     assert "It is no evidence for or against pre-training." in text
-    assert "fusion 1.5 M 2.5 G 0.01 0.02 1.0 GB 3.0 GB" in text
-    assert "from scratch 1.5 M 2.5 G 0.01 0.01 1.0 GB 2.0 GB" in text
+    assert "GPU memory, GB fusion 1.5 2.5 0.01 0.02 1.0 3.0" in text
+    assert "from scratch 1.5 2.5 0.01 0.01 1.0 2.0" in text
+
+
+def test_the_headline_comes_first_then_a_figure_then_tables(page):
+    tags = [tag for tag, _ in page.tags]
+    assert tags.index("h1") < tags.index("p") < tags.index("img") < tags.index("table")
+    assert page.tags[tags.index("p")][1] == {"class": "headline"}
+    sentence = next(words for words in page.words if words.startswith("fusion: mean Dice"))
+    assert sentence.startswith(
+        "fusion: mean Dice 1.0000, 0.2500 above from scratch (95 % interval of the difference +0."
+    )
+    assert "2 cases, 1 seed). No difference is shown: too few cases to test" in sentence
+
+
+def test_what_scrolls_can_be_reached_with_the_keyboard_and_has_a_name(page):
+    scrolling = [found for _, found in page.tags if found.get("class") == "scroll"] + page.all("pre")
+    assert len(scrolling) > 8
+    assert all(found["tabindex"] == "0" and found["role"] == "region" for found in scrolling)
+    names = [found["aria-label"] for found in scrolling]
+    assert len(set(names)) == len(names)
+    assert all(found.get("scope") in ("col", "row", "colgroup") for found in page.all("th"))
+    # Every other table wraps its text.
+    assert len(page.all("table")) == len(scrolling) - 1 + sum(t.get("class") == "facts" for t in page.all("table"))
 
 
 def test_commands_are_escaped_and_name_no_folder(page, finished_demo):

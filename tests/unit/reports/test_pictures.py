@@ -23,7 +23,7 @@ ORGANS = (
     *("spleen", "right_kidney", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta"),
     *("inferior_vena_cava", "portal_and_splenic_veins", "pancreas", "right_adrenal_gland", "left_adrenal_gland"),
 )
-# Full severity, linear RGB (Machado, Oliveira and Fernandes 2009, doi 10.1109/TVCG.2009.113).
+# Full severity, linear RGB (Machado et al. 2009).
 VISIONS = {
     "normal": np.eye(3),
     "protanopia": np.array(
