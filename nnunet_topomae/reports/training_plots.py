@@ -42,8 +42,8 @@ def loss_curves(records: Records) -> Figure:
     figure = new_figure(10.0, 2.15 * rows)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axis, term in zip(panels, terms, strict=False):
-        for part, style in (("train", "-"), ("validation", "--")):
-            _plot_epochs(axis, records, part, term, COLOURS["input"], style, part)
+        for part, style, label in (("train", "-", "training"), ("validation", "--", "monitoring")):
+            _plot_epochs(axis, records, part, term, COLOURS["input"], style, label)
         axis.set_title(TERM_TITLES.get(term, term), fontsize=9, loc="left")
         axis.set_ylim(bottom=0)
     for axis in panels[len(terms) :]:
