@@ -72,7 +72,7 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         self.lr_scheduler.step(self.current_epoch, self.step_of_epoch)
         self.step_of_epoch += 1
         self.bar.update()
-        if self.step_of_epoch == self.num_iterations_per_epoch:
+        if self.bar.n == self.bar.total:
             self.bar.close()
 
     def record_terms(self, part: Literal["train", "validation"], steps: Sequence[Mapping[str, float]]) -> None:

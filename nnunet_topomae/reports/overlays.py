@@ -20,7 +20,7 @@ from scipy import ndimage
 from nnunet_topomae.reports.case_files import CaseFiles
 from nnunet_topomae.reports.page import Picture
 from nnunet_topomae.reports.plots import STRUCTURE_COLOURS, data_uri, new_figure
-from nnunet_topomae.reports.volumes import choose_window, read_volume
+from nnunet_topomae.reports.volumes import choose_window, describe_orientation, read_volume
 
 WIDTH = 10.0  # inches
 LEGEND_FONT, LABEL_FONT, LETTER_FONT = 9.0, 7.0, 8.0
@@ -73,7 +73,7 @@ def case_picture(files: CaseFiles, title: str) -> Picture:
         data_uri(figure, "png"),
         f"Slices of {files.case} in three planes with the structures of truth and predictions in colour and numbered",
         f"{files.case}: the {files.rank} case of {title}, mean Dice {files.dice:.3f}. {_sentence(window.name)} "
-        "Radiological convention: R, the patient's right, is at the left. White lines: the truth's border.",
+        f"{describe_orientation(truth.tilt)} White lines: the truth's border.",
     )
 
 
@@ -98,7 +98,9 @@ def overlay_figure(
     """
     columns = {"image": np.zeros_like(truth), "truth": truth, **predictions}
     extent = np.array(truth.shape) * np.array(spacing)
-    heights = [extent[plane.down] / extent[plane.across] for plane in PLANES]
+    # All planes have the same scale in mm.
+    widest = max(extent[plane.across] for plane in PLANES)
+    heights = [extent[plane.down] / widest for plane in PLANES]
     legend_columns = _legend_columns(labels)
     legend_height = 0.2 + 0.2 * -(-len(labels) // legend_columns)
     panel_width = (WIDTH - 0.4) / len(columns)

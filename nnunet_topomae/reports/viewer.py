@@ -14,7 +14,7 @@ from typing import Any
 
 from nnunet_topomae.reports.case_files import CaseFiles
 from nnunet_topomae.reports.overlays import label_colours
-from nnunet_topomae.reports.volumes import Window, choose_window, read_image
+from nnunet_topomae.reports.volumes import Window, choose_window, describe_orientation, find_tilt, read_image
 
 SCRIPT_FILE = "viewer.js"
 
@@ -74,6 +74,7 @@ def write_viewer(files: CaseFiles, title: str, niivue: str, folder: Path) -> Pat
         dice=files.dice,
         layers=list(layers),
         window=window.name,
+        orientation=describe_orientation(find_tilt(image)),
         structures=list(label_colours(files.labels)),
         scripts=[text for text, _ in scripts],
         script_hashes=[digest for _, digest in scripts],

@@ -26,6 +26,8 @@ WORDS = {
 }
 # Where CT values span less than this, they are no HU: the smallest span of a real image is that of fat and muscle.
 SMALLEST_SPAN_HU = 50.0
+# Degrees from which on a caption says that a volume is oblique.
+SMALLEST_TILT = 5.0
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,12 @@ class Oriented(NamedTuple):
     Attributes:
         values: (D, H, W), from feet to head, front to back, right to left.
         spacing: voxel size in mm along (D, H, W).
+        tilt: largest angle in degrees between an axis and that of the patient; 0 unless the volume is oblique.
     """
 
     values: ndarray
     spacing: tuple[float, float, float]
+    tilt: float
 
 
 def read_image(file: Path) -> Any:
@@ -81,7 +85,29 @@ def read_volume(file: Path) -> Oriented:
 
     image = read_image(file)
     width, height, depth = image.GetSpacing()
-    return Oriented(SimpleITK.GetArrayFromImage(image), (depth, height, width))
+    return Oriented(SimpleITK.GetArrayFromImage(image), (depth, height, width), find_tilt(image))
+
+
+def find_tilt(image: Any) -> float:
+    """Largest angle in degrees between an axis of an image in LPS and that of the patient.
+
+    Args:
+        image: of SimpleITK, in LPS.
+    """
+    cosines = np.diag(np.reshape(image.GetDirection(), (3, 3)))
+    return float(np.degrees(np.arccos(np.clip(cosines.min(), -1, 1))))
+
+
+def describe_orientation(tilt: float) -> str:
+    """What a caption says about sides and planes.
+
+    Args:
+        tilt: as in :func:`find_tilt`.
+    """
+    text = "Radiological convention: R, the patient's right, is at the left."
+    if tilt < SMALLEST_TILT:
+        return text
+    return f"{text} The volume is oblique by {tilt:.0f}°: planes and letters are those of the nearest axes."
 
 
 def choose_window(values: ndarray, channel: str, structures: Iterable[str] = (), dataset: str = "") -> Window:

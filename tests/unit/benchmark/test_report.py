@@ -1,7 +1,9 @@
 import base64
 import hashlib
+import html
 import json
 import re
+import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -113,6 +115,28 @@ def test_what_scrolls_can_be_reached_with_the_keyboard_and_has_a_name(page):
     assert all(found.get("scope") in ("col", "row", "colgroup") for found in page.all("th"))
     # Every other table wraps its text.
     assert len(page.all("table")) == len(scrolling) - 1 + sum(t.get("class") == "facts" for t in page.all("table"))
+
+
+# Shows a page in a frame and writes what is wider than the frame, outside of regions that scroll.
+FRAME = """<!doctype html><iframe width={width} height=2000 srcdoc="{page}"></iframe><p></p><script>
+addEventListener("load", () => {{
+  const inside = document.querySelector("iframe").contentDocument;
+  for (const closed of inside.querySelectorAll("details")) closed.open = true;
+  const wide = [...inside.querySelectorAll("body *")].filter((part) => !part.closest(".scroll, pre")
+    && part.getBoundingClientRect().right > {width} + 0.5);
+  document.querySelector("p").textContent = "cut off: " + wide.map((part) => part.tagName).join(" ") + ".";
+}});</script>"""
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_nothing_is_cut_off_in_a_browser(report, tmp_path, find_browser, width):
+    text = (report[1] / "report.html").read_text(encoding="utf-8")
+    file = tmp_path / "frame.html"
+    file.write_text(FRAME.format(width=width, page=html.escape(text)), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--virtual-time-budget=5000", "--dump-dom"]
+    command = [find_browser(), *options, file.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert "<p>cut off: .</p>" in done.stdout, done.stdout[-200:]
 
 
 def test_commands_are_escaped_and_name_no_folder(page, finished_demo):

@@ -16,7 +16,7 @@ from nnunet_topomae.reports.case_files import CaseFiles
 from nnunet_topomae.reports.overlays import case_picture, overlay_figure
 from nnunet_topomae.reports.page import Picture
 from nnunet_topomae.reports.plots import MARKERS, PALETTE, STRUCTURE_COLOURS
-from nnunet_topomae.reports.volumes import choose_window, read_volume
+from nnunet_topomae.reports.volumes import choose_window, describe_orientation, find_tilt, read_volume
 
 SIZES, STEPS = np.array([6, 5, 4]), np.array([1.0, 2.0, 3.5])  # along left, posterior, superior
 ORGANS = (
@@ -66,9 +66,19 @@ def test_all_48_orientations_of_a_phantom_are_shown_alike(tmp_path: Path) -> Non
     for number, (axes, signs) in enumerate(orientations):
         file = tmp_path / f"{number}.nii"
         SimpleITK.WriteImage(stored(axes, signs), file)
-        values, spacing = read_volume(file)
+        values, spacing, tilt = read_volume(file)
+        assert tilt == 0
         np.testing.assert_array_equal(values, expected, err_msg=f"{axes} {signs}")
         assert spacing == pytest.approx(tuple(STEPS[::-1]))
+
+
+def test_an_oblique_volume_is_said_to_be_one() -> None:
+    image = stored((0, 1, 2), (1, 1, 1))
+    turned = SimpleITK.Euler3DTransform((0, 0, 0), np.radians(20), 0, 0).GetMatrix()
+    image.SetDirection(turned)
+    assert find_tilt(image) == pytest.approx(20)
+    assert "oblique by 20°" in describe_orientation(find_tilt(image))
+    assert "oblique" not in describe_orientation(0.5)
 
 
 def draw_case(folder: Path, axes: tuple[int, ...], signs: tuple[int, ...]) -> Picture:
