@@ -11,6 +11,7 @@ from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, TopoMAECo
 from nnunet_topomae.nnunet.dataset import channel_names
 from nnunet_topomae.nnunet.plan import Plan, read_plan
 from nnunet_topomae.plans.planner import TRAININGS, estimate_need
+from nnunet_topomae.plans.preset import find_preset, plain, value_in_plans
 
 
 class Row(NamedTuple):
@@ -44,6 +45,7 @@ def explain(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], configura
         *_network_rows(plan),
         *_memory_rows(plan, channels, classes, chosen.batch_size),
         *_schedule_rows(plan.config),
+        *_preset_rows(plans, chosen.configuration),
     ]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{row.name:<{widths[0]}}  {row.value:<{widths[1]}}  {row.reason}" for row in rows]
@@ -104,9 +106,11 @@ def _schedule_rows(config: TopoMAEConfig) -> Iterator[Row]:
     }
     for name, stage in stages.items():
         steps = stage.epochs * stage.iterations_per_epoch
-        warmup = min(stage.warmup_steps, steps // 10)
+        warmup = f"{min(stage.warmup_steps, steps // 10)} steps"
+        if stage.warmup_steps > steps // 10:
+            warmup += f", a tenth of all; the plan asks for {stage.warmup_steps}"
         yield Row(f"{name}.epochs", str(stage.epochs), f"of {stage.iterations_per_epoch} steps: {steps} in all")
-        yield Row(f"{name}.learning_rate", f"{stage.learning_rate:g}", f"peak, after a warm-up of {warmup} steps")
+        yield Row(f"{name}.learning_rate", f"{stage.learning_rate:g}", f"peak, after a warm-up of {warmup}")
     yield Row("mask_ratio", f"{config.pretraining.mask_ratio:g}", "fraction of hidden tokens (paper: 0.5)")
     lambdas = [config.pretraining.lambda1, config.pretraining.lambda2, config.pretraining.lambda3]
     yield Row(
@@ -115,3 +119,16 @@ def _schedule_rows(config: TopoMAEConfig) -> Iterator[Row]:
     topology = config.topology
     region = topology.region if topology.region == "full" else f"{topology.region} {topology.region_size}"
     yield Row("topology", region if topology.enabled else "off", "what L_topo sees of a crop; docs/topology.md")
+
+
+def _preset_rows(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> Iterator[Row]:
+    """Every value of the preset that the plans were made with, with its source, or that it has been changed since."""
+    preset = find_preset(plans)
+    if preset is None:
+        return
+    for value in preset.values:
+        found = value_in_plans(value.key, plans, configuration)
+        reason = f"preset {preset.name}, {value.source}: {value.reason}"
+        if found != value.value:
+            reason = f"changed: preset {preset.name} has {plain(value.value)}"
+        yield Row(value.key, plain(found), reason)

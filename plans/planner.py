@@ -1,7 +1,9 @@
 """nnU-Net's planner for our two networks: patch and batch size follow from what their trainings hold in memory."""
 
+import warnings
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,11 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunet_topomae.architectures.memory import GIB, TrainingMemory, estimate_finetuning, estimate_pretraining
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
 from nnunet_topomae.config import SECTION, ArchitectureConfig, TopoMAEConfig
+from nnunet_topomae.files import read_json, write_json
 from nnunet_topomae.nnunet.dataset import channel_names
-from nnunet_topomae.nnunet.names import PLANS
+from nnunet_topomae.nnunet.folders import nnunet_folder
+from nnunet_topomae.nnunet.mirroring import mirroring_advice
+from nnunet_topomae.nnunet.names import PATIENTS_FILE, PLANS
 from nnunet_topomae.nnunet.plan import PlanNetwork
 
 MIN_BATCH_SIZE = 2
@@ -151,9 +156,18 @@ class TopoMAEPlanner(ExperimentPlanner):
         return plan
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """Write the plans as nnU-Net does, changed by `adapt`."""
+        """Write the plans as nnU-Net does, changed by `adapt`, and next to them the table of patients, if there is one.
+
+        Warns of plans that mirror left and right although labels tell them apart.
+        """
         recursive_fix_for_json_export(plans)
-        super().save_plans(plans if self.adapt is None else self.adapt(plans))
+        plans = plans if self.adapt is None else self.adapt(plans)
+        super().save_plans(plans)
+        table = Path(self.raw_dataset_folder) / PATIENTS_FILE
+        if table.is_file():
+            write_json(nnunet_folder("nnUNet_preprocessed") / self.dataset_name / PATIENTS_FILE, read_json(table))
+        if advice := mirroring_advice(plans, self.dataset_json):
+            warnings.warn(advice, stacklevel=2)
 
 
 def large_enough(spacing: Any, median_shape: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
+from nnunet_topomae.config import CONFIGURATION_KEYS, TopoMAEConfig
 from nnunet_topomae.datasets.splits import PublishedSplit
 from nnunet_topomae.files import read_json
 from nnunet_topomae.nnunet.dataset import channel_names
@@ -17,6 +18,9 @@ from nnunet_topomae.plans.planner import MAX_POOLS, MIN_FEATURE_MAP_EDGE
 from nnunet_topomae.plans.variants import with_settings
 
 FOLDER = Path(__file__).parent / "presets"
+MIRROR_AXES = "finetuning.mirror_axes"
+# Key of plans that says which preset they were made with; variants keep it.
+PRESET_KEY = "topomae_preset"
 
 
 @dataclass(frozen=True)
@@ -139,9 +143,41 @@ def apply_preset(plans: Mapping[str, Any], preset: Preset) -> dict[str, Any]:
     }
     placed = ("intensity_window", "spacing", "patch_size")
     settings = {value.key: value.value for value in preset.values if value.key not in placed}
+    if axes := settings.get(MIRROR_AXES):
+        settings[MIRROR_AXES] = sorted(order.index(axis) for axis in axes)
     applied["plans_name"] = preset.plans_name
+    applied[PRESET_KEY] = preset.name
     changed: dict[str, Any] = with_settings(applied, [CONFIGURATION], settings)
     return changed
+
+
+def find_preset(plans: Mapping[str, Any]) -> Preset | None:
+    """The preset that plans, or the plans that they vary, were made with; None if there is none."""
+    name = plans.get(PRESET_KEY, str(plans["plans_name"]).removeprefix("TopoMAEPlans_"))
+    return load_preset(name) if name in preset_names() else None
+
+
+def value_in_plans(key: str, plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> Any:
+    """What plans have for a setting of a preset, in the preset's order of axes.
+
+    Args:
+        key: of the setting.
+        plans: content of a plans file.
+        configuration: the one of them that is trained.
+    """
+    order = plans["transpose_forward"]
+    if key == "intensity_window":
+        properties = plans["foreground_intensity_properties_per_channel"]["0"]
+        return [properties[f"percentile_{share}"] for share in ("00_5", "99_5")]
+    if key in ("spacing", "patch_size"):
+        return [configuration[key][order.index(axis)] for axis in range(3)]
+    if key in CONFIGURATION_KEYS:
+        return configuration[key]
+    part, _, name = key.partition(".")
+    found = TopoMAEConfig.from_configuration(configuration).to_plan()[part][name]
+    if key == MIRROR_AXES and found is not None:
+        return sorted(order[axis] for axis in found)
+    return list(found) if isinstance(found, tuple) else found
 
 
 def _set_patch_size(configuration: dict[str, Any], patch_size: list[int]) -> None:
@@ -169,7 +205,7 @@ def _set_patch_size(configuration: dict[str, Any], patch_size: list[int]) -> Non
 
 def table(preset: Preset) -> str:
     """The preset in Markdown, value by value with its source."""
-    rows = [f"| `{v.key}` | {_plain(v.value)} | {v.source} | {v.reason} |" for v in preset.values]
+    rows = [f"| `{v.key}` | {plain(v.value)} | {v.source} | {v.reason} |" for v in preset.values]
     rows.append(_split_row(preset))
     return "\n".join([f"### `{preset.name}`: {preset.title}", "", "| value | | source | |", "|---|---|---|---|", *rows])
 
@@ -183,5 +219,8 @@ def _split_row(preset: Preset) -> str:
     return f"| split | {' / '.join(sizes)} | {split.source} | {split.reason} |"
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A setting as text: a number, numbers, or `null`."""
+    if value is None:
+        return "null"
     return " ".join(f"{number:g}" for number in value) if isinstance(value, list) else f"{value:g}"

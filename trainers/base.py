@@ -14,6 +14,7 @@ from nnunet_topomae.nnunet.plan import Plan, read_plan
 from nnunet_topomae.trainers.checked_weights import CheckedWeightsTrainer
 from nnunet_topomae.training.devices import average_terms_of_all_gpus, unwrap
 from nnunet_topomae.training.plots import PLOT_FILE, plot_terms
+from nnunet_topomae.training.progress import describe_progress, describe_terms, epoch_bar
 from nnunet_topomae.training.record import average_terms, write_epoch
 from nnunet_topomae.training.schedules import Factor, WarmupSchedule
 
@@ -64,11 +65,15 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         """nnU-Net's start of an epoch; the steps of the schedule are counted from here."""
         super().on_train_epoch_start()
         self.step_of_epoch = 0
+        self.bar = epoch_bar(self.num_iterations_per_epoch, self.current_epoch, self.local_rank == 0)
 
     def follow_schedule(self) -> None:
         """Set the learning rates of the next step."""
         self.lr_scheduler.step(self.current_epoch, self.step_of_epoch)
         self.step_of_epoch += 1
+        self.bar.update()
+        if self.bar.n == self.bar.total:
+            self.bar.close()
 
     def record_terms(self, part: Literal["train", "validation"], steps: Sequence[Mapping[str, float]]) -> None:
         """Average the terms of an epoch's steps, over all GPUs too.
@@ -79,12 +84,13 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         """
         terms = average_terms_of_all_gpus(steps) if self.is_ddp else average_terms(steps)
         self.epoch_terms[part] = terms
+        shown = "monitoring" if part == "validation" and self.role == "pretraining" else part
         for name, value in terms.items():
             for logger in self.logger.loggers:
-                logger.log(f"{part}/{name}", value, self.current_epoch)
+                logger.log(f"{shown}/{name}", value, self.current_epoch)
 
     def write_record(self, epoch: int) -> None:
-        """Add the epoch to ``metrics.jsonl``."""
+        """Add the epoch to ``metrics.jsonl``; log the time that it took and that is left."""
         if self.local_rank != 0:
             return
         times = [self.logger.get_value(f"epoch_{end}_timestamps", step=epoch) for end in ("start", "end")]
@@ -95,5 +101,7 @@ class TopoMAETrainer(CheckedWeightsTrainer):
             **self.epoch_terms,
         }
         records = write_epoch(Path(self.output_folder), record)
+        self.print_to_log_file(describe_progress(records, self.num_epochs))
         if self.role == "pretraining":
+            self.print_to_log_file(describe_terms(self.epoch_terms))
             plot_terms(records, Path(self.output_folder) / PLOT_FILE)

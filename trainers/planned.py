@@ -9,7 +9,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_topomae.architectures.summary import Cost, measure_cost
 from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, TopoMAEConfig
-from nnunet_topomae.data.cases import ImagesRead, check_enough_cases, check_preprocessed
+from nnunet_topomae.data.cases import ImagesRead, check_fold, check_patients, check_preprocessed
+from nnunet_topomae.data.patients import Patients
+from nnunet_topomae.nnunet.names import SPLITS_FILE
 from nnunet_topomae.training.checkpoints import write_checkpoint
 from nnunet_topomae.training.devices import record_gpu_memory, unwrap
 from nnunet_topomae.training.record import add_facts
@@ -65,12 +67,16 @@ class PlannedTrainer(nnUNetTrainer):
         return f"{type(unwrap(self.network)).__name__}: {cost}"
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split, with a clear error where five folds cannot be made."""
-        splits = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
-        cases = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
-        check_enough_cases(cases, self.fold, splits)
-        training, validation = super().do_split()
-        return [str(case) for case in training], [str(case) for case in validation]
+        """nnU-Net's split; an error where the fold was not made, or where a patient is known to be on both sides."""
+        folder = Path(self.preprocessed_dataset_folder_base)
+        check_fold(
+            self.dataset_class.get_identifiers(self.preprocessed_dataset_folder), self.fold, folder / SPLITS_FILE
+        )
+        training, validation = ([str(case) for case in part] for part in super().do_split())
+        if self.fold != "all":
+            patients = Patients.of_dataset(self.config.pretraining.patients, folder)
+            check_patients(training, validation, patients, folder / SPLITS_FILE)
+        return training, validation
 
     def record_images(self) -> ImagesRead:
         """Hash the images that this training reads, and list them in the fold's folder.

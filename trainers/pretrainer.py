@@ -21,9 +21,10 @@ from nnunet_topomae.trainers.base import TopoMAETrainer
 from nnunet_topomae.training.checkpoints import ignore_former_parts
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.networks import pretraining_network
+from nnunet_topomae.training.progress import rebuild_crops
 from nnunet_topomae.training.schedules import WarmupSchedule, build_pretraining_adamw, cosine
 from nnunet_topomae.training.steps import CoPretrainingStep, autocast, detach_terms, optimise
-from nnunet_topomae.training.validation import ReconstructionValidation
+from nnunet_topomae.training.validation import PREVIEW_CASES
 
 
 class TopoMAEPretrainer(TopoMAETrainer):
@@ -112,7 +113,7 @@ class TopoMAEPretrainer(TopoMAETrainer):
         self.logger.log("train_losses", self.epoch_terms["train"]["total"], self.current_epoch)
 
     def on_validation_epoch_start(self) -> None:
-        """Go back to the fixed crops and masks."""
+        """Monitoring, which nnU-Net calls validation: back to the fixed crops and masks of training cases."""
         super().on_validation_epoch_start()
         self.validation_loader.reset()
         self.mask_generators["validation"].manual_seed(self.validation_loader.seed)
@@ -128,20 +129,17 @@ class TopoMAEPretrainer(TopoMAETrainer):
         self.logger.log("val_losses", self.epoch_terms["validation"]["total"], self.current_epoch)
 
     def on_epoch_end(self) -> None:
-        """Log every term, write the record and the latest checkpoint. No checkpoint is chosen by its loss."""
+        """Write the record, sometimes previews and the latest checkpoint. No checkpoint is chosen by its loss."""
         self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
-        for part, terms in self.epoch_terms.items():
-            self.print_to_log_file(part, ", ".join(f"{name} {value:.4f}" for name, value in terms.items()))
         self.write_record(self.current_epoch)
-        if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch + 1 < self.num_epochs:
-            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+        done, folder = self.current_epoch + 1, Path(self.output_folder)
+        if done % self.save_every == 0 and done < self.num_epochs:
+            self.save_checkpoint(str(folder / "checkpoint_latest.pth"))
+        if self.plan.config.pretraining.previews_after(done):
+            cases = sorted(self.chosen.labelled)[:PREVIEW_CASES]
+            rebuild_crops(self, cases, folder / "monitoring" / f"epoch_{done}", self.print_to_log_file)
         self.current_epoch += 1
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Rebuild fixed crops of the training cases: metrics in ``summary.json``, pictures in ``previews``."""
-        if self.local_rank != 0:
-            return
-        self.network.eval()
-        cases, folder = sorted(self.do_split()[0]), Path(self.output_folder) / "validation"
-        validation = ReconstructionValidation(unwrap(self.network), self.build_loader(cases), self.plan, self.device)
-        validation.run(cases, folder, self.print_to_log_file)
+        rebuild_crops(self, sorted(self.do_split()[0]), Path(self.output_folder) / "validation", self.print_to_log_file)

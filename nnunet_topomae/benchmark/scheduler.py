@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.benchmark.status import duration, job_status
+from nnunet_topomae.benchmark.status import job_status
 from nnunet_topomae.benchmark.store import JobFolder, end_orphans
 from nnunet_topomae.benchmark.work import BUSY, DONE, INTERRUPTED, WAITING
+from nnunet_topomae.training.record import duration
 
 POLL_SECONDS = 0.5
 OTHERS_SECONDS = 5.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.store import JobFolder, State
-from nnunet_topomae.training.record import METRICS_FILE, read_epochs
+from nnunet_topomae.training.record import METRICS_FILE, duration, read_epochs
 
 BAR = 20
 
@@ -116,11 +116,3 @@ def _estimate(found: Sequence[JobStatus], slots: int) -> str:
             return "no estimate yet: no job of every stage is done"
     end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds / slots))
     return f"about {duration(seconds)} of work left; done at {end} with {slots} at a time"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_topomae.nnunet.dataset import channel_names, read_dataset_json
 from nnunet_topomae.nnunet.folders import nnunet_folder
-from nnunet_topomae.nnunet.names import PLANS
+from nnunet_topomae.nnunet.names import PLANS, SPLITS_FILE
 
 if TYPE_CHECKING:
     from nnunet_topomae.plans.preset import Preset
@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     preset = load_preset(args.preset) if args.preset else None
     for dataset in args.d:
         _check_request(read_dataset_json(_folder("nnUNet_raw", dataset)), preset, args.label_free)
+        _check_folds(dataset, preset)
     extract_fingerprints(
         args.d, num_processes=args.npfp, check_dataset_integrity=args.verify_dataset_integrity, clean=False
     )
@@ -131,6 +132,23 @@ def _adaptation(
     description = read_dataset_json(_folder("nnUNet_raw", dataset))
     samples = list(tqdm(sample_bodies(files, description), "intensities", len(files), unit="case"))
     return partial(with_label_free_intensities, samples=samples)
+
+
+def _check_folds(dataset: int, preset: "Preset | None") -> None:
+    """Folds that exist agree, and have room for the published split; before anything that takes long.
+
+    Raises:
+        ValueError: they do not; says what to do.
+    """
+    from nnunet_topomae.datasets.splits import add_published, check_folds_agree, read_folds
+
+    folders = _folder("nnUNet_raw", dataset), _folder("nnUNet_preprocessed", dataset)
+    check_folds_agree(*folders)
+    file = next((path for folder in reversed(folders) if (path := folder / SPLITS_FILE).is_file()), None)
+    if file is not None and preset is not None and preset.split is not None:
+        cases = list(_training_cases(dataset))
+        if preset.split.fits(cases):
+            add_published(read_folds(file), cases, preset.split, file)
 
 
 def _place_splits(dataset: int, preset: "Preset") -> str:

@@ -161,7 +161,10 @@ class PretrainingConfig(_TrainingConfig):
     iterations_per_epoch: Annotated[int, ABOVE_0] = 250
     """Training steps per epoch (nnU-Net: 250)."""
     validation_iterations: Annotated[int, ABOVE_0] = 10
-    """Monitoring steps per epoch, on fixed crops of the fold's training cases."""
+    """Monitoring steps per epoch, on fixed crops of the fold's training cases. nnU-Net calls them validation, but no
+    validation case is read."""
+    preview_every: Annotated[int, AT_LEAST_0] = 50
+    """Epochs between pictures of reconstructions, in `monitoring/epoch_N`; 0 makes them at the end only."""
     learning_rate: Annotated[float, ABOVE_0] = 1.5e-4
     """Peak of the schedule (paper: base rate 6.4e-3)."""
     partner_learning_rate: Annotated[float | None, ABOVE_0] = None
@@ -192,6 +195,10 @@ class PretrainingConfig(_TrainingConfig):
     case is a patient of its own."""
     seed: Annotated[int | None, AT_LEAST_0] = None
     """Seed of masks and weights; null draws one."""
+
+    def previews_after(self, epochs: int) -> bool:
+        """Whether pictures are due after so many epochs; those of the end are made anyway."""
+        return self.preview_every > 0 and epochs % self.preview_every == 0 and epochs < self.epochs
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_topomae.files import hash_file, hash_json, write_json
+from nnunet_topomae.data.patients import Patients
+from nnunet_topomae.files import hash_file, hash_json, read_json, write_json
 from nnunet_topomae.nnunet.dataset import dataset_id
 from nnunet_topomae.nnunet.names import INTENSITY_SOURCE
 
@@ -47,22 +48,55 @@ def check_preprocessed(folder: Path, dataset: str, plans: str, configuration: st
     )
 
 
-def check_enough_cases(identifiers: Iterable[str], fold: int | str, splits_file: Path) -> None:
-    """Refuse nnU-Net's automatic five folds where they cannot be made.
+def check_fold(identifiers: Iterable[str], fold: int | str, splits_file: Path) -> None:
+    """Refuse a fold that nobody has made: nnU-Net would train on a random split in its place.
 
     Args:
         identifiers: cases of the data set.
         fold: nnU-Net's: a number, or `all`.
-        splits_file: `splits_final.json` of the data set; where it exists, its folds are used with any number of cases.
+        splits_file: `splits_final.json` of the data set; where there is none, nnU-Net makes five folds.
 
     Raises:
-        ValueError: fewer than five cases, no splits file and a numbered fold.
+        ValueError: the fold is not in the file; or there is no file, and the fold is not one of nnU-Net's five or the
+            cases are too few for them.
     """
+    if fold == "all":
+        return
     count = len(list(identifiers))
-    if fold != "all" and count < MIN_CASES_FOR_FOLDS and not splits_file.is_file():
+    if splits_file.is_file():
+        folds = len(read_json(splits_file))
+        where = f"{splits_file} has {folds} folds"
+    else:
+        folds = MIN_CASES_FOR_FOLDS
+        where = f"there is no {splits_file}, so nnU-Net makes {folds} folds"
+        if count < MIN_CASES_FOR_FOLDS:
+            raise ValueError(
+                f"the data set has {count} cases, too few for nnU-Net's {MIN_CASES_FOR_FOLDS} automatic folds. "
+                f"Train with fold 'all', or write your own folds to {splits_file}."
+            )
+    if not 0 <= int(fold) < folds:
         raise ValueError(
-            f"the data set has {count} cases, too few for nnU-Net's {MIN_CASES_FOR_FOLDS} automatic folds. "
-            f"Train with fold 'all', or write your own folds to {splits_file}."
+            f"fold {fold} does not exist: {where}, and the first is fold 0. nnU-Net would take a random split. For "
+            "the published split of a preset, which is fold 5, run `nnunet-topomae plan -d ID --preset NAME`."
+        )
+
+
+def check_patients(training: Iterable[str], validation: Iterable[str], patients: Patients, splits_file: Path) -> None:
+    """Refuse a fold with a patient on both sides.
+
+    Args:
+        training: training cases of the fold.
+        validation: validation cases; none for fold `all`.
+        patients: whom the cases belong to.
+        splits_file: where the folds are written.
+
+    Raises:
+        ValueError: a patient is on both sides, or the patient of a case is not known.
+    """
+    if both := patients.shared(training, validation):
+        raise ValueError(
+            f"this fold validates on patients of whom it trains on other scans ({', '.join(both[:5])}). Write folds "
+            f"that keep a patient's cases together to {splits_file}."
         )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_topomae.nnunet.names import PATIENTS_FILE
+
 
 class Patients:
     """Finds the patient of a case.
@@ -37,6 +39,17 @@ class Patients:
                 f"pretraining.patients = {rule!r} has {self.expression.groups} groups; it needs one, the patient, "
                 "for example '(.+)_[^_]+' for PATIENT_SCAN, or the path of a .json table from case to patient"
             )
+
+    @classmethod
+    def of_dataset(cls, rule: str | None, folder: Path) -> "Patients":
+        """The plan's rule; without one, the table that a converter has written, if there is one.
+
+        Args:
+            rule: the plan's `pretraining.patients`.
+            folder: the preprocessed data set.
+        """
+        table = folder / PATIENTS_FILE
+        return cls(str(table) if rule is None and table.is_file() else rule)
 
     def of(self, case: str) -> str:
         """The patient of ``case``.

@@ -8,9 +8,10 @@ from typing import Any
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
 
 from nnunet_topomae.config import PretrainingConfig
-from nnunet_topomae.data.cases import ImagesRead, hash_images, record_cases
+from nnunet_topomae.data.cases import ImagesRead, check_patients, hash_images, record_cases
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.datasets.unlabeled import read_manifest, unlabeled_folder
+from nnunet_topomae.nnunet.names import SPLITS_FILE
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,7 @@ def choose_cases(
     training = split[0]
     validation = [] if set(split[0]) == set(split[1]) else list(split[1])
     patients = Patients(section.patients)
-    if both := patients.shared(training, validation):
-        raise ValueError(
-            f"this fold validates on patients of whom it trains on other scans ({', '.join(both[:5])}). Write folds "
-            f"that keep a patient's cases together to {data_folder.parent / 'splits_final.json'}."
-        )
+    check_patients(training, validation, patients, data_folder.parent / SPLITS_FILE)
     unlabelled = read_manifest(data_folder, plans, configuration) if section.unlabeled else {}
     excluded = dict.fromkeys(patients.shared(unlabelled, validation), "its patient is validated on")
     for case, entry in unlabelled.items():

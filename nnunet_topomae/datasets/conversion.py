@@ -20,12 +20,13 @@ from nnunet_topomae.datasets.splits import (
     FOLDS,
     PUBLISHED_FILE,
     PublishedSplit,
+    describe_patients,
     describe_published,
     group_by_patient,
     make_splits,
 )
 from nnunet_topomae.files import hash_file, read_json, write_json
-from nnunet_topomae.nnunet.names import DATASET_FILE, SPLITS_FILE
+from nnunet_topomae.nnunet.names import DATASET_FILE, PATIENTS_FILE, SPLITS_FILE
 
 RECORD = "conversion.json"
 ENDING = ".nii.gz"
@@ -264,11 +265,13 @@ def _is_as_wanted(path: Path, read: SimpleITK.Image, oriented: SimpleITK.Image) 
 
 
 def _splits(download: Download, published: PublishedSplit | None) -> dict[str, Any]:
-    """Files of folds to write. nnU-Net makes its own where they would be the same, or where patients are too few."""
+    """Files of patients and folds; none of folds where nnU-Net makes the same ones, or where patients are too few."""
     names = [case.name for case in download.cases if case.training]
+    patients = describe_patients(names, download.patient)
+    files: dict[str, Any] = {PATIENTS_FILE: patients} if patients else {}
     if published is None and (download.patient == EVERY_CASE or len(group_by_patient(names, download.patient)) < FOLDS):
-        return {}
-    files: dict[str, Any] = {SPLITS_FILE: make_splits(names, download.patient, published)}
+        return files
+    files[SPLITS_FILE] = make_splits(names, download.patient, published)
     if published is not None:
         files[PUBLISHED_FILE] = describe_published(published, names)
     return files

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nnunet_topomae.files import write_json
-from nnunet_topomae.nnunet.names import SPLITS_FILE
+from nnunet_topomae.files import read_json, write_json
+from nnunet_topomae.nnunet.names import PATIENTS_FILE, SPLITS_FILE
 
 FOLDS = 5
 PUBLISHED_FOLD = FOLDS
@@ -60,6 +60,14 @@ class PublishedSplit:
         if not parts["train"] or not parts["test"]:
             raise ValueError(f"{len(patients)} patients are too few for the published split: it would test on none")
         return parts
+
+    def fits(self, cases: Sequence[str]) -> bool:
+        """Whether the split can be applied to these cases."""
+        try:
+            self.apply(cases)
+        except ValueError:
+            return False
+        return True
 
     def _listed(self) -> dict[str, Sequence[str]]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
@@ -146,8 +154,86 @@ def describe_published(published: PublishedSplit, cases: Sequence[str]) -> Mappi
     }
 
 
+def describe_patients(cases: Sequence[str], patient: str) -> dict[str, str]:
+    """From case to patient; empty where every case is a patient of its own.
+
+    Args:
+        cases: names.
+        patient: regular expression with one group that finds the patient in a case's name.
+
+    Raises:
+        ValueError: the expression does not find a patient in a name.
+    """
+    groups = group_by_patient(cases, patient)
+    if len(groups) == len(cases):
+        return {}
+    return {case: name for name, of_patient in groups.items() for case in of_patient}
+
+
+def read_folds(file: Path) -> list[dict[str, list[str]]]:
+    """The folds in a `splits_final.json`.
+
+    Raises:
+        ValueError: it is no list of folds; names the file.
+    """
+    folds = read_json(file)
+    if not isinstance(folds, list) or not all(isinstance(f, dict) and {"train", "val"} <= set(f) for f in folds):
+        raise ValueError(f"{file} is not a list of folds, each with the case names of 'train' and 'val'")
+    return folds
+
+
+def check_folds_agree(raw: Path, preprocessed: Path) -> None:
+    """Refuse two files of folds that disagree, of which nnU-Net would take the preprocessed one or stop.
+
+    Args:
+        raw: folder of the raw data set.
+        preprocessed: folder of the preprocessed one.
+
+    Raises:
+        ValueError: a fold of the raw data set is another one in the preprocessed data set.
+    """
+    files = raw / SPLITS_FILE, preprocessed / SPLITS_FILE
+    if not all(file.is_file() for file in files):
+        return
+    wanted, found = (read_folds(file) for file in files)
+    for number, fold in enumerate(wanted):
+        if number >= len(found) or not _same(fold, found[number]):
+            raise ValueError(
+                f"fold {number} of {files[0]} is not that of {files[1]}. Trainings so far have used the second file. "
+                "Remove it to go on with the first one, which makes these trainings unusable, or remove the first one."
+            )
+
+
+def add_published(
+    folds: Sequence[dict[str, list[str]]], cases: Sequence[str], published: PublishedSplit, file: Path
+) -> list[dict[str, list[str]]]:
+    """Existing folds, with the published split as fold 5.
+
+    Args:
+        folds: the existing ones.
+        cases: names of the training cases.
+        published: the published split.
+        file: where the folds are from, for errors.
+
+    Raises:
+        ValueError: there are fewer than five folds, fold 5 is another one, or the split does not fit the cases.
+    """
+    parts = published.apply(cases)
+    wanted = {"train": parts["train"], "val": parts["test"]}
+    cure = f"Move the file away, and folds 0 to {PUBLISHED_FOLD} are made; or plan without --preset to keep it."
+    if len(folds) < FOLDS:
+        raise ValueError(f"{file} has {len(folds)} folds, so the published split cannot be fold 5. {cure}")
+    if len(folds) > FOLDS and not _same(folds[PUBLISHED_FOLD], wanted):
+        raise ValueError(f"fold {PUBLISHED_FOLD} of {file} is not the published split. {cure}")
+    return [*folds[:FOLDS], wanted, *folds[FOLDS + 1 :]]
+
+
+def _same(fold: Mapping[str, Sequence[str]], other: Mapping[str, Sequence[str]]) -> bool:
+    return all(set(fold[part]) == set(other[part]) for part in ("train", "val"))
+
+
 def place_published(folder: Path, cases: Sequence[str], published: PublishedSplit | None) -> str:
-    """Write nnU-Net's five folds and the published one, where there are no folds yet.
+    """Write nnU-Net's five folds and the published one, or add it to the folds that there are.
 
     Args:
         folder: the preprocessed data set.
@@ -156,16 +242,36 @@ def place_published(folder: Path, cases: Sequence[str], published: PublishedSpli
 
     Returns:
         What was done, as a sentence for the user.
+
+    Raises:
+        ValueError: the folds that there are have no place for it.
     """
     if published is None:
         return "no split is published for this data set: nnU-Net's five folds apply"
-    if (folder / SPLITS_FILE).is_file():
-        return f"{folder / SPLITS_FILE} is kept as it is"
+    file = folder / SPLITS_FILE
     try:
-        splits = make_splits(cases, published.patient, published)
         description = describe_published(published, cases)
+        splits = make_splits(cases, published.patient, published)
     except ValueError as error:
         return f"the published split is not written ({error}): nnU-Net's five folds apply"
+    done = "written: folds 0 to 4 as nnU-Net makes them, 5 as published"
+    if file.is_file():
+        folds = read_folds(file)
+        splits = add_published(folds, cases, published, file)
+        done = "has the published split as fold 5" if len(folds) > FOLDS else "got the published split as fold 5"
+        if mixed := _mixed_folds(folds[:FOLDS], published.patient):
+            done += f"; folds {', '.join(mixed)} have scans of one patient on both sides, and training refuses them"
+    if patients := describe_patients(cases, published.patient):
+        write_json(folder / PATIENTS_FILE, patients)
     write_json(folder / PUBLISHED_FILE, description, indent=4)
-    write_json(folder / SPLITS_FILE, splits, indent=4)
-    return f"{folder / SPLITS_FILE} written: folds 0 to 4 as nnU-Net makes them, 5 as published"
+    write_json(file, splits, indent=4)
+    return f"{file} {done}"
+
+
+def _mixed_folds(folds: Sequence[Mapping[str, Sequence[str]]], patient: str) -> list[str]:
+    """Numbers of the folds with a patient on both sides."""
+    return [
+        str(number)
+        for number, fold in enumerate(folds)
+        if set(group_by_patient(fold["train"], patient)) & set(group_by_patient(fold["val"], patient))
+    ]

@@ -14,6 +14,9 @@ from packaging.specifiers import SpecifierSet
 
 import nnunet_topomae
 from nnunet_topomae import _hook
+from nnunet_topomae.files import read_json
+from nnunet_topomae.nnunet.mirroring import mirroring_advice
+from nnunet_topomae.nnunet.names import DATASET_FILE
 
 GIB = 2**30
 MIN_GPU_MEMORY = 8 * GIB
@@ -61,6 +64,7 @@ def all_checks(findings: Mapping[str, Any], environment: Mapping[str, str]) -> l
         *(check_class(name, found, hook_is_off(environment)) for name, found in findings["classes"].items()),
         check_device(findings["device"], shutil.which("nvidia-smi") is not None),
         *(check_folder(name, environment.get(name)) for name in (RAW, PREPROCESSED, RESULTS)),
+        *check_mirroring(environment.get(PREPROCESSED)),
         check_shared_memory(Path("/dev/shm")),
         check_machine(_core_count(), _memory()),
     ]
@@ -255,6 +259,22 @@ def check_folder(variable: str, value: str | None) -> Check:
             variable, "warning", described, "Free some disk space; preprocessed data sets take many gigabytes."
         )
     return Check(variable, "ok", described)
+
+
+def check_mirroring(preprocessed: str | None) -> list[Check]:
+    """Plans that mirror left and right although labels tell them apart; nothing where there are none.
+
+    Args:
+        preprocessed: nnU-Net's folder of preprocessed data; None or empty where it is not set.
+    """
+    checks = []
+    for description in sorted(Path(preprocessed).glob(f"Dataset*/{DATASET_FILE}") if preprocessed else ()):
+        folder, dataset_json = description.parent, read_json(description)
+        for plans in map(read_json, sorted(folder.glob("*Plans*.json"))):
+            advice = mirroring_advice(plans, dataset_json) if "configurations" in plans else ""
+            if advice:
+                checks.append(Check("mirroring", "warning", f"{folder.name}, {plans['plans_name']}", advice))
+    return checks
 
 
 def check_shared_memory(folder: Path) -> Check:

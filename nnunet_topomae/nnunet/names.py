@@ -13,6 +13,8 @@ PLANS = "TopoMAEPlans"
 CONFIGURATION = "3d_fullres"
 DATASET_FILE = "dataset.json"
 SPLITS_FILE = "splits_final.json"
+# From case to patient, where a patient has several cases.
+PATIENTS_FILE = "patients.json"
 FINAL_CHECKPOINT = "checkpoint_final.pth"
 
 # Key of a plan's intensity properties of a channel that says where they come from, if not from labels.

@@ -26,6 +26,7 @@ from nnunet_topomae.reports.formats import (
     published_notes,
     scores_csv,
 )
+from nnunet_topomae.reports.headline import headlines
 from nnunet_topomae.reports.overlays import case_picture
 from nnunet_topomae.reports.page import Picture, render
 from nnunet_topomae.reports.plots import data_uri, draw
@@ -90,6 +91,7 @@ def write_benchmark_report(
         primary=primary_statements(results),
         exploratory=exploratory_contrasts,
         statements={"caveats": caveats, "extent": extent, "heading": heading, "interval": interval, "signed": signed},
+        headlines=headlines(results),
         labels=LABELS,
         digits=DIGITS,
         pictures=pictures,
@@ -164,7 +166,7 @@ def _figures(results: Results, table: Table) -> Iterator[tuple[str, Any, str, st
             f"{key}_differences" if metric == "dice" else f"{key}_{metric}_differences",
             difference_figure(compared, label, baseline),
             f"Differences of {label} to {baseline} with 95 % intervals",
-            "Dark where a difference is shown: p, corrected for all comparisons that are made together, is below 0.05.",
+            "Dark and filled where a difference is shown: p, corrected for all comparisons made together, below 0.05.",
         )
     yield (
         f"{key}_cases",

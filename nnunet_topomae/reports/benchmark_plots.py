@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from nnunet_topomae.benchmark.results import Row
 from nnunet_topomae.evaluation.statistics import Comparison
-from nnunet_topomae.reports.plots import colours, new_figure, style_axis
+from nnunet_topomae.reports.plots import looks, new_figure, style_axis
 
 INK, GREY = "#334155", "#94a3b8"
+# Columns of dots, one for every structure and recipe, that two panels next to each other have room for.
+SIDE_BY_SIDE = 16
 
 
 def difference_figure(comparisons: Mapping[str, Comparison], metric: str, baseline: str) -> Figure:
@@ -30,7 +33,7 @@ def difference_figure(comparisons: Mapping[str, Comparison], metric: str, baseli
             axis.plot([found.difference], [place], "o", mfc="none", color=GREY, ms=6)
             continue
         axis.plot([found.low, found.high], [place, place], color=colour, lw=2.5, solid_capstyle="round")
-        axis.plot([found.difference], [place], "o", color=colour, ms=6)
+        axis.plot([found.difference], [place], "o", color=colour, mfc=colour if found.shown else "white", ms=6)
     axis.set_yticks(range(len(comparisons)), titles, fontsize=9)
     axis.set_ylim(-0.6, len(comparisons) - 0.4)
     axis.set_xlabel(f"difference of {metric} to {baseline}, 95 % interval", fontsize=9)
@@ -47,27 +50,32 @@ def structure_figure(rows: Mapping[str, Row], titles: Mapping[str, str]) -> Figu
         titles: titles of recipes.
     """
     structures = list(next(iter(rows.values())).structures)
-    figure = new_figure(max(10.0, 1.0 + 0.5 * len(structures) * len(rows)), 3.2)
-    panels = figure.subplots(1, 2)
+    drawn = len(structures) * len(rows)
+    wide = drawn > SIDE_BY_SIDE
+    figure = new_figure(max(10.0, min(18.0, 2.0 + 0.22 * drawn)), 6.4) if wide else new_figure(10.0, 3.2)
+    panels = figure.subplots(*((2, 1) if wide else (1, 2)))
     width = 0.8 / len(rows)
     for axis, (metric, label) in zip(panels, (("dice", "Dice"), ("hd95", "HD95 in mm")), strict=True):
-        for index, (name, colour) in enumerate(colours(rows).items()):
+        for index, (name, (colour, marker, _)) in enumerate(looks(rows).items()):
             for place, structure in enumerate(structures):
                 found = [case[structure][metric] for case in rows[name].by_case.values()]
                 values = [value for value in found if not np.isnan(value)]
                 middle = place - 0.4 + (index + 0.5) * width
                 spread = np.linspace(-0.25, 0.25, len(values)) * width if len(values) > 1 else np.zeros(len(values))
-                axis.scatter(middle + spread, values, s=14, alpha=0.6, lw=0, color=colour)
+                axis.scatter(middle + spread, values, s=14, alpha=0.6, lw=0, color=colour, marker=marker)
                 mean = rows[name].structures[structure][metric]
-                label_once = titles[name] if place == 0 and metric == "dice" else None
-                axis.hlines(mean, middle - 0.4 * width, middle + 0.4 * width, color=colour, lw=2, label=label_once)
+                axis.hlines(mean, middle - 0.4 * width, middle + 0.4 * width, color=colour, lw=2)
         axis.set_xticks(range(len(structures)), structures, rotation=0 if len(structures) < 7 else 30)
         axis.set_title(label, fontsize=9, loc="left")
         style_axis(axis)
         axis.set_ylim(bottom=0.0)
         axis.grid(axis="x", visible=False)
     # Next to the panels: the titles may need more room than there are structures.
-    figure.legend(fontsize=8, frameon=False, loc="outside right upper")
+    handles = [
+        Line2D([], [], color=colour, marker=marker, ms=5, label=titles[name])
+        for name, (colour, marker, _) in looks(rows).items()
+    ]
+    figure.legend(handles=handles, fontsize=8, frameon=False, loc="outside right upper")
     return figure
 
 
@@ -83,9 +91,10 @@ def case_figure(values: Mapping[str, Sequence[Sequence[float]]], titles: Mapping
     axis = figure.subplots()
     means = np.array([np.mean(table, axis=1) for table in values.values()])
     axis.plot(means, color=GREY, lw=0.6, alpha=0.5)
-    for place, (name, colour) in enumerate(colours(list(values)).items()):
+    for place, (name, (colour, marker, _)) in enumerate(looks(values).items()):
         table = np.asarray(values[name])
-        axis.scatter(np.full(len(table), place), table.mean(axis=1), s=16, color=colour, alpha=0.7, lw=0, zorder=3)
+        dots = np.full(len(table), place), table.mean(axis=1)
+        axis.scatter(*dots, s=16, color=colour, marker=marker, alpha=0.7, lw=0, zorder=3)
         axis.hlines(table.mean(), place - 0.22, place + 0.22, color=colour, lw=3, zorder=4)
     axis.set_xticks(range(len(values)), [titles[name].replace(", ", ",\n") for name in values], fontsize=8)
     axis.set_ylabel(label, fontsize=9)
@@ -103,11 +112,11 @@ def fraction_figure(curves: Mapping[str, Mapping[float, tuple[float, float]]], t
     """
     figure = new_figure(6.5, 3.8)
     axis = figure.subplots()
-    for name, colour in colours(list(curves)).items():
+    for name, (colour, marker, line) in looks(curves).items():
         shares = sorted(curves[name])
         means, spreads = (np.array([curves[name][share][part] for share in shares]) for part in (0, 1))
         percent = [100 * share for share in shares]
-        axis.plot(percent, means, "o-", color=colour, lw=1.6, ms=4, label=titles[name])
+        axis.plot(percent, means, marker=marker, ls=line, color=colour, lw=1.6, ms=4, label=titles[name])
         axis.fill_between(percent, means - spreads, means + spreads, color=colour, alpha=0.15, lw=0)
     axis.set_xlabel("labelled training cases in %", fontsize=9)
     axis.set_ylabel("mean Dice", fontsize=9)

@@ -9,6 +9,7 @@ from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.stages import truth_folder
 from nnunet_topomae.benchmark.store import JobFolder
 from nnunet_topomae.files import read_json
+from nnunet_topomae.nnunet.dataset import channel_names
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class CaseFiles:
         truth: label map.
         predictions: label maps by title: baseline, then the recipe, of the first seed.
         labels: value of every structure by name; regions are left out.
+        channel: name of the first channel, such as `CT`.
     """
 
     case: str
@@ -55,6 +57,7 @@ class CaseFiles:
     truth: Path
     predictions: Mapping[str, Path]
     labels: Mapping[str, int]
+    channel: str
 
 
 def find_case_files(spec: BenchmarkSpec, entries: Sequence[Entry], ranked: Sequence[RankedCase]) -> Iterator[CaseFiles]:
@@ -92,4 +95,5 @@ def find_case_files(spec: BenchmarkSpec, entries: Sequence[Entry], ranked: Seque
                 for name, value in description["labels"].items()
                 if isinstance(value, int) and value and name != "ignore"
             },
+            str(channel_names(description)[0]),
         )

@@ -115,7 +115,8 @@ def _preview_picture(preview: Preview) -> Picture:
     return Picture(
         data_uri(preview_figure(preview), "png"),
         f"Input, masked input and reconstructions of {preview.case} in three planes",
-        f"{preview.case}. Blue: hidden from both networks. Reconstructions have the input elsewhere.",
+        f"{preview.case}. Blue: hidden from both networks. Reconstructions have the input elsewhere. "
+        "The crop is in the orientation of the preprocessed image: its planes are named after the array's axes.",
     )
 
 

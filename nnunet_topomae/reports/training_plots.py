@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
-from nnunet_topomae.reports.plots import colours, new_figure, style_axis
+from nnunet_topomae.reports.plots import looks, new_figure, style_axis
 
-COLOURS = {"vit": "#7c3aed", "partner": "#059669", "input": "#334155"}
+COLOURS = {"vit": "#a80000", "partner": "#009d8a", "input": "#31367b"}
 NAMES = {"vit": "ViT", "partner": "partner", "input": "input"}
 TERM_TITLES = {
     "total": "total",
@@ -42,8 +42,8 @@ def loss_curves(records: Records) -> Figure:
     figure = new_figure(10.0, 2.15 * rows)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axis, term in zip(panels, terms, strict=False):
-        for part, style in (("train", "-"), ("validation", "--")):
-            _plot_epochs(axis, records, part, term, COLOURS["input"], style, part)
+        for part, style, label in (("train", "-", "training"), ("validation", "--", "monitoring")):
+            _plot_epochs(axis, records, part, term, COLOURS["input"], style, label)
         axis.set_title(TERM_TITLES.get(term, term), fontsize=9, loc="left")
         axis.set_ylim(bottom=0)
     for axis in panels[len(terms) :]:
@@ -56,18 +56,18 @@ def loss_curves(records: Records) -> Figure:
 
 
 def training_curves(models: Mapping[str, Records]) -> Figure:
-    """Loss and pseudo Dice of supervised trainings, one colour per model.
+    """Loss and pseudo Dice of supervised trainings, one colour and marker per model.
 
     Args:
         models: records of the epochs by title.
     """
     figure = new_figure(10.0, 2.9)
     loss, dice = figure.subplots(1, 2)
-    palette = colours(models)
-    for model, records in models.items():
-        _plot_epochs(loss, records, "train", "loss", palette[model], "-", f"{model}, train")
-        _plot_epochs(loss, records, "validation", "loss", palette[model], "--", f"{model}, validation")
-        _plot_epochs(dice, records, "validation", "pseudo_dice", palette[model], "-", model)
+    for model, (colour, marker, _) in looks(models).items():
+        records = models[model]
+        _plot_epochs(loss, records, "train", "loss", colour, "-", f"{model}, train", marker)
+        _plot_epochs(loss, records, "validation", "loss", colour, "--", f"{model}, validation", marker)
+        _plot_epochs(dice, records, "validation", "pseudo_dice", colour, "-", model, marker)
     loss.set_title("loss", fontsize=9, loc="left")
     dice.set_title("Dice on validation patches", fontsize=9, loc="left")
     dice.set_ylim(0, 1)
@@ -116,10 +116,14 @@ def persistence_figure(diagrams: Mapping[str, Sequence[ndarray]]) -> Figure:
     return figure
 
 
-def _plot_epochs(axis: Axes, records: Records, part: str, term: str, colour: str, style: str, label: str) -> None:
+def _plot_epochs(
+    axis: Axes, records: Records, part: str, term: str, colour: str, style: str, label: str, marker: str = ""
+) -> None:
+    """Draw a term; a marker at ten epochs at most tells models apart, a single epoch always has one."""
     points = [(r["epoch"] + 1, r[part][term]) for r in records if r[part].get(term) is not None]
     if points:
-        marker = "o" if len(points) == 1 else ""
-        axis.plot(*zip(*points, strict=True), style, color=colour, lw=1.4, marker=marker, label=label)
+        marker = (marker or "o") if len(points) == 1 else marker
+        (line,) = axis.plot(*zip(*points, strict=True), style, color=colour, lw=1.4, label=label)
+        line.set(marker=marker, markersize=4, markevery=-(-len(points) // 10))
     style_axis(axis)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))

@@ -9,17 +9,14 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nnunet_topomae.reports.case_files import CaseFiles
-from nnunet_topomae.reports.plots import STRUCTURE_COLOURS
+from nnunet_topomae.reports.overlays import label_colours
+from nnunet_topomae.reports.volumes import Window, choose_window, describe_orientation, find_tilt, read_image
 
 SCRIPT_FILE = "viewer.js"
-PERCENTILES = (0.5, 99.5)
 
 
 def read_niivue(file: Path) -> str:
@@ -55,12 +52,17 @@ def write_viewer(files: CaseFiles, title: str, niivue: str, folder: Path) -> Pat
     Returns:
         the page.
     """
+    import SimpleITK
+
     from nnunet_topomae.files import write_text
     from nnunet_topomae.reports.page import render, script
 
     layers = {"Truth": files.truth, **files.predictions}
+    image = read_image(files.image)
+    values = SimpleITK.GetArrayViewFromImage(image)
+    window = choose_window(values, files.channel, files.labels, files.dataset)
     data = {
-        "image": _encode_image(files.image),
+        "image": _encode_image(image, window),
         "layers": [{"name": name, "base64": _encode_labels(file)} for name, file in layers.items()],
         "colours": _label_colours(files.labels),
     }
@@ -71,7 +73,9 @@ def write_viewer(files: CaseFiles, title: str, niivue: str, folder: Path) -> Pat
         title=f"{files.case}: the {files.rank} case of {title}",
         dice=files.dice,
         layers=list(layers),
-        structures=list(zip(files.labels, cycle(STRUCTURE_COLOURS), strict=False)),
+        window=window.name,
+        orientation=describe_orientation(find_tilt(image)),
+        structures=list(label_colours(files.labels)),
         scripts=[text for text, _ in scripts],
         script_hashes=[digest for _, digest in scripts],
     )
@@ -83,8 +87,7 @@ def write_viewer(files: CaseFiles, title: str, niivue: str, folder: Path) -> Pat
 
 def _label_colours(labels: Mapping[str, int]) -> dict[str, Sequence[Any]]:
     """NiiVue's colour map of labels, the background first and clear."""
-    colours = islice(cycle(STRUCTURE_COLOURS), len(labels))
-    chosen = [(0, 0, 0), *(bytes.fromhex(colour.removeprefix("#")) for colour in colours)]
+    chosen = [(0, 0, 0), *(bytes.fromhex(colour.removeprefix("#")) for _, _, colour in label_colours(labels))]
     return {
         "R": [colour[0] for colour in chosen],
         "G": [colour[1] for colour in chosen],
@@ -95,27 +98,20 @@ def _label_colours(labels: Mapping[str, int]) -> dict[str, Sequence[Any]]:
     }
 
 
-def _encode_image(file: Path) -> str:
-    """The middle 99 % of the intensities as bytes: smaller, and without a window to choose."""
+def _encode_image(image: Any, window: Window) -> str:
+    """The window's intensities as bytes: smaller, and without a window to choose."""
     import SimpleITK
 
-    image = SimpleITK.ReadImage(file)
-    values = SimpleITK.GetArrayViewFromImage(image)
-    low, high = (float(value) for value in np.percentile(values, PERCENTILES))
-    return _encode(
-        SimpleITK.Cast(
-            SimpleITK.IntensityWindowing(
-                SimpleITK.Cast(image, SimpleITK.sitkFloat32), low, max(high, low + 1e-6), 0.0, 255.0
-            ),
-            SimpleITK.sitkUInt8,
-        )
+    scaled = SimpleITK.IntensityWindowing(
+        SimpleITK.Cast(image, SimpleITK.sitkFloat32), window.low, window.high, 0.0, 255.0
     )
+    return _encode(SimpleITK.Cast(scaled, SimpleITK.sitkUInt8))
 
 
 def _encode_labels(file: Path) -> str:
     import SimpleITK
 
-    return _encode(SimpleITK.Cast(SimpleITK.ReadImage(file), SimpleITK.sitkUInt8))
+    return _encode(SimpleITK.Cast(read_image(file), SimpleITK.sitkUInt8))
 
 
 def _encode(image: Any) -> str:

@@ -11,7 +11,7 @@ PLOT_FILE = "progress.png"
 
 
 def plot_terms(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw every term over the epochs, training and validation, one panel a term, to a PNG.
+    """Draw every term over the epochs, training and monitoring, one panel per term, to a PNG.
 
     Args:
         records: one per epoch: its number ``epoch``, and the terms of ``train`` and ``validation`` by name.
@@ -27,7 +27,9 @@ def plot_terms(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         for part, colour in (("train", "tab:blue"), ("validation", "tab:orange")):
             points = [(r["epoch"], r[part][name]) for r in records if name in r[part]]
             if points:
-                panel.plot(*zip(*points, strict=True), color=colour, label=part, marker="." if len(points) < 30 else "")
+                label = "monitoring" if part == "validation" else part
+                (line,) = panel.plot(*zip(*points, strict=True), color=colour, label=label)
+                line.set(linestyle="-" if part == "train" else "--", marker="." if len(points) < 30 else "")
         panel.set(title=name, xlabel="epoch")
         panel.grid(alpha=0.3)
     for panel in list(panels):

@@ -14,7 +14,9 @@ from nnunet_topomae.geometry import CropLocation, as_size3
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PLANES = ("axial", "coronal", "sagittal")
+# Crops are shown as they are stored: what is compared is a crop with its reconstructions. The image may have any
+# orientation, and the plan may have permuted its axes, so the planes carry no anatomical names.
+PLANES = ("across D", "across H", "across W")
 COLUMNS = ("input", "masked", "vit", "partner")
 TITLES = dict(zip(COLUMNS, ("Input", "Masked", "ViT reconstruction", "Partner's reconstruction"), strict=True))
 _OPTIONAL = ("vit", "partner", "key_points_vit", "key_points_partner")
@@ -104,7 +106,8 @@ def preview_figure(preview: Preview) -> "Figure":
 
     All panels share one grey window, the 0.5 to 99.5 percentile of the input; hidden voxels are blue in the masked
     column. The reconstructions have the input at visible voxels, where masked autoencoders learn nothing. Pixels have
-    the aspect of the voxels in mm. The first axis is taken to run along the body, as in nnU-Net's array order.
+    the aspect of the voxels in mm. Planes are named after the array's axes: the crop is in the orientation of the
+    preprocessed image, which need not be the radiological one.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -63,5 +63,13 @@ def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     write_json(folder / FACTS_FILE, {**read_facts(folder), **facts})
 
 
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def _mean(values: Sequence[float]) -> float:
     return float(sum(values)) / len(values)

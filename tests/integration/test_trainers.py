@@ -16,7 +16,13 @@ DATASET = "Dataset901_Tiny"
 SHAPE = (20, 36, 28)
 SECTION: dict[str, Any] = {
     "architecture": {"vit": "tiny", "dims": [8, 8, 16, 16], "depth": 1},
-    "pretraining": {"epochs": 2, "iterations_per_epoch": 2, "validation_iterations": 1, "seed": 1},
+    "pretraining": {
+        "epochs": 2,
+        "iterations_per_epoch": 2,
+        "validation_iterations": 1,
+        "preview_every": 1,
+        "seed": 1,
+    },
     "topology": {"warmup_epochs": 0, "region_size": 12},
     "finetuning": {"epochs": 2, "iterations_per_epoch": 1, "validation_iterations": 1, "seed": 1},
 }
@@ -207,6 +213,11 @@ def test_pre_training_reads_and_validates_on_the_training_cases(workspace: Path,
     summary = json.loads((validation / "summary.json").read_text())["reconstruction"]
     assert sorted(summary["cases"]) == sorted(split["train"])
     assert not {path.stem for path in (validation / "previews").iterdir()} & set(split["val"])
+    pictures = sorted((pretraining.file.parent / "monitoring").glob("*/previews/*.png"))
+    assert {path.parts[-3] for path in pictures} == {"epoch_1"}
+    assert {path.stem for path in pictures} == set(sorted(split["train"])[:4])
+    logs = "".join(path.read_text() for path in sorted(pretraining.file.parent.glob("training_log*.txt")))
+    assert "1 of 2 epochs done" in logs and "loss terms (on the fixed crops of monitoring): total" in logs
 
 
 def test_an_interrupted_fine_tuning_continues_and_describes_itself(

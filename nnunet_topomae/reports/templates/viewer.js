@@ -14,10 +14,25 @@ async function start() {
     crosshairColor: [1, 1, 1, 0.6],
     crosshairWidth: 0.2,
     crosshairWidthUnit: "percent",
+    // As in the report's pictures: the patient's right at the left, and sagittal slices look to the left.
+    isRadiologicalConvention: true,
+    sagittalNoseLeft: true,
+    showAllOrientationMarkers: true,
+    fontColor: [1, 1, 1, 1],
     logLevel: "error",
   });
+  // Structures are also named, for readers who cannot tell their colours apart.
+  viewer.onLocationChange = (location) => {
+    const names = DATA.layers.map((layer, index) => {
+      const value = Math.round(location.values[index + 1]?.value ?? 0);
+      return `${layer.name}: ${DATA.colours.labels[DATA.colours.I.indexOf(value)] || "background"}`;
+    });
+    document.getElementById("here").textContent = `At the crosshair: ${names.join("; ")}.`;
+  };
   await viewer.attachToCanvas(document.getElementById("canvas"));
-  viewer.addVolume(await niivue.NVImage.loadFromBase64({ base64: DATA.image, name: "image.nii.gz", colormap: "gray" }));
+  // The image's bytes fill the window that the page names.
+  const window = { colormap: "gray", cal_min: 0, cal_max: 255 };
+  viewer.addVolume(await niivue.NVImage.loadFromBase64({ base64: DATA.image, name: "image.nii.gz", ...window }));
   for (const layer of DATA.layers) {
     const volume = await niivue.NVImage.loadFromBase64({ base64: layer.base64, name: `${layer.name}.nii.gz`, opacity: 0 });
     volume.setColormapLabel(DATA.colours);

@@ -73,9 +73,9 @@ def test_a_control_trains_for_the_steps_of_pre_training_too(name: str) -> None:
         "finetuning.iterations_per_epoch": 40,
     }
     chosen = (find_recipe(name), find_recipe(f"{name}-2x"))
-    spec = BenchmarkSpec("b", Path("b"), (1,), chosen, name, settings=settings)
+    spec = BenchmarkSpec("b", Path("b"), (1,), chosen, (name,), settings=settings)
     assert recipe_settings(spec, find_recipe(name))["finetuning.epochs"] == 5
     assert recipe_settings(spec, find_recipe(f"{name}-2x"))["finetuning.epochs"] == 5 + 3
     assert find_recipe(f"{name}-2x").pretrainer is None
-    defaults = BenchmarkSpec("b", Path("b"), (1,), chosen, name)
+    defaults = BenchmarkSpec("b", Path("b"), (1,), chosen, (name,))
     assert recipe_settings(defaults, find_recipe(f"{name}-2x"))["finetuning.epochs"] == 1200

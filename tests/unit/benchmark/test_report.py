@@ -1,7 +1,9 @@
 import base64
 import hashlib
+import html
 import json
 import re
+import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -14,7 +16,6 @@ from nnunet_topomae.commands.demo import print_summary
 from nnunet_topomae.files import strict_json
 from nnunet_topomae.reports.benchmark import write_benchmark_report
 from nnunet_topomae.reports.page import format_number, format_p
-from nnunet_topomae.reports.plots import overlay_figure
 from nnunet_topomae.reports.training_plots import persistence_figure
 
 
@@ -94,6 +95,49 @@ def test_tables_hold_the_numbers(page):
     assert "from scratch 1.50 0 40 2.5 0.000 0.01 0.00 1.0 0.01 1.0 2.0" in text
 
 
+def test_the_headline_comes_first_then_a_figure_then_tables(page):
+    tags = [tag for tag, _ in page.tags]
+    assert tags.index("h1") < tags.index("p") < tags.index("img") < tags.index("table")
+    assert page.tags[tags.index("p")][1] == {"class": "headline"}
+    sentence = next(words for words in page.words if words.startswith("fusion: mean Dice"))
+    assert sentence.startswith(
+        "fusion: mean Dice 1.0000, 0.2500 above from scratch (2 cases, 1 seed). No difference is"
+    )
+
+
+def test_what_scrolls_can_be_reached_with_the_keyboard_and_has_a_name(page):
+    scrolling = [found for _, found in page.tags if found.get("class") == "scroll"] + page.all("pre")
+    assert len(scrolling) > 8
+    assert all(found["tabindex"] == "0" and found["role"] == "region" for found in scrolling)
+    names = [found["aria-label"] for found in scrolling]
+    assert len(set(names)) == len(names)
+    assert all(found.get("scope") in ("col", "row", "colgroup") for found in page.all("th"))
+    # Every other table wraps its text.
+    assert len(page.all("table")) == len(scrolling) - 1 + sum(t.get("class") == "facts" for t in page.all("table"))
+
+
+# Shows a page in a frame and writes what is wider than the frame, outside of regions that scroll.
+FRAME = """<!doctype html><iframe width={width} height=2000 srcdoc="{page}"></iframe><p></p><script>
+addEventListener("load", () => {{
+  const inside = document.querySelector("iframe").contentDocument;
+  for (const closed of inside.querySelectorAll("details")) closed.open = true;
+  const wide = [...inside.querySelectorAll("body *")].filter((part) => !part.closest(".scroll, pre")
+    && part.getBoundingClientRect().right > {width} + 0.5);
+  document.querySelector("p").textContent = "cut off: " + wide.map((part) => part.tagName).join(" ") + ".";
+}});</script>"""
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_nothing_is_cut_off_in_a_browser(report, tmp_path, find_browser, width):
+    text = (report[1] / "report.html").read_text(encoding="utf-8")
+    file = tmp_path / "frame.html"
+    file.write_text(FRAME.format(width=width, page=html.escape(text)), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--virtual-time-budget=5000", "--dump-dom"]
+    command = [find_browser(), *options, file.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert "<p>cut off: .</p>" in done.stdout, done.stdout[-200:]
+
+
 def test_commands_are_escaped_and_name_no_folder(page, finished_demo):
     assert any("nnUNetv2_train $OUT/nnUNet_raw '<&>'" in words for words in page.words)
     assert not any(str(finished_demo.parent) in words for words in page.words)
@@ -145,24 +189,11 @@ def test_undefined_numbers():
     }
 
 
-def test_overlay_shows_the_slice_with_most_structures():
-    truth = np.zeros((5, 7, 9), dtype=np.uint8)
-    truth[1, 2:6, 2:8] = 1
-    truth[3, 2, 3], truth[3, 4, 5] = 1, 2
-    image = np.zeros(truth.shape)
-    figure = overlay_figure(image, truth, {"fusion": truth, "scratch": truth}, (3.0, 1.5, 1.0), {"a": 1, "b": 2})
-    assert figure.axes[0].get_ylabel() == "axial, slice 3"
-    assert figure.axes[0].get_images()[0].get_array().shape == (7, 9, 3)
-    assert figure.axes[4].get_aspect() == pytest.approx(3.0)
-    shown = np.asarray(figure.axes[1].get_images()[0].get_array())
-    assert np.array_equal(np.ptp(shown, axis=-1) > 0, truth[3] > 0)
-
-
 def test_persistence_figure_draws_every_point():
     rng = np.random.default_rng(0)
     diagrams = {
         name: [np.sort(rng.random((n, 2)), axis=1)[:, ::-1] for n in sizes]
-        for name, sizes in (("input", (3, 4, 0)), ("vit", (2, 1, 5)), ("unetrpp", (1, 1, 1)))
+        for name, sizes in (("input", (3, 4, 0)), ("vit", (2, 1, 5)), ("partner", (1, 1, 1)))
     }
     panels = persistence_figure(diagrams).axes
     for dimension, panel in enumerate(panels):

@@ -52,6 +52,7 @@ def files(tmp_path: Path) -> CaseFiles:
         paths["truth"],
         {"base & line": paths["prediction"]},
         {"liver": 1, "</script>": 2},
+        "MR",
     )
 
 
@@ -73,6 +74,8 @@ def test_the_policy_allows_both_scripts_and_nothing_else(page: Path) -> None:
     assert policy.startswith("default-src 'none'")
     assert not re.findall(r'(?:src|href)="', text)
     assert "case &lt;1&gt;" in text and "base &amp; line" in text
+    assert "Window from 1 to 99 % of intensities. Radiological convention" in text
+    assert "isRadiologicalConvention: true" in text and "sagittalNoseLeft: true" in text
     assert "Redistribution and use in source and binary forms" in text
 
 

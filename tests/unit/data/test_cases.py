@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_topomae.data.cases import check_enough_cases, hash_images, hash_json, intensity_statistics, record_cases
+from nnunet_topomae.data.cases import (
+    check_fold,
+    check_patients,
+    hash_images,
+    hash_json,
+    intensity_statistics,
+    record_cases,
+)
+from nnunet_topomae.data.patients import Patients
 
 
 def test_hash_images_is_sha256_by_sorted_case(tmp_path: Path) -> None:
@@ -28,14 +36,36 @@ def test_hash_json_ignores_key_order() -> None:
     assert hash_json({"a": 1}) != hash_json({"a": 2})
 
 
-def test_fewer_than_five_cases(tmp_path: Path) -> None:
+def test_a_fold_that_nobody_has_made_is_refused(tmp_path: Path) -> None:
     splits = tmp_path / "splits_final.json"
     with pytest.raises(ValueError, match="fold 'all'"):
-        check_enough_cases("abcd", 0, splits)
-    check_enough_cases("abcd", "all", splits)
-    check_enough_cases("abcde", 0, splits)
-    splits.write_text("[]")
-    check_enough_cases("abcd", 0, splits)
+        check_fold("abcd", 0, splits)
+    with pytest.raises(ValueError, match="fold 5 does not exist: there is no .*so nnU-Net makes 5 folds.*--preset"):
+        check_fold("abcde", 5, splits)
+    check_fold("abcd", "all", splits)
+    check_fold("abcde", 4, splits)
+    splits.write_text(json.dumps([{"train": ["a"], "val": ["b"]}] * 2))
+    check_fold("abcd", 1, splits)
+    for fold in (2, -1):
+        with pytest.raises(
+            ValueError, match=f"fold {fold} does not exist: .*splits_final.json has 2 folds.*random split"
+        ):
+            check_fold("abcd", fold, splits)
+
+
+def test_a_fold_with_a_patient_on_both_sides_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "splits_final.json"
+    check_patients(["p1_a", "p1_b"], ["p2_a"], Patients("^([^_]+)_"), file)
+    check_patients(["p1_a"], ["p1_b"], Patients(None), file)
+    with pytest.raises(ValueError, match=r"trains on other scans \(p1_a\).*splits_final.json"):
+        check_patients(["p1_a", "p3_a"], ["p1_b"], Patients("^([^_]+)_"), file)
+
+
+def test_patients_are_those_of_the_plan_or_of_the_converters_table(tmp_path: Path) -> None:
+    assert Patients.of_dataset(None, tmp_path).of("a_1") == "a_1"
+    (tmp_path / "patients.json").write_text('{"a_1": "anna"}')
+    assert Patients.of_dataset(None, tmp_path).of("a_1") == "anna"
+    assert Patients.of_dataset("^([^_]+)_", tmp_path).of("a_1") == "a"
 
 
 def test_a_continued_training_remembers_the_cases_it_read_before(tmp_path: Path) -> None:

@@ -175,6 +175,8 @@ def test_acdc_keeps_the_frames_of_a_patient_together(acdc: Path, raw: Path) -> N
     assert len(list((folder / "imagesTr").iterdir())) == 12
     assert len(list((folder / "labelsTs").iterdir())) == 2
     assert not list(folder.rglob("*4d*"))
+    table = json.loads((folder / "patients.json").read_text())
+    assert len(table) == 12 and table["patient006_frame01"] == table["patient006_frame16"] == "patient006"
     splits = json.loads((folder / "splits_final.json").read_text())
     for fold in splits:
         patients = {part: {case[:10] for case in fold[part]} for part in fold}

@@ -8,6 +8,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_topomae.datasets.splits import (
     PublishedSplit,
+    check_folds_agree,
     describe_published,
     group_by_patient,
     make_splits,
@@ -104,6 +105,65 @@ def test_the_published_split_is_placed_where_there_are_no_folds(tmp_path: Path) 
     splits = json.loads((tmp_path / "splits_final.json").read_text())
     assert splits == make_splits(SYNAPSE, published=split)
     assert json.loads((tmp_path / "published_split.json").read_text())["fold"] == 5
-    (tmp_path / "splits_final.json").write_text("[]")
-    assert "kept as it is" in place_published(tmp_path, SYNAPSE, split)
-    assert (tmp_path / "splits_final.json").read_text() == "[]"
+    assert "has the published split as fold 5" in place_published(tmp_path, SYNAPSE, split)
+    assert json.loads((tmp_path / "splits_final.json").read_text()) == splits
+    # Every case is a patient of its own.
+    assert not (tmp_path / "patients.json").exists()
+
+
+def write_folds(folder: Path, folds: object) -> Path:
+    file = folder / "splits_final.json"
+    file.write_text(json.dumps(folds))
+    return file
+
+
+def test_the_published_split_is_added_to_five_folds_and_mixed_ones_are_named(tmp_path: Path) -> None:
+    split = load_preset("acdc").split
+    assert split is not None
+    mixed = [{"train": ACDC[number::2], "val": ACDC[1 - number :: 2]} for number in (0, 1)]
+    folds = [*mixed, *make_splits(ACDC, split.patient)[2:]]
+    file = write_folds(tmp_path, folds)
+    said = place_published(tmp_path, ACDC, split)
+    assert "got the published split as fold 5; folds 0, 1 have scans of one patient on both sides" in said
+    assert json.loads(file.read_text()) == [*folds, make_splits(ACDC, split.patient, split)[5]]
+    patients = json.loads((tmp_path / "patients.json").read_text())
+    assert patients["patient007_frame10"] == patients["patient007_frame01"] == "007" and len(patients) == 200
+    assert "has the published split" in place_published(tmp_path, ACDC, split)
+
+
+@pytest.mark.parametrize(
+    ("folds", "message"),
+    [
+        ([], "has 0 folds, so the published split cannot be fold 5. Move the file away"),
+        (
+            [{"train": SYNAPSE[:20], "val": SYNAPSE[20:]}] * 6,
+            "fold 5 of .*splits_final.json is not the published",
+        ),
+        ({"train": []}, "not a list of folds"),
+        ([{"train": []}], "not a list of folds"),
+    ],
+)
+def test_folds_without_a_place_for_the_published_split_stop_the_command_and_stay(
+    tmp_path: Path, folds: object, message: str
+) -> None:
+    file = write_folds(tmp_path, folds)
+    with pytest.raises(ValueError, match=message):
+        place_published(tmp_path, SYNAPSE, load_preset("synapse").split)
+    assert json.loads(file.read_text()) == folds
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_folds_of_raw_and_preprocessed_data_must_agree(tmp_path: Path) -> None:
+    raw, preprocessed = tmp_path / "raw", tmp_path / "preprocessed"
+    for folder in (raw, preprocessed):
+        folder.mkdir()
+    folds = make_splits(SYNAPSE)
+    write_folds(raw, folds)
+    check_folds_agree(raw, preprocessed)
+    # The published split may have been added, and the order of cases does not matter.
+    write_folds(preprocessed, [{part: fold[part][::-1] for part in fold} for fold in [*folds, folds[0]]])
+    check_folds_agree(raw, preprocessed)
+    for other in (folds[:4], [*folds[:4], folds[0]]):
+        write_folds(preprocessed, other)
+        with pytest.raises(ValueError, match=r"fold 4 of .*raw.*splits_final.json is not that of .*Remove it"):
+            check_folds_agree(raw, preprocessed)

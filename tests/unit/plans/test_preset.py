@@ -17,6 +17,7 @@ from nnunet_topomae.architectures.memory import GIB, TrainingMemory
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.commands.plan import add_arguments, run
 from nnunet_topomae.config import TopoMAEConfig
+from nnunet_topomae.plans.explain import explain
 from nnunet_topomae.plans.preset import (
     FOLDER,
     apply_preset,
@@ -24,7 +25,9 @@ from nnunet_topomae.plans.preset import (
     load_preset,
     preset_names,
     table,
+    value_in_plans,
 )
+from nnunet_topomae.plans.variants import make_variant
 from nnunet_topomae.training.schedules import WarmupSchedule, poly
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -155,6 +158,45 @@ def test_applied_presets_can_be_trained(name: str) -> None:
     assert set(plans["configurations"]) == {"2d", "3d_fullres"}
 
 
+@pytest.mark.parametrize(("order", "axes"), [([0, 1, 2], (0, 1)), ([2, 0, 1], (1, 2)), ([1, 0, 2], (0, 1))])
+def test_organs_of_the_left_and_the_right_are_not_mirrored(order: list[int], axes: tuple[int, ...]) -> None:
+    for name in PUBLISHED:
+        preset = load_preset(name)
+        before = _plans([preset.get("spacing")[axis] for axis in order]) | {"transpose_forward": order}
+        plans = apply_preset(before, preset)
+        config = TopoMAEConfig.from_configuration(plans["configurations"]["3d_fullres"])
+        # In LPS and (z, y, x), axis 2 runs from right to left.
+        assert config.finetuning.mirror_axes == (axes if name in ("synapse", "btcv") else None), name
+        assert value_in_plans("finetuning.mirror_axes", plans, plans["configurations"]["3d_fullres"]) == preset.get(
+            "finetuning.mirror_axes"
+        )
+
+
+def test_an_explanation_has_the_presets_reasons_and_the_warm_up_that_is_used() -> None:
+    preset = load_preset("synapse")
+    plans = apply_preset(_plans(preset.get("spacing")), preset)
+    plans |= {"dataset_name": "Dataset018_Synapse", "image_reader_writer": "SimpleITKIO"}
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}}
+    explained = _rows(plans, description)
+    for value in preset.values:
+        assert any(f"preset synapse, {value.source}: {value.reason}" in row for row in explained[value.key]), value.key
+    assert "after a warm-up of 3000 steps" in explained["pretraining.learning_rate"][0]
+    variant = make_variant(plans, "short", ["3d_fullres"], {"pretraining.epochs": 20, "finetuning.mirror_axes": None})
+    explained = _rows(variant, description)
+    assert "after a warm-up of 500 steps, a tenth of all; the plan asks for 3000" in "".join(
+        explained["pretraining.learning_rate"]
+    )
+    assert explained["pretraining.epochs"][1].endswith("changed: preset synapse has 120")
+    assert explained["finetuning.mirror_axes"][0].split()[1:3] == ["null", "changed:"]
+
+
+def _rows(plans: dict[str, Any], description: dict[str, Any]) -> dict[str, list[str]]:
+    rows: dict[str, list[str]] = {}
+    for line in explain(plans, description, "3d_fullres").splitlines()[2:]:
+        rows.setdefault(line.split("  ")[0], []).append(line)
+    return rows
+
+
 @pytest.mark.parametrize("name", [name for name, values in PUBLISHED.items() if values[0]])
 def test_the_window_becomes_zero_to_one(name: str) -> None:
     low, high = PUBLISHED[name][0]
@@ -219,6 +261,7 @@ def test_plan_and_preprocess_with_a_preset(tmp_path: Path, monkeypatch: pytest.M
         "file_ending": ".nii.gz",
     }
     (raw / "dataset.json").write_text(json.dumps(description))
+    (raw / "patients.json").write_text('{"s0": "anna", "s1": "anna"}')
     folder = tmp_path / "preprocessed" / "Dataset009_Spleen"
     folder.mkdir()
     by_hand = {"configurations": {"mine": {"inherits_from": "3d_fullres", "batch_size": 7}}}
@@ -234,6 +277,7 @@ def test_plan_and_preprocess_with_a_preset(tmp_path: Path, monkeypatch: pytest.M
 
     plans = json.loads((folder / "TopoMAEPlans_msd_spleen.json").read_text())
     assert plans["plans_name"] == "TopoMAEPlans_msd_spleen"
+    assert json.loads((folder / "patients.json").read_text()) == {"s0": "anna", "s1": "anna"}
     assert plans["configurations"]["3d_fullres"]["patch_size"] == [96, 96, 96]
     assert plans["configurations"]["mine"] == by_hand["configurations"]["mine"]
     data = nnUNetDatasetBlosc2(str(folder / "TopoMAEPlans_msd_spleen_3d_fullres")).load_case("s0")[0][:]

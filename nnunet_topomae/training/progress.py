@@ -1,0 +1,75 @@
+"""What a training tells while it runs: lines per epoch, a bar in a terminal, and pictures every few epochs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from nnunet_topomae.training.devices import unwrap
+from nnunet_topomae.training.record import duration
+from nnunet_topomae.training.validation import ReconstructionValidation
+
+# The pace of this many epochs tells how long the others take.
+PACE_EPOCHS = 10
+
+
+def describe_progress(records: Sequence[Mapping[str, Any]], epochs: int) -> str:
+    """How far a training is, how long its last epoch took, and how long the others will.
+
+    Args:
+        records: one per finished epoch, oldest first, with its ``seconds``.
+        epochs: of the whole training.
+    """
+    done, last = records[-1]["epoch"] + 1, records[-1]["seconds"]
+    pace = [record["seconds"] for record in records[-PACE_EPOCHS:]]
+    left = (epochs - done) * sum(pace) / len(pace)
+    text = f"{done} of {epochs} epochs done, this one in {last:.1f} s"
+    return text if done >= epochs else f"{text}, about {duration(left)} left"
+
+
+def describe_terms(terms: Mapping[str, Mapping[str, float]]) -> str:
+    """All loss terms of an epoch in a line, the total first, those of monitoring in brackets.
+
+    Args:
+        terms: averages of the steps of ``train`` and ``validation`` by name.
+    """
+    train, monitoring = terms.get("train", {}), terms.get("validation", {})
+    parts = []
+    for name in sorted(dict.fromkeys([*train, *monitoring]), key=lambda name: name != "total"):
+        value = f"{train[name]:.4f}" if name in train else "-"
+        parts.append(f"{name} {value}" + (f" ({monitoring[name]:.4f})" if name in monitoring else ""))
+    return f"loss terms (on the fixed crops of monitoring): {', '.join(parts)}"
+
+
+def epoch_bar(steps: int, epoch: int, first_process: bool) -> Any:
+    """A bar over the steps of an epoch; it is drawn only if standard error is a terminal.
+
+    Args:
+        steps: of the epoch.
+        epoch: its number, counted from 0.
+        first_process: of a training on several GPUs, only one draws.
+    """
+    # None turns tqdm off where standard error is no terminal.
+    disable = None if first_process else True
+    return tqdm(total=steps, desc=f"epoch {epoch + 1}", unit="step", leave=False, disable=disable)
+
+
+def rebuild_crops(trainer: Any, cases: Sequence[str], folder: Path, report: Callable[[str], None]) -> None:
+    """Rebuild fixed crops of training cases; metrics and pictures go to a folder. The first process does it alone.
+
+    Args:
+        trainer: of a pre-training.
+        cases: their names, in a fixed order.
+        folder: for ``summary.json`` and ``previews``.
+        report: receives a line per case.
+    """
+    if trainer.local_rank != 0:
+        return
+    trainer.network.eval()
+    loader = trainer.build_loader(list(cases))
+    with torch.no_grad():
+        ReconstructionValidation(unwrap(trainer.network), loader, trainer.plan, trainer.device).run(
+            cases, folder, report
+        )
