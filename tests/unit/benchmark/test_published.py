@@ -27,7 +27,15 @@ def _results(preset: str) -> Results:
         "spurious": 0.0,
     }
     row = Row(
-        {"organ": mean}, mean, {"dice": 0.01}, 1, {}, 1_000_000, 1e9, Cost(1.0, 0.0, 2.0, 1.0, 40, 0, 3e15, None, 1e9)
+        {"organ": mean},
+        mean,
+        {"dice": 0.01},
+        0.02,
+        1,
+        {},
+        1_000_000,
+        1e9,
+        Cost(1.0, 0.0, 2.0, 1.0, 40, 0, 3e15, None, 1e9),
     )
     table = Table(f"Dataset001_{preset}", 1.0, {"unetrpp": row}, [], [], {}, [], 0, 1, {}, PUBLISHED[preset])
     spec = BenchmarkSpec("test", Path(), (1,), (RECIPES["unetrpp"],), ("unetrpp",), folds=(0,), device="cpu")
