@@ -1,7 +1,7 @@
 """How often a benchmark's statistics find a difference, in simulated benchmarks without and with one.
 
     python studies/statistics_coverage.py [--json studies/statistics.json]        # four minutes
-    python studies/statistics_coverage.py --quick                                   # ten simulations each: seconds
+    python studies/statistics_coverage.py --quick                                   # three simulations per row: seconds
 
 A score is the sum of the recipe's quality, what suits the recipe in this patient, the luck of the training, and noise;
 in some rows also of a labelled subset that both recipes share, or of a fold that suits a recipe. The sizes are near
@@ -162,10 +162,10 @@ def rates(row: Row, repetitions: int) -> dict[str, float | None]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Simulate, print the tables and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few simulations: shows that the command works")
+    parser.add_argument("--quick", action="store_true", help="three simulations per row: shows that the command works")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
-    repetitions = 10 if args.quick else REPETITIONS
+    repetitions = 3 if args.quick else REPETITIONS
     tables = {
         title: [{**asdict(row), "rates": rates(row, repetitions)} for row in rows] for title, rows in TABLES.items()
     }

@@ -45,6 +45,7 @@ class Row:
         structures: metrics by structure, means over cases, then seeds.
         mean: metrics, means over structures; counts are sums.
         seed_sd: standard deviation of `mean` over seeds; None with one seed.
+        training_sd: how much the mean Dice of single trainings of one fold varies; None with one seed.
         cases: number of cases.
         by_case: Dice and HD95 by case and structure, means over seeds.
         parameters: of the network.
@@ -55,6 +56,7 @@ class Row:
     structures: Mapping[str, Mapping[str, float]]
     mean: Mapping[str, float]
     seed_sd: Mapping[str, float | None]
+    training_sd: float | None
     cases: int
     by_case: Mapping[str, Mapping[str, Mapping[str, float]]]
     parameters: int

@@ -62,12 +62,23 @@ def summarise_recipe(entries: Sequence[Entry]) -> Row:
         },
         mean={metric: _nanmean(values) for metric, values in overall.items()},
         seed_sd={m: float(np.std(v, ddof=1)) if len(v) > 1 else None for m, v in overall.items()},
+        training_sd=_training_sd(entries),
         cases=len(by_case),
         by_case=by_case,
         parameters=entries[0].parameters,
         macs=entries[0].macs,
         cost=_cost(entries),
     )
+
+
+def _training_sd(entries: Sequence[Entry]) -> float | None:
+    """Standard deviation of the mean Dice of single trainings of one fold; None with one seed."""
+    folds: dict[int, list[float]] = {}
+    for entry in entries:
+        dice = [score.dice for structures in entry.scores.values() for score in structures.values()]
+        folds.setdefault(entry.job.fold, []).append(_nanmean(dice))
+    variances = [np.var(means, ddof=1) for means in folds.values() if len(means) > 1]
+    return float(np.sqrt(np.mean(variances))) if variances else None
 
 
 def _by_case(entries: Sequence[Entry]) -> dict[str, dict[str, dict[str, float]]]:

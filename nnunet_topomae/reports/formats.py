@@ -55,9 +55,9 @@ def markdown(results: Results, pictures: Mapping[str, Sequence[tuple[str, Pictur
 def _score_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
     betti = "betti_error" in table.values
     rows = [
-        f"| recipe | Dice | SD over seeds | HD95 mm | NSD | {'Betti error | ' if betti else ''}missed | parameters "
-        "| hours |",
-        "|---" * (8 + betti) + "|",
+        "| recipe | Dice | SD over seeds | SD of a training | HD95 mm | NSD "
+        f"| {'Betti error | ' if betti else ''}missed | parameters | hours |",
+        "|---" * (9 + betti) + "|",
     ]
     for name, row in table.rows.items():
         mean, spread = row.mean, row.seed_sd
@@ -65,6 +65,7 @@ def _score_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
             titles[name],
             format_number(mean["dice"], 4),
             format_number(spread["dice"], 4),
+            format_number(row.training_sd, 4),
             format_number(mean["hd95"], 2),
             format_number(mean["nsd"], 4),
             *([format_number(mean["betti_error"], 2)] if betti else []),

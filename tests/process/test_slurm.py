@@ -147,6 +147,8 @@ def test_warned_and_preempted_jobs_come_back_and_continue(cluster):
     folder = cluster.folder(train)
     checkpoint = "nnUNet_results/*/UNETRPP*/fold_0/checkpoint_latest.pth"
     cluster.wait_for(lambda: list(folder.path.glob(checkpoint)), 120)
+    again = cluster.call("submit")  # a job runs, another waits for it
+    assert "2 jobs are in SLURM's queue" in again and "0 jobs submitted" in again
     # What SLURM sends two minutes before the wall time.
     ask("scancel", "--signal=USR1", "--batch", number_of(train))
     cluster.wait_for(lambda: len(cluster.starts(train)) == 2 and folder.state() == "running", 120)

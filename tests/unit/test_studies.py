@@ -102,14 +102,16 @@ def test_metrics(study: Study, tmp_path: Path) -> None:
     assert read(tmp_path / "out.json")["cpu_seconds"]["with the paper protocol"] > 0
 
 
-def test_statistics_coverage(study: Study, tmp_path: Path) -> None:
+def test_statistics_coverage(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = study("statistics_coverage")
+    kinds = {title: list({row.what: row for row in rows}.values())[:9] for title, rows in module.TABLES.items()}
+    monkeypatch.setattr(module, "TABLES", kinds)
     module.main(["--quick", "--json", str(tmp_path / "out.json")])
     result = read(tmp_path / "out.json")
     assert {title: len(rows) for title, rows in result["tables"].items()} == {
         title: len(rows) for title, rows in module.TABLES.items()
     }
-    assert result["repetitions"] == 10
+    assert result["repetitions"] == 3
 
 
 def test_the_statistics_keep_their_promise(repository: Path) -> None:

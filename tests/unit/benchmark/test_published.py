@@ -27,7 +27,15 @@ def _results(preset: str) -> Results:
         "spurious": 0.0,
     }
     row = Row(
-        {"organ": mean}, mean, {"dice": 0.01}, 1, {}, 1_000_000, 1e9, Cost(1.0, 0.0, 2.0, 1.0, 40, 0, 3e15, None, 1e9)
+        {"organ": mean},
+        mean,
+        {"dice": 0.01},
+        0.02,
+        1,
+        {},
+        1_000_000,
+        1e9,
+        Cost(1.0, 0.0, 2.0, 1.0, 40, 0, 3e15, None, 1e9),
     )
     table = Table(f"Dataset001_{preset}", 1.0, {"unetrpp": row}, [], [], {}, [], 0, 1, {}, PUBLISHED[preset])
     spec = BenchmarkSpec("test", Path(), (1,), (RECIPES["unetrpp"],), ("unetrpp",), folds=(0,), device="cpu")
@@ -41,8 +49,12 @@ def test_every_preset_has_published_numbers() -> None:
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_a_second_reading_agrees(dataset: str) -> None:
-    """Dice, HD95 and, where the paper's average is not the mean of its columns, that mean: from a second reading."""
+def test_a_second_entry_agrees(dataset: str) -> None:
+    """Dice, HD95 and, where the paper's average is not the mean of its columns, that mean.
+
+    The second file has 24 of 38 rows. It was entered from a summary of the paper, not from the paper: it finds slips of
+    typing, not errors that the summary shares.
+    """
     second = json.loads((Path(__file__).parent / "published_second_entry.json").read_text(encoding="utf-8"))[dataset]
     first = {row["system"]: row for row in PUBLISHED[dataset]}
     assert set(second) <= set(first) and {"full", "UNETR++"} <= set(second)

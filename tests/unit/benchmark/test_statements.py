@@ -18,7 +18,9 @@ from nnunet_topomae.reports.statements import caveats, primary_statements
 NAMES = ("full", "fusion-scratch", "unetrpp")
 FOLDS = [fold for fold in range(5) for _ in range(8)]
 MEAN = {"dice": 0.8, "hd95": 5.0, "nsd": 0.9, "missed": 0.0, "betti_error": 1.25}
-ROW = Row({"organ": MEAN}, MEAN, {"dice": 0.01}, 40, {}, 3, None, Cost(1.5, 0.5, 2.0, 2.5, 40, 100, 3e15, None, 1.0))
+ROW = Row(
+    {"organ": MEAN}, MEAN, {"dice": 0.01}, 0.02, 40, {}, 3, None, Cost(1.5, 0.5, 2.0, 2.5, 40, 100, 3e15, None, 1.0)
+)
 
 
 def make_results(**values):
@@ -87,4 +89,5 @@ def test_markdown_has_betti_errors_and_costs(betti):
     text = markdown(make_results(betti=betti), {})
     assert ("| Betti error |" in text) == betti
     assert ("| 0.9000 | 1.25 | 0.0 |" in text) == betti
+    assert "| fusion, all losses | 0.8000 | 0.0100 | 0.0200 | 5.00 |" in text
     assert "| fusion, all losses | 100 | 40 | – | 3.000 P | 1.50 | 0.50 | 2.5 |" in text

@@ -120,11 +120,13 @@ def test_means_leave_out_what_is_not_defined(entries):
     assert row.structures["y"]["dice"] == 1.0
     assert row.mean["dice"] == pytest.approx((0.7 + 1.0) / 2)
     assert row.seed_sd["dice"] == pytest.approx(np.std([0.825, 0.875], ddof=1))
+    # In both folds the three defined values differ by 0.1 in two of three places from seed to seed.
+    assert row.training_sd == pytest.approx(np.std([0.0, 0.2 / 3], ddof=1))
     assert np.isnan(row.mean["nsd"])
     assert row.by_case["a"]["x"]["dice"] == pytest.approx(0.65) and np.isnan(row.by_case["b"]["y"]["hd95"])
     assert (row.cases, row.parameters, row.macs) == (2, 12, None)
     assert (row.cost.hours, row.cost.cpu_hours, row.cost.gpu_bytes) == (1.0, 2.0, None)
-    assert summarise_recipe(entries[:1]).seed_sd["dice"] is None
+    assert (summarise_recipe(entries[:1]).seed_sd["dice"], summarise_recipe(entries[:1]).training_sd) == (None, None)
     both = [replace(entries[0], pretraining={**COST, "attempts": 3}), replace(entries[1], pretraining=COST)]
     cost = summarise_recipe(both).cost
     assert (cost.hours, cost.pretraining_hours, cost.attempts) == (2.0, 1.0, 3.0)  # attempts: 1 + 3 and 1 + 1
