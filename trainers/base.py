@@ -38,6 +38,7 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         self.save_every: int = max(1, min(50, self.num_epochs // 20))
         self.epoch_terms: dict[str, dict[str, float]] = {}
         self.step_of_epoch = 0
+        self.bar: Any = None
 
     def initialize(self) -> None:
         """Build everything; on a CPU, convolutions take the faster layout of their weights."""
@@ -71,9 +72,10 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         """Set the learning rates of the next step."""
         self.lr_scheduler.step(self.current_epoch, self.step_of_epoch)
         self.step_of_epoch += 1
-        self.bar.update()
-        if self.bar.n == self.bar.total:
-            self.bar.close()
+        if self.bar is not None:
+            self.bar.update()
+            if self.bar.n == self.bar.total:
+                self.bar.close()
 
     def record_terms(self, part: Literal["train", "validation"], steps: Sequence[Mapping[str, float]]) -> None:
         """Average the terms of an epoch's steps, over all GPUs too.

@@ -72,8 +72,14 @@ def all_checks(findings: Mapping[str, Any], environment: Mapping[str, str]) -> l
 
 def check_python() -> Check:
     """Python and this package."""
-    value = f"{platform.python_version()} on {platform.system()}, nnunet-topomae {nnunet_topomae.__version__}"
-    return Check("python", "ok", value)
+    system = platform.system()
+    value = f"{platform.python_version()} on {system}, nnunet-topomae {nnunet_topomae.__version__}"
+    if system == "Linux":
+        return Check("python", "ok", value)
+    advice = "Tested on Linux only, see docs/licences.md."
+    if system == "Windows":
+        advice += " `nnunet-topomae demo` and `benchmark` do not run on Windows; use WSL."
+    return Check("python", "warning", value, advice)
 
 
 def required_versions() -> dict[str, SpecifierSet]:

@@ -1,5 +1,6 @@
 """What a training tells while it runs: lines per epoch, a bar in a terminal, and pictures every few epochs."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,16 +45,16 @@ def describe_terms(terms: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def epoch_bar(steps: int, epoch: int, first_process: bool) -> Any:
-    """A bar over the steps of an epoch; it is drawn only if standard error is a terminal.
+    """A bar over the steps of an epoch; None unless standard error is a terminal.
 
     Args:
         steps: of the epoch.
         epoch: its number, counted from 0.
         first_process: of a training on several GPUs, only one draws.
     """
-    # None turns tqdm off where standard error is no terminal.
-    disable = None if first_process else True
-    return tqdm(total=steps, desc=f"epoch {epoch + 1}", unit="step", leave=False, disable=disable)
+    if not first_process or not sys.stderr.isatty():
+        return None
+    return tqdm(total=steps, desc=f"epoch {epoch + 1}", unit="step", leave=False)
 
 
 def rebuild_crops(trainer: Any, cases: Sequence[str], folder: Path, report: Callable[[str], None]) -> None:

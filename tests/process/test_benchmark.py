@@ -63,7 +63,7 @@ def test_from_nothing_to_the_report(finished):
 
 def test_the_page_loads_nothing_and_has_no_errors(finished, tmp_path, find_browser):
     page = (finished.spec.out / "report" / "report.html").read_text()
-    assert "<td>UNETR + MAE</td><td>–</td><td>83.52*</td><td>–</td><td>10.24</td><td>–</td>" in page
+    assert '<th scope="row">UNETR + MAE</th><td>–</td><td>83.52*</td><td>–</td><td>10.24</td><td>–</td>' in page
     assert "<p>* UNETR + MAE: the mean of the paper&#39;s own columns is 83.37.</p>" in page
     assert "<script" not in page
     assert "default-src 'none'" in page

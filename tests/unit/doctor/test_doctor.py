@@ -423,3 +423,11 @@ def test_checkpoint_of_another_trainer_and_missing_file(tmp_path: Path, capsys: 
     assert "no 'topomae' entry" in capsys.readouterr().err
     assert main(["doctor", "--checkpoint", str(tmp_path / "absent.pth")]) == USER_ERROR
     assert "there is no file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("system", "status"), [("Linux", "ok"), ("Darwin", "warning"), ("Windows", "warning")])
+def test_systems_without_tests_are_named(monkeypatch: pytest.MonkeyPatch, system: str, status: str) -> None:
+    monkeypatch.setattr(checks.platform, "system", lambda: system)
+    found = checks.check_python()
+    assert found.status == status and system in found.value
+    assert ("use WSL" in found.advice) == (system == "Windows")

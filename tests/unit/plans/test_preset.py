@@ -238,6 +238,38 @@ def test_the_documentation_shows_what_the_files_hold(name: str) -> None:
     assert table(load_preset(name)) in (DOCS / "datasets.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("raw", "preprocessed", "message"),
+    [
+        ([["a"], ["b"]], [["a"], ["c"]], "fold 1 of .*raw.* is not that of .*preprocessed"),
+        (None, [["a"], ["b"]], "has 2 folds, so the published split cannot be fold 5"),
+        ([["a"], ["b"]], None, "has 2 folds, so the published split cannot be fold 5"),
+    ],
+)
+def test_folds_that_do_not_fit_stop_the_command_before_it_plans(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    raw: list[list[str]] | None,
+    preprocessed: list[list[str]] | None,
+    message: str,
+) -> None:
+    for kind, folds in (("raw", raw), ("preprocessed", preprocessed)):
+        folder = tmp_path / kind / "Dataset006_Lung"
+        folder.mkdir(parents=True)
+        monkeypatch.setenv(f"nnUNet_{kind}", str(tmp_path / kind))
+        if folds is not None:
+            content = [{"train": ["t"], "val": cases} for cases in folds]
+            (folder / "splits_final.json").write_text(json.dumps(content))
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "cancer": 1}, "file_ending": ".nii.gz"}
+    (tmp_path / "raw" / "Dataset006_Lung" / "dataset.json").write_text(json.dumps(description))
+    monkeypatch.setattr("nnunet_topomae.commands.plan._training_cases", lambda _: {f"lung_{n}": {} for n in range(64)})
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(ValueError, match=message):
+        run(parser.parse_args(["-d", "6", "--preset", "msd_lung"]))
+    assert not list(tmp_path.rglob("*Plans*"))
+
+
 @pytest.mark.usefixtures("light_nnunet")
 def test_plan_and_preprocess_with_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = tmp_path / "raw" / "Dataset009_Spleen"

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
-from nnunet_topomae.training.progress import epoch_bar
 from nnunet_topomae.training.schedules import WarmupSchedule, poly
 
 EPOCHS, STEPS, WARMUP, PEAK = 5, 4, 3, 0.5
@@ -26,7 +25,7 @@ def _trainer(epoch: int) -> Any:
     trainer = UNETRPPTrainer.__new__(UNETRPPTrainer)
     trainer.network, trainer.optimizer, trainer.loss, trainer.grad_scaler = network, optimizer, _Loss(), None
     trainer.device, trainer.current_epoch, trainer.step_of_epoch = torch.device("cpu"), epoch, 0
-    trainer.bar = epoch_bar(STEPS, epoch, first_process=True)
+    trainer.bar = None
     trainer.lr_scheduler = WarmupSchedule(optimizer, EPOCHS, STEPS, WARMUP, poly)
     trainer.plan = SimpleNamespace(config=SimpleNamespace(finetuning=SimpleNamespace(clip=1.0)))
     return trainer
