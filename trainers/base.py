@@ -63,7 +63,7 @@ class TopoMAETrainer(CheckedWeightsTrainer):
     def on_train_epoch_start(self) -> None:
         """nnU-Net's start of an epoch; the steps of the schedule are counted from here."""
         super().on_train_epoch_start()
-        self.step_of_epoch = 0
+        self.step_of_epoch = self.first_step
 
     def follow_schedule(self) -> None:
         """Set the learning rates of the next step."""

@@ -10,7 +10,6 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_topomae.architectures.summary import Cost, measure_cost
 from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, TopoMAEConfig
 from nnunet_topomae.data.cases import ImagesRead, check_enough_cases, check_preprocessed
-from nnunet_topomae.training.checkpoints import write_checkpoint
 from nnunet_topomae.training.devices import record_gpu_memory, unwrap
 from nnunet_topomae.training.record import add_facts
 
@@ -18,8 +17,8 @@ from nnunet_topomae.training.record import add_facts
 class PlannedTrainer(nnUNetTrainer):
     """nnU-Net trainer with the plan's budget and seed; not trained itself.
 
-    Its checkpoints describe themselves and list the images that it has read. Its `training.json` has facts for
-    reports. The parameters' names are nnU-Net's, which reads them from the signature and stores them in checkpoints.
+    It lists the images that it has read; its `training.json` has facts for reports. The parameters' names are
+    nnU-Net's, which reads them from the signature and stores them in checkpoints.
     """
 
     role: Literal["pretraining", "finetuning"]
@@ -90,12 +89,3 @@ class PlannedTrainer(nnUNetTrainer):
         """nnU-Net's end; records the memory that training took."""
         super().on_train_end()
         record_gpu_memory(self)
-
-    def save_checkpoint(self, filename: str) -> None:
-        """Write a stock nnU-Net checkpoint plus the entry that describes it; never half of it."""
-        if self.local_rank != 0:
-            return
-        if self.disable_checkpointing:
-            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
-            return
-        write_checkpoint(self, filename, self.role, self.config, self.images_read)

@@ -76,7 +76,7 @@ class TopoMAEPretrainer(TopoMAETrainer):
 
     def record_images(self) -> ImagesRead:
         """Hash and list training cases and unlabelled images."""
-        return self.chosen.record(Path(self.output_folder), continued=self.current_epoch > 0)
+        return self.chosen.record(Path(self.output_folder), continued=self.continued)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Random crops of training cases and unlabelled images; monitoring repeats crops of training cases."""

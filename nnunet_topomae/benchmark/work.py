@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from nnunet_topomae.files import read_json, write_json
 from nnunet_topomae.nnunet.process import die_with_parent, end_session, find_program
 
 DONE, FAILED, BUSY, WAITING, INTERRUPTED = 0, 1, 75, 76, 77
+# Less than the scheduler and SLURM give an interrupted job.
+SAVE_SECONDS = 15.0
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -130,6 +133,11 @@ class Worker:
             )
             try:
                 child.wait()
+            except Interrupted:
+                child.terminate()  # a training writes a checkpoint and ends
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(SAVE_SECONDS)
+                raise
             finally:
                 end_session(child)
                 end_orphans(self.folder.path)

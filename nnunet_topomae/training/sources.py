@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakSet
 
-import torch
 from nnunetv2.run import run_training
 from torch import nn
 
 from nnunet_topomae.config import FROM_SCRATCH
 from nnunet_topomae.nnunet.names import FINAL_CHECKPOINT, PRETRAINER
 from nnunet_topomae.training.checkpoints import ENTRY
+from nnunet_topomae.training.loading import load_checkpoint_file
 
 
 @runtime_checkable
@@ -153,16 +153,13 @@ class PretrainingSource:
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Load a pre-training checkpoint onto the CPU.
-
-    Loading runs the pickled code in the file, as every nnU-Net checkpoint does: open only files that you trust.
+    """Load a pre-training checkpoint onto the CPU; nothing in the file is run.
 
     Raises:
-        ValueError: not a checkpoint of TopoMAEPretrainer.
+        ValueError: not a checkpoint of TopoMAEPretrainer, damaged, or one that would run code.
     """
-    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
-    described = isinstance(checkpoint, dict) and isinstance(checkpoint.get(ENTRY), dict)
-    if not described or checkpoint[ENTRY].get("role") != "pretraining":
+    checkpoint = load_checkpoint_file(file)
+    if not isinstance(checkpoint.get(ENTRY), dict) or checkpoint[ENTRY].get("role") != "pretraining":
         raise ValueError(
             f"{file} is not a checkpoint of {PRETRAINER} (it has no '{ENTRY}' entry with the role 'pretraining'), so "
             "nothing says which cases its weights have seen"

@@ -44,11 +44,11 @@ def choose_mirror_axes(
     return (*others, trainer.inference_allowed_mirroring_axes)
 
 
-def record_training_cases(trainer: nnUNetTrainer) -> ImagesRead:
+def record_training_cases(trainer: Any) -> ImagesRead:
     """Hash the fold's training cases, and list them in its folder (data.cases.record_cases)."""
     hashes = hash_images(Path(trainer.preprocessed_dataset_folder), trainer.do_split()[0])
     file = Path(trainer.output_folder) / "cases_read.json"
-    return ImagesRead(record_cases(hashes, file, continued=trainer.current_epoch > 0))
+    return ImagesRead(record_cases(hashes, file, continued=trainer.continued))
 
 
 def to_device(tensors: Any, device: torch.device) -> Any:
