@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import CONFIGURATION_KEYS, SECTION, TopoMAEConfig, check_settings
 from nnunet_topomae.geometry import as_size3
+from nnunet_topomae.nnunet.names import check_name
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -43,10 +43,9 @@ def make_variant(
     Raises:
         ValueError: unknown key, value out of range, a patch that the networks cannot take, or an unusable name.
     """
-    if not name or "__" in name or name == plans["plans_name"] or Path(name).name != name:
-        raise ValueError(
-            f"{name!r} cannot name a variant of {plans['plans_name']}: choose another name without '__' and slashes"
-        )
+    check_name(name, f"the name of a variant of {plans['plans_name']}")
+    if "__" in name or name == plans["plans_name"]:
+        raise ValueError(f"{name!r} cannot name a variant of {plans['plans_name']}: choose another name without '__'")
     return {**with_settings(plans, configurations, settings), "plans_name": name}
 
 

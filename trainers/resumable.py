@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from nnunet_topomae.data.worker_errors import ReportingCases
 from nnunet_topomae.nnunet.names import FINAL_CHECKPOINT, LATEST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from nnunet_topomae.nnunet.process import end_forks_with_this_process
 from nnunet_topomae.trainers.planned import PlannedTrainer
@@ -48,6 +49,11 @@ class ResumableTrainer(PlannedTrainer):
             for loader in (self.dataloader_train, self.dataloader_val):
                 if isinstance(loader, WatchedBatches):
                     loader.close()
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """nnU-Net's data sets, whose errors reach this process from the workers."""
+        training, validation = super().get_tr_and_val_datasets()
+        return ReportingCases(training), ReportingCases(validation)
 
     def on_train_start(self) -> None:
         """nnU-Net's start; from now on somebody watches the workers that load batches."""

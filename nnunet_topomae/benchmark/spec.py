@@ -11,7 +11,7 @@ from typing import Any
 from nnunet_topomae.benchmark.recipes import PLANNERS, Recipe, find_recipe
 from nnunet_topomae.config import SECTION, TopoMAEConfig
 from nnunet_topomae.nnunet.folders import nnunet_folder
-from nnunet_topomae.nnunet.names import PLANS
+from nnunet_topomae.nnunet.names import PLANS, check_name
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,11 @@ def _read_recipes(path: Path, read: Mapping[str, Any]) -> tuple[Recipe, ...]:
 
 def _own_recipe(path: Path, name: str, values: dict[str, Any]) -> Recipe:
     """A recipe of the file: another one with changes, or a trainer."""
-    if "__" in name or "/" in name:
-        raise ValueError(f"{path}: recipe name {name!r} may contain neither '__' nor '/'")
+    check_name(name, f"{path}: recipe name")
+    if "__" in name:
+        raise ValueError(f"{path}: recipe name {name!r} may not contain '__'")
+    if "trainer" in values:
+        check_name(values["trainer"], f"{path}: recipe.{name}.trainer")
     settings = _flatten(values.pop("settings", {}))
     if "base" in values:
         base = find_recipe(values.pop("base"))
@@ -230,6 +233,7 @@ def _convert(path: Path, key: str, value: Any, kind: type) -> Any:
 
 
 def _check(path: Path, spec: BenchmarkSpec) -> None:
+    _check_names(path, spec)
     if spec.device not in ("cpu", "cuda"):
         raise ValueError(f"{path}: device = {spec.device!r} must be cpu or cuda")
     if not all(0 < fraction <= 1 for fraction in spec.label_fractions):
@@ -242,6 +246,24 @@ def _check(path: Path, spec: BenchmarkSpec) -> None:
             raise ValueError(f"{path}: {taken[0]} is set by seeds and label_fractions")
     for recipe in spec.recipes:
         _check_settings(path, {**spec.settings, **recipe.settings})
+
+
+def _check_names(path: Path, spec: BenchmarkSpec) -> None:
+    """Names become folders and parts of commands: none of them leaves its place.
+
+    Raises:
+        ValueError: names the key.
+    """
+    check_name(spec.name, f"{path}: the file's name without its ending")
+    check_name(spec.configuration, f"{path}: configuration")
+    for key, folder in (("out", spec.out), ("raw", spec.raw)):
+        if folder is not None and not str(folder).isprintable():
+            raise ValueError(f"{path}: {key} = {str(folder)!r} contains a line break or a control character")
+    for kind, names in (("slurm", spec.slurm), ("environment", spec.environment)):
+        for name, value in names.items():
+            check_name(name, f"{path}: name of an entry of {kind}")
+            if not isinstance(value, str | int | float) or not str(value).isprintable():
+                raise ValueError(f"{path}: {kind}.{name} = {value!r} must be a number or one line of text")
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
 from nnunet_topomae.config import PretrainingConfig
 from nnunet_topomae.data.cases import ImagesRead, hash_images, record_cases
+from nnunet_topomae.data.images import open_image
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.datasets.unlabeled import read_manifest, unlabeled_folder
 
@@ -88,7 +89,7 @@ def choose_cases(
 
 
 class JointDataset:
-    """Labelled and unlabelled cases as one data set, for nnU-Net's loader.
+    """Images of labelled and unlabelled cases as one data set, for nnU-Net's loader.
 
     Args:
         labelled: the preprocessed data set, with the cases to read.
@@ -96,16 +97,18 @@ class JointDataset:
     """
 
     def __init__(self, labelled: nnUNetBaseDataset, unlabelled: Iterable[str]) -> None:
-        folder = str(unlabeled_folder(Path(labelled.source_folder)))
-        self.labelled = labelled
-        self.unlabelled = nnUNetDatasetBlosc2(folder, sorted(unlabelled))
+        folder = unlabeled_folder(Path(labelled.source_folder))
+        own = sorted(unlabelled)
         self.source_folder = labelled.source_folder
-        self.identifiers = [*labelled.identifiers, *self.unlabelled.identifiers]
-        self._own = frozenset(self.unlabelled.identifiers)
+        self.identifiers = [*labelled.identifiers, *own]
+        self._folders = {
+            **dict.fromkeys(labelled.identifiers, Path(labelled.source_folder)),
+            **dict.fromkeys(own, folder),
+        }
 
     def load_case(self, identifier: str) -> Any:
-        """Image, segmentation (of unlabelled cases the foreground mask only), None, properties."""
-        return (self.unlabelled if identifier in self._own else self.labelled).load_case(identifier)
+        """Image, and nothing else: neither label map, previous segmentation nor properties."""
+        return open_image(self._folders[identifier], identifier), None, None, {}
 
     def __getitem__(self, identifier: str) -> Any:
         return self.load_case(identifier)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_topomae.files import read_json, write_json
+from nnunet_topomae.nnunet.names import check_name
 
 
 def read_plans(path: Path) -> dict[str, Any]:
@@ -32,8 +33,9 @@ def write_plans(plans: Mapping[str, Any], folder: Path) -> Path:
 
     Raises:
         FileExistsError: other plans of that name exist.
+        ValueError: the name could leave the folder.
     """
-    path = folder / f"{plans['plans_name']}.json"
+    path = folder / f"{check_name(plans['plans_name'], 'plans_name')}.json"
     if path.is_file() and read_json(path) != json.loads(json.dumps(plans)):
         raise FileExistsError(f"{path} exists with other content. Choose another --name, or delete it.")
     write_json(path, plans, indent=4)

@@ -11,10 +11,11 @@ from typing import Any
 
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 
+from nnunet_topomae.data.worker_errors import WorkerErrors
+
 POLL_SECONDS = 0.2
 # A stopped worker (Ctrl-Z, or a debugger) is an error once a training has waited for it so long.
 PATIENCE_SECONDS = 5.0
-_PRINTED = "what it printed above says why"
 
 
 class WatchedBatches:
@@ -25,18 +26,14 @@ class WatchedBatches:
     Args:
         loader: nnU-Net's loader, with worker processes or without.
         before: called before every batch, and while one is awaited.
-        errors: the last error that a worker has met, or None.
 
     Attributes:
         taken: how many batches were taken.
     """
 
-    def __init__(
-        self, loader: Any, before: Callable[[], None], errors: Callable[[], str | None] = lambda: None
-    ) -> None:
+    def __init__(self, loader: Any, before: Callable[[], None]) -> None:
         self.loader = loader
         self.before = before
-        self.errors = errors
         self.taken = 0
 
     def __iter__(self) -> Iterator[Any]:
@@ -68,12 +65,12 @@ class WatchedBatches:
                 return batch
             self.before()
             patient = time.monotonic() - start < PATIENCE_SECONDS
-            reason = why_no_batches(loader._processes, self.errors, count_stopped=not patient)
+            reason = why_no_batches(loader._processes, count_stopped=not patient)
             # Its thread ends when a worker has met an error, before the worker itself does.
             if reason is None and not loader.results_loop_thread.is_alive():
-                reason = f"a worker that loads batches has ended: {self.errors() or _PRINTED}"
+                reason = "a worker that loads batches has ended: what it printed above says why"
             if reason is not None:
-                raise RuntimeError(reason)
+                raise RuntimeError(reported_error(loader.generator) or reason)
 
     def close(self) -> None:
         """End the worker processes.
@@ -94,14 +91,24 @@ class WatchedBatches:
         loader.initialized = False
 
 
-def why_no_batches(
-    workers: list[BaseProcess], errors: Callable[[], str | None] = lambda: None, count_stopped: bool = True
-) -> str | None:
+def reported_error(generator: Any) -> str | None:
+    """The error that a worker of a loader has reported, if any.
+
+    Args:
+        generator: our loader, or nnU-Net's with a data set of ours (data/worker_errors.py).
+    """
+    for reporter in (generator, getattr(generator, "_data", None)):
+        errors = getattr(reporter, "errors", None)
+        if isinstance(errors, WorkerErrors):
+            return errors.last()
+    return None
+
+
+def why_no_batches(workers: list[BaseProcess], count_stopped: bool = True) -> str | None:
     """Why worker processes bring no more batches; None if all of them are well.
 
     Args:
         workers: started processes.
-        errors: the last error that a worker has met, or None.
         count_stopped: whether a stopped worker is a reason.
     """
     cure = "Checkpoints on disk are untouched: continue with --c."
@@ -116,7 +123,7 @@ def why_no_batches(
                 f"is short of memory, it does that: try fewer workers, nnUNet_n_proc_DA=2. {cure}"
             )
         else:
-            return f"a worker that loads batches has ended: {errors() or _PRINTED}"
+            return "a worker that loads batches has ended: what it printed above says why"
     return None
 
 
