@@ -9,7 +9,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_topomae.architectures.summary import Cost, measure_cost
 from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, TopoMAEConfig
-from nnunet_topomae.data.cases import ImagesRead, check_enough_cases, check_preprocessed
+from nnunet_topomae.data.cases import ImagesRead, check_enough_cases, check_preprocessed, hash_images
+from nnunet_topomae.data.sources import hash_sources
+from nnunet_topomae.training.checks import check_no_copies
 from nnunet_topomae.training.devices import record_gpu_memory, unwrap
 from nnunet_topomae.training.record import add_facts
 
@@ -77,12 +79,20 @@ class PlannedTrainer(nnUNetTrainer):
         """
         raise NotImplementedError
 
+    def validation_images(self) -> ImagesRead:
+        """Hashes of the fold's validation cases; none where it validates on its training cases, as fold `all` does."""
+        training, validation = self.do_split()
+        cases = [] if self.fold == "all" or set(training) == set(validation) else validation
+        folder = Path(self.preprocessed_dataset_folder)
+        return ImagesRead(hash_images(folder, cases), sources=hash_sources(folder.parent, cases))
+
     def on_train_start(self) -> None:
-        """nnU-Net's start, after listing the images that will be read."""
+        """nnU-Net's start, after listing the images that will be read; copies of validation cases are refused."""
         if not self.was_initialized:
             self.initialize()
         if self.local_rank == 0:
             self.images_read = self.record_images()
+            check_no_copies(self.images_read, self.validation_images(), "this training")
         super().on_train_start()
 
     def on_train_end(self) -> None:

@@ -1,7 +1,7 @@
 """Which images a fold's pre-training reads: the fold's training cases, and unlabelled images of other patients."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from nnunet_topomae.config import PretrainingConfig
 from nnunet_topomae.data.cases import ImagesRead, hash_images, record_cases
 from nnunet_topomae.data.images import open_image
 from nnunet_topomae.data.patients import Patients
+from nnunet_topomae.data.sources import hash_sources
 from nnunet_topomae.datasets.unlabeled import read_manifest, unlabeled_folder
+from nnunet_topomae.files import hash_json
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class PretrainingCases:
         labelled: the fold's training cases, sorted.
         unlabelled: the unlabelled images, sorted.
         excluded: why an unlabelled image is not read, by case.
+        sources: hash of the files that an unlabelled image was preprocessed from, by case.
     """
 
     data_folder: Path
     labelled: tuple[str, ...]
     unlabelled: tuple[str, ...]
     excluded: dict[str, str]
+    sources: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"pre-training reads {len(self.labelled)} training cases and {len(self.unlabelled)} unlabelled images"]
@@ -46,6 +50,7 @@ class PretrainingCases:
         return ImagesRead(
             record_cases(labelled, folder / "cases_read.json", continued),
             record_cases(unlabelled, folder / "unlabeled_read.json", continued),
+            {**hash_sources(self.data_folder.parent, self.labelled), **self.sources},
         )
 
 
@@ -85,7 +90,10 @@ def choose_cases(
         if entry["twin"] in validation:
             excluded[case] = f"the same image as validation case {entry['twin']}"
     kept = [case for case in unlabelled if case not in excluded]
-    return PretrainingCases(data_folder, tuple(sorted(training)), tuple(sorted(kept)), dict(sorted(excluded.items())))
+    sources = {case: hash_json(unlabelled[case]["source"]) for case in sorted(kept)}
+    return PretrainingCases(
+        data_folder, tuple(sorted(training)), tuple(sources), dict(sorted(excluded.items())), sources
+    )
 
 
 class JointDataset:
