@@ -1,10 +1,11 @@
 """What the trainers of our networks share: the plan's shape, the schedule and the record of epochs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.layers import use_channels_last
@@ -16,6 +17,8 @@ from nnunet_topomae.training.devices import average_terms_of_all_gpus, unwrap
 from nnunet_topomae.training.plots import PLOT_FILE, plot_terms
 from nnunet_topomae.training.record import average_terms, write_epoch
 from nnunet_topomae.training.schedules import Factor, WarmupSchedule
+from nnunet_topomae.training.skipping import SkippedSteps
+from nnunet_topomae.training.steps import optimise
 
 
 class TopoMAETrainer(CheckedWeightsTrainer):
@@ -37,6 +40,7 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         self.save_every: int = max(1, min(50, self.num_epochs // 20))
         self.epoch_terms: dict[str, dict[str, float]] = {}
         self.step_of_epoch = 0
+        self.skipped = SkippedSteps()
 
     def initialize(self) -> None:
         """Build everything; on a CPU, convolutions take the faster layout of their weights."""
@@ -70,6 +74,18 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         self.lr_scheduler.step(self.current_epoch, self.step_of_epoch)
         self.step_of_epoch += 1
 
+    def optimise(self, terms: Mapping[str, Tensor], cases: Iterable[str]) -> None:
+        """One optimiser step; skipped, counted and logged where loss or gradient is not finite.
+
+        Args:
+            terms: of the loss by name, with their sum as ``total``.
+            cases: of the batch.
+        """
+        clip = self.section.clip
+        if not optimise(terms, self.network, self.optimizer, self.grad_scaler, clip, cases, self.skipped):
+            loss = float(terms["total"].detach())
+            self.print_to_log_file(f"step skipped: loss {loss} or its gradient is not finite; {', '.join(cases)}")
+
     def record_terms(self, part: Literal["train", "validation"], steps: Sequence[Mapping[str, float]]) -> None:
         """Average the terms of an epoch's steps, over all GPUs too.
 
@@ -94,6 +110,8 @@ class TopoMAETrainer(CheckedWeightsTrainer):
             "learning_rate": self.logger.get_value("lrs", step=epoch),
             **self.epoch_terms,
         }
+        if self.skipped.total:
+            record["skipped_steps"] = self.skipped.total
         records = write_epoch(Path(self.output_folder), record)
         if self.role == "pretraining":
             plot_terms(records, Path(self.output_folder) / PLOT_FILE)

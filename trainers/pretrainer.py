@@ -22,7 +22,7 @@ from nnunet_topomae.trainers.base import TopoMAETrainer
 from nnunet_topomae.training.checkpoints import ignore_former_parts
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, cosine
-from nnunet_topomae.training.steps import CoPretrainingStep, autocast, detach_terms, optimise
+from nnunet_topomae.training.steps import CoPretrainingStep, autocast, detach_terms
 from nnunet_topomae.training.validation import ReconstructionValidation
 
 
@@ -102,11 +102,10 @@ class TopoMAEPretrainer(TopoMAETrainer):
     def train_step(self, batch: dict[str, Any]) -> dict[str, float]:
         """One step of both networks; returns every term."""
         self.follow_schedule()
-        config = self.plan.config
         with autocast(self.device):
-            scale = config.topology.training_factor(self.current_epoch)
+            scale = self.plan.config.topology.training_factor(self.current_epoch)
             terms = self.step(batch, self.mask_generators["train"], scale)
-        optimise(terms["total"], self.network, self.optimizer, self.grad_scaler, config.pretraining.clip, batch["keys"])
+        self.optimise(terms, batch["keys"])
         return detach_terms(terms)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, float]]) -> None:

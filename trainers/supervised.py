@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
@@ -10,7 +11,7 @@ from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.trainers.base import TopoMAETrainer
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
-from nnunet_topomae.training.steps import autocast, optimise
+from nnunet_topomae.training.steps import autocast
 from nnunet_topomae.training.supervision import choose_labelled, choose_mirror_axes, record_training_cases, to_device
 
 
@@ -71,9 +72,13 @@ class SupervisedTrainer(TopoMAETrainer):
         data, target = to_device(batch["data"], self.device), to_device(batch["target"], self.device)
         with autocast(self.device):
             loss = self.loss(self.network(data), target)
-        clip = self.plan.config.finetuning.clip
-        optimise(loss, self.network, self.optimizer, self.grad_scaler, clip, batch["keys"])
+        self.optimise({"total": loss}, batch["keys"])
         return {"loss": loss.detach().cpu().numpy()}
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """nnU-Net's mean of the losses, without those of skipped steps."""
+        done = [output for output in train_outputs if np.isfinite(output["loss"])]
+        super().on_train_epoch_end(done or train_outputs)
 
     def on_epoch_end(self) -> None:
         """nnU-Net's log and checkpoints, then our record."""
