@@ -92,13 +92,17 @@ def _set(configuration: dict[str, Any], key: str, value: Any) -> None:
     section = configuration.setdefault(SECTION, {})
     *parents, last = key.removeprefix(f"{SECTION}.").split(".")
     for parent in parents:
-        section = section.setdefault(parent, {})
+        section = section.setdefault(parent, {}) if isinstance(section, dict) else section
+    if not isinstance(section, dict):
+        raise ValueError(f"{key} cannot be set: the plans have {section!r} in its place, not a table. Correct them.")
     section[last] = value
 
 
 def _check(configuration: dict[str, Any], name: str) -> None:
     """All values are known, in range and fit together."""
     config = TopoMAEConfig.from_configuration(configuration)
+    if absent := [key for key in ("batch_size", "patch_size", "architecture") if key not in configuration]:
+        raise ValueError(f"configuration {name} has no {', '.join(absent)}. Restore the plans file, or plan again.")
     batch_size, patch_size = configuration["batch_size"], configuration["patch_size"]
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size = {batch_size!r} of {name} must be a whole number of at least 1")

@@ -11,8 +11,10 @@ from nnunet_topomae.architectures.summary import Cost, measure_cost
 from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, TopoMAEConfig
 from nnunet_topomae.data.cases import ImagesRead, check_enough_cases, check_preprocessed, hash_images
 from nnunet_topomae.data.sources import hash_sources
+from nnunet_topomae.nnunet.plan_checks import check_plans, check_splits
 from nnunet_topomae.training.checks import check_no_copies
 from nnunet_topomae.training.devices import record_gpu_memory, unwrap
+from nnunet_topomae.training.failures import show_expected_failures_in_one_line
 from nnunet_topomae.training.record import add_facts
 
 
@@ -33,6 +35,9 @@ class PlannedTrainer(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
+        show_expected_failures_in_one_line()
+        name = plans.get("plans_name", "plans") if isinstance(plans, dict) else "plans"
+        check_plans(plans, configuration, f"{name}.json")
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.config = TopoMAEConfig.from_configuration(self.configuration_manager.configuration)
         section = self.section
@@ -68,6 +73,7 @@ class PlannedTrainer(nnUNetTrainer):
         splits = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
         cases = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
         check_enough_cases(cases, self.fold, splits)
+        check_splits(splits, self.fold, cases)
         training, validation = super().do_split()
         return [str(case) for case in training], [str(case) for case in validation]
 

@@ -1,5 +1,6 @@
 """A training that can be killed at any moment, and asked to stop, without losing more than it must."""
 
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ class ResumableTrainer(PlannedTrainer):
         try:
             with StopSignals() as self.stop:
                 super().run_training()
+        except Exception:
+            self.print_to_log_file(traceback.format_exc(), also_print_to_console=False)
+            raise
         finally:
             for loader in (self.dataloader_train, self.dataloader_val):
                 if isinstance(loader, WatchedBatches):

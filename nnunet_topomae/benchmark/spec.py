@@ -163,19 +163,19 @@ def _preset_settings(path: Path, name: str) -> dict[str, Any]:
 
 
 def _out(path: Path, read: Mapping[str, Any]) -> Path:
-    out: str = read.get("out", path.stem)
+    out: str = _convert(path, "out", read.get("out", path.stem), str)
     return (path.parent / out).absolute()
 
 
 def _read_recipes(path: Path, read: Mapping[str, Any]) -> tuple[Recipe, ...]:
-    own = read.get("recipe", {})
+    own = _convert(path, "recipe", read.get("recipe", {}), dict)
     allowed = {field.name for field in fields(Recipe)} - {"name"} | {"base"}
     recipes = []
     for name in _read_list(path, "recipes", read["recipes"], str):
         if name not in own:
             recipes.append(find_recipe(name))
             continue
-        values = dict(own[name])
+        values = dict(_convert(path, f"recipe.{name}", own[name], dict))
         if unknown := sorted(set(values) - allowed):
             raise ValueError(
                 f"{path}: unknown key recipe.{name}.{unknown[0]}; allowed are {', '.join(sorted(allowed))}"
@@ -189,8 +189,11 @@ def _own_recipe(path: Path, name: str, values: dict[str, Any]) -> Recipe:
     check_name(name, f"{path}: recipe name")
     if "__" in name:
         raise ValueError(f"{path}: recipe name {name!r} may not contain '__'")
-    if "trainer" in values:
-        check_name(values["trainer"], f"{path}: recipe.{name}.trainer")
+    for key in ("trainer", "pretrainer"):
+        if key in values:
+            check_name(values[key], f"{path}: recipe.{name}.{key}")
+    for key, value in values.items():
+        _convert(path, f"recipe.{name}.{key}", value, dict if key == "settings" else str)
     settings = _flatten(values.pop("settings", {}))
     if "base" in values:
         base = find_recipe(values.pop("base"))
@@ -278,7 +281,9 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
             *parents, last = key.split(".")
             section = sections
             for parent in parents:
-                section = section.setdefault(parent, {})
+                section = section.setdefault(parent, {}) if isinstance(section, dict) else section
+            if not isinstance(section, dict) or isinstance(section.get(last), dict):
+                raise ValueError(f"{path}: settings give {key} both a value and keys below it")
             section[last] = value
     try:
         TopoMAEConfig.from_configuration({SECTION: sections})

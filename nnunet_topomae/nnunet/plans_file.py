@@ -14,11 +14,15 @@ def read_plans(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: it does not exist; names the plans that do.
+        ValueError: it is not JSON, or holds no configurations.
     """
     if not path.is_file():
         found = sorted(file.stem for file in path.parent.glob("*lans*.json"))
         raise FileNotFoundError(f"no plans {path}; plans of this data set: {', '.join(found) or 'none, plan it first'}")
-    return dict(read_json(path))
+    plans = read_json(path)
+    if not isinstance(plans, dict) or not isinstance(plans.get("configurations"), dict) or not plans["configurations"]:
+        raise ValueError(f"{path} has no configurations. Restore the file, or plan again.")
+    return plans
 
 
 def write_plans(plans: Mapping[str, Any], folder: Path) -> Path:
