@@ -4,10 +4,14 @@ import hashlib
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+if sys.platform != "win32":
+    import fcntl
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -17,7 +21,8 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
     """Open a file that appears under its name only when the block has ended without an error.
 
     Readers see the old file or the new one, never half of one, even after a power cut. Several processes may write the
-    same file at once; the last one wins.
+    same file at once; the last one wins. The half-written file is locked, so that one without a lock is known to be
+    left over from a process that was killed.
 
     Args:
         path: the file; its folder must exist.
@@ -28,12 +33,20 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         with temporary.open("xb") as file:
+            _lock(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _lock(file: BinaryIO) -> None:
+    """Hold a lock until the file is closed or the process ends, where the file system has locks."""
+    if sys.platform != "win32":
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_text(path: Path, text: str) -> None:

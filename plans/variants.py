@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import CONFIGURATION_KEYS, SECTION, TopoMAEConfig, check_settings
 from nnunet_topomae.geometry import as_size3
+from nnunet_topomae.nnunet.names import check_name
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -43,10 +43,9 @@ def make_variant(
     Raises:
         ValueError: unknown key, value out of range, a patch that the networks cannot take, or an unusable name.
     """
-    if not name or "__" in name or name == plans["plans_name"] or Path(name).name != name:
-        raise ValueError(
-            f"{name!r} cannot name a variant of {plans['plans_name']}: choose another name without '__' and slashes"
-        )
+    check_name(name, f"the name of a variant of {plans['plans_name']}")
+    if "__" in name or name == plans["plans_name"]:
+        raise ValueError(f"{name!r} cannot name a variant of {plans['plans_name']}: choose another name without '__'")
     return {**with_settings(plans, configurations, settings), "plans_name": name}
 
 
@@ -93,13 +92,17 @@ def _set(configuration: dict[str, Any], key: str, value: Any) -> None:
     section = configuration.setdefault(SECTION, {})
     *parents, last = key.removeprefix(f"{SECTION}.").split(".")
     for parent in parents:
-        section = section.setdefault(parent, {})
+        section = section.setdefault(parent, {}) if isinstance(section, dict) else section
+    if not isinstance(section, dict):
+        raise ValueError(f"{key} cannot be set: the plans have {section!r} in its place, not a table. Correct them.")
     section[last] = value
 
 
 def _check(configuration: dict[str, Any], name: str) -> None:
     """All values are known, in range and fit together."""
     config = TopoMAEConfig.from_configuration(configuration)
+    if absent := [key for key in ("batch_size", "patch_size", "architecture") if key not in configuration]:
+        raise ValueError(f"configuration {name} has no {', '.join(absent)}. Restore the plans file, or plan again.")
     batch_size, patch_size = configuration["batch_size"], configuration["patch_size"]
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size = {batch_size!r} of {name} must be a whole number of at least 1")

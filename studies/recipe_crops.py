@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -11,11 +12,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_topomae.files import read_json
 
 
-def make_crops(dataset: int, patch: list[int], steps: int, seed: int, fold: int, plans_name: str) -> dict[str, Any]:
+def make_crops(dataset: int, size: list[int], steps: int, seed: int, fold: int, plans_name: str) -> dict[str, Any]:
     """Batches of a fold's training cases from nnU-Net's own loader, and its validation cases whole."""
     folder = next(Path(os.environ["nnUNet_preprocessed"]).glob(f"Dataset{dataset:03d}_*"))
     plans, description = (read_json(folder / name) for name in (f"{plans_name}.json", "dataset.json"))
-    plans["configurations"]["3d_fullres"]["patch_size"] = patch
+    plans["configurations"]["3d_fullres"]["patch_size"] = size
     plans["configurations"]["3d_fullres"].pop("topomae", None)
     plans["continue_training"] = False
     trainer = nnUNetTrainer(plans, "3d_fullres", fold, description, torch.device("cpu"))
@@ -26,8 +27,8 @@ def make_crops(dataset: int, patch: list[int], steps: int, seed: int, fold: int,
     trainer._get_deep_supervision_scales = lambda: None
     torch.manual_seed(seed)
     np.random.seed(seed)
-    os.environ["nnUNet_n_proc_DA"] = "0"
-    loader, _ = trainer.get_dataloaders()
+    with patch.dict(os.environ, nnUNet_n_proc_DA="0"):
+        loader, _ = trainer.get_dataloaders()
     batches = []
     for _ in range(steps):
         batch = next(loader)
@@ -41,7 +42,7 @@ def make_crops(dataset: int, patch: list[int], steps: int, seed: int, fold: int,
     return {
         "plans": plans,
         "dataset": description,
-        "patch": patch,
+        "patch": size,
         "batches": batches,
         "cases": cases,
         "name": folder.name,

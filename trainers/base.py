@@ -1,10 +1,11 @@
 """What the trainers of our networks share: the plan's shape, the schedule and the record of epochs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.layers import use_channels_last
@@ -17,6 +18,8 @@ from nnunet_topomae.training.plots import PLOT_FILE, plot_terms
 from nnunet_topomae.training.progress import describe_progress, describe_terms, epoch_bar
 from nnunet_topomae.training.record import average_terms, write_epoch
 from nnunet_topomae.training.schedules import Factor, WarmupSchedule
+from nnunet_topomae.training.skipping import SkippedSteps
+from nnunet_topomae.training.steps import optimise
 
 
 class TopoMAETrainer(CheckedWeightsTrainer):
@@ -39,6 +42,7 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         self.epoch_terms: dict[str, dict[str, float]] = {}
         self.step_of_epoch = 0
         self.bar: Any = None
+        self.skipped = SkippedSteps()
 
     def initialize(self) -> None:
         """Build everything; on a CPU, convolutions take the faster layout of their weights."""
@@ -65,7 +69,7 @@ class TopoMAETrainer(CheckedWeightsTrainer):
     def on_train_epoch_start(self) -> None:
         """nnU-Net's start of an epoch; the steps of the schedule are counted from here."""
         super().on_train_epoch_start()
-        self.step_of_epoch = 0
+        self.step_of_epoch = self.first_step
         self.bar = epoch_bar(self.num_iterations_per_epoch, self.current_epoch, self.local_rank == 0)
 
     def follow_schedule(self) -> None:
@@ -76,6 +80,22 @@ class TopoMAETrainer(CheckedWeightsTrainer):
             self.bar.update()
             if self.bar.n == self.bar.total:
                 self.bar.close()
+
+    @property
+    def clip(self) -> float:
+        """Largest gradient norm."""
+        return float(self.section.clip)
+
+    def optimise(self, terms: Mapping[str, Tensor], cases: Iterable[str]) -> None:
+        """One optimiser step; skipped, counted and logged where loss or gradient is not finite.
+
+        Args:
+            terms: of the loss by name, with their sum as ``total``.
+            cases: of the batch.
+        """
+        if not optimise(terms, self.network, self.optimizer, self.grad_scaler, self.clip, cases, self.skipped):
+            loss = float(terms["total"].detach())
+            self.print_to_log_file(f"step skipped: loss {loss} or its gradient is not finite; {', '.join(cases)}")
 
     def record_terms(self, part: Literal["train", "validation"], steps: Sequence[Mapping[str, float]]) -> None:
         """Average the terms of an epoch's steps, over all GPUs too.
@@ -102,6 +122,8 @@ class TopoMAETrainer(CheckedWeightsTrainer):
             "learning_rate": self.logger.get_value("lrs", step=epoch),
             **self.epoch_terms,
         }
+        if self.skipped.total:
+            record["skipped_steps"] = self.skipped.total
         records = write_epoch(Path(self.output_folder), record)
         self.print_to_log_file(describe_progress(records, self.num_epochs))
         if self.role == "pretraining":

@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import nn
 
-from nnunet_topomae.trainers.planned import PlannedTrainer
+from nnunet_topomae.trainers.resumable import ResumableTrainer
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.sources import check_origin_of_weights, receive_given_weights
 
 
-class CheckedWeightsTrainer(PlannedTrainer):
+class CheckedWeightsTrainer(ResumableTrainer):
     """Trainer that starts only with weights whose origin it knows; not trained itself.
 
     Weights may come from this training's own checkpoint (`--c`), from `load_initial_weights`, or be fresh.
@@ -19,9 +19,8 @@ class CheckedWeightsTrainer(PlannedTrainer):
     # Whether `-pretrained_weights` means something to this trainer, and the file that it names.
     takes_pretrained_weights = False
     given_weights: Path | None = None
-    # Whether anybody has loaded weights into the network, and whether they were those of this training's checkpoint.
+    # Whether anybody has loaded weights into the network.
     weights_loaded = False
-    continued = False
 
     def initialize(self) -> None:
         """Build everything, and notice from now on who loads weights."""
@@ -31,11 +30,6 @@ class CheckedWeightsTrainer(PlannedTrainer):
 
     def _notice_loading(self, module: nn.Module, incompatible_keys: Any) -> None:
         self.weights_loaded = True
-
-    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """Continue a training, whose weights are its own."""
-        super().load_checkpoint(filename_or_checkpoint)
-        self.continued = True
 
     def load_initial_weights(self) -> None:
         """Load what this trainer starts from; called unless `--c` continues a training."""

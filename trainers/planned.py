@@ -9,19 +9,22 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_topomae.architectures.summary import Cost, measure_cost
 from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, TopoMAEConfig
-from nnunet_topomae.data.cases import ImagesRead, check_fold, check_patients, check_preprocessed
+from nnunet_topomae.data.cases import ImagesRead, check_fold, check_patients, check_preprocessed, hash_images
 from nnunet_topomae.data.patients import Patients
+from nnunet_topomae.data.sources import hash_sources
 from nnunet_topomae.nnunet.names import SPLITS_FILE
-from nnunet_topomae.training.checkpoints import write_checkpoint
+from nnunet_topomae.nnunet.plan_checks import check_plans, check_splits
+from nnunet_topomae.training.checks import check_no_copies
 from nnunet_topomae.training.devices import record_gpu_memory, unwrap
+from nnunet_topomae.training.failures import show_expected_failures_in_one_line
 from nnunet_topomae.training.record import add_facts
 
 
 class PlannedTrainer(nnUNetTrainer):
     """nnU-Net trainer with the plan's budget and seed; not trained itself.
 
-    Its checkpoints describe themselves and list the images that it has read. Its `training.json` has facts for
-    reports. The parameters' names are nnU-Net's, which reads them from the signature and stores them in checkpoints.
+    It lists the images that it has read; its `training.json` has facts for reports. The parameters' names are
+    nnU-Net's, which reads them from the signature and stores them in checkpoints.
     """
 
     role: Literal["pretraining", "finetuning"]
@@ -34,6 +37,9 @@ class PlannedTrainer(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
+        show_expected_failures_in_one_line()
+        name = plans.get("plans_name", "plans") if isinstance(plans, dict) else "plans"
+        check_plans(plans, configuration, f"{name}.json")
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.config = TopoMAEConfig.from_configuration(self.configuration_manager.configuration)
         section = self.section
@@ -69,9 +75,9 @@ class PlannedTrainer(nnUNetTrainer):
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split; an error where the fold was not made, or where a patient is known to be on both sides."""
         folder = Path(self.preprocessed_dataset_folder_base)
-        check_fold(
-            self.dataset_class.get_identifiers(self.preprocessed_dataset_folder), self.fold, folder / SPLITS_FILE
-        )
+        cases = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        check_fold(cases, self.fold, folder / SPLITS_FILE)
+        check_splits(folder / SPLITS_FILE, self.fold, cases)
         training, validation = ([str(case) for case in part] for part in super().do_split())
         if self.fold != "all":
             patients = Patients.of_dataset(self.config.pretraining.patients, folder)
@@ -86,24 +92,23 @@ class PlannedTrainer(nnUNetTrainer):
         """
         raise NotImplementedError
 
+    def validation_images(self) -> ImagesRead:
+        """Hashes of the fold's validation cases; none where it validates on its training cases, as fold `all` does."""
+        training, validation = self.do_split()
+        cases = [] if self.fold == "all" or set(training) == set(validation) else validation
+        folder = Path(self.preprocessed_dataset_folder)
+        return ImagesRead(hash_images(folder, cases), sources=hash_sources(folder.parent, cases))
+
     def on_train_start(self) -> None:
-        """nnU-Net's start, after listing the images that will be read."""
+        """nnU-Net's start, after listing the images that will be read; copies of validation cases are refused."""
         if not self.was_initialized:
             self.initialize()
         if self.local_rank == 0:
             self.images_read = self.record_images()
+            check_no_copies(self.images_read, self.validation_images(), "this training")
         super().on_train_start()
 
     def on_train_end(self) -> None:
         """nnU-Net's end; records the memory that training took."""
         super().on_train_end()
         record_gpu_memory(self)
-
-    def save_checkpoint(self, filename: str) -> None:
-        """Write a stock nnU-Net checkpoint plus the entry that describes it; never half of it."""
-        if self.local_rank != 0:
-            return
-        if self.disable_checkpointing:
-            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
-            return
-        write_checkpoint(self, filename, self.role, self.config, self.images_read)

@@ -61,14 +61,13 @@ class PretrainedTrainer(SupervisedTrainer):
 
     def load_pretraining(self, file: Path) -> None:
         """Transfer the weights of a checkpoint that may be used here, and record what became of each."""
-        validation_cases = () if self.fold == "all" else tuple(self.do_split()[1])
         target = Target(
             unwrap(self.network),
             self.plan,
             self.num_input_channels,
             self.parts,
             self.plans_manager.dataset_name,
-            validation_cases,
+            self.validation_images(),
         )
         result, source = load_pretraining(file, target, self.print_to_log_file)
         if self.local_rank == 0:

@@ -23,7 +23,7 @@ from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.networks import pretraining_network
 from nnunet_topomae.training.progress import rebuild_crops
 from nnunet_topomae.training.schedules import WarmupSchedule, build_pretraining_adamw, cosine
-from nnunet_topomae.training.steps import CoPretrainingStep, autocast, detach_terms, optimise
+from nnunet_topomae.training.steps import CoPretrainingStep, autocast, detach_terms
 from nnunet_topomae.training.validation import PREVIEW_CASES
 
 
@@ -74,7 +74,7 @@ class TopoMAEPretrainer(TopoMAETrainer):
 
     def record_images(self) -> ImagesRead:
         """Hash and list training cases and unlabelled images."""
-        return self.chosen.record(Path(self.output_folder), continued=self.current_epoch > 0)
+        return self.chosen.record(Path(self.output_folder), continued=self.continued)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Random crops of training cases and unlabelled images; monitoring repeats crops of training cases."""
@@ -100,11 +100,10 @@ class TopoMAEPretrainer(TopoMAETrainer):
     def train_step(self, batch: dict[str, Any]) -> dict[str, float]:
         """One step of both networks; returns every term."""
         self.follow_schedule()
-        config = self.plan.config
         with autocast(self.device):
-            scale = config.topology.training_factor(self.current_epoch)
+            scale = self.plan.config.topology.training_factor(self.current_epoch)
             terms = self.step(batch, self.mask_generators["train"], scale)
-        optimise(terms["total"], self.network, self.optimizer, self.grad_scaler, config.pretraining.clip, batch["keys"])
+        self.optimise(terms, batch["keys"])
         return detach_terms(terms)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, float]]) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
@@ -10,7 +11,7 @@ from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.trainers.base import TopoMAETrainer
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
-from nnunet_topomae.training.steps import autocast, optimise
+from nnunet_topomae.training.steps import autocast
 from nnunet_topomae.training.supervision import choose_labelled, choose_mirror_axes, record_training_cases, to_device
 
 
@@ -72,20 +73,19 @@ class SupervisedTrainer(TopoMAETrainer):
             loss.weight_factors = DEEP_SUPERVISION_WEIGHTS
         return loss  # type: ignore[no-any-return]
 
-    @property
-    def clip(self) -> float:
-        """Largest gradient norm."""
-        clip: float = self.plan.config.finetuning.clip
-        return clip
-
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One supervised step."""
         self.follow_schedule()
         data, target = to_device(batch["data"], self.device), to_device(batch["target"], self.device)
         with autocast(self.device):
             loss = self.loss(self.network(data), target)
-        optimise(loss, self.network, self.optimizer, self.grad_scaler, self.clip, batch["keys"])
+        self.optimise({"total": loss}, batch["keys"])
         return {"loss": loss.detach().cpu().numpy()}
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """nnU-Net's mean of the losses, without those of skipped steps."""
+        done = [output for output in train_outputs if np.isfinite(output["loss"])]
+        super().on_train_epoch_end(done or train_outputs)
 
     def on_epoch_end(self) -> None:
         """nnU-Net's log and checkpoints, then our record."""

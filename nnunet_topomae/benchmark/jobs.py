@@ -16,7 +16,7 @@ from nnunet_topomae.benchmark.recipes import PLANNERS, Recipe
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.files import hash_json
-from nnunet_topomae.nnunet.names import PLANS
+from nnunet_topomae.nnunet.names import PLANS, check_name
 
 Kind = Literal["plan", "pretrain", "train", "predict", "score"]
 # Raised when the code of a stage changes what it makes.
@@ -215,13 +215,14 @@ def find_dataset(raw: Path, dataset: int) -> Path:
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: several folders have that id.
+        ValueError: several folders have that id, or its name cannot be part of a command.
     """
     found = sorted(raw.glob(f"Dataset{dataset:03d}_*"))
     if not found:
         raise FileNotFoundError(f"{raw} holds no Dataset{dataset:03d}_...; is nnUNet_raw the right folder?")
     if len(found) > 1:
         raise ValueError(f"{raw} has several data sets {dataset}: {', '.join(path.name for path in found)}")
+    check_name(found[0].name, f"{raw}: folder")
     return found[0]
 
 

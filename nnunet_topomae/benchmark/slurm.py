@@ -17,6 +17,7 @@ from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.store import JobFolder
 from nnunet_topomae.benchmark.work import INTERRUPTED
 from nnunet_topomae.files import read_json, write_json
+from nnunet_topomae.nnunet.names import one_line
 from nnunet_topomae.nnunet.process import find_program
 
 # Seconds before the wall time at which SLURM warns a job, which then stops and goes back into the queue.
@@ -72,7 +73,7 @@ def sbatch_arguments(spec: BenchmarkSpec, job: Job, needs: Sequence[str]) -> lis
     folder = JobFolder.of(job, spec).path
     options: dict[str, object] = {
         "job-name": _slurm_name(spec, job.name),
-        "output": str(folder / "slurm.txt"),
+        "output": str(folder / "slurm.txt").replace("%", "%%"),
         "open-mode": "append",
         "requeue": True,
         "signal": f"B:USR1@{WARNING_SECONDS}",
@@ -187,12 +188,13 @@ def command_list(spec: BenchmarkSpec, file: Path, jobs: Sequence[Job]) -> str:
     """
     lines = [
         "#!/bin/bash",
-        f"# Jobs of {file.name}, each after those that it needs. Any of them may run on another machine that sees this",
-        "# folder; one that is done is left alone. Exit codes: 0 done, 75 it runs elsewhere, 76 too early.",
+        f"# Jobs of {one_line(file.name)},",
+        "# each after those that it needs. Any of them may run on another machine that sees this folder; one that is",
+        "# done is left alone. Exit codes: 0 done, 75 it runs elsewhere, 76 too early.",
         "set -e",
     ]
     for job in jobs:
         if JobFolder.of(job, spec).state() != "done":
-            needs = ", ".join(need.name for need in job.needs)
+            needs = one_line(", ".join(need.name for need in job.needs))
             lines.append(f"{shlex.join(job_command(file, job))}" + (f"   # after {needs}" if needs else ""))
     return "\n".join(lines) + "\n"

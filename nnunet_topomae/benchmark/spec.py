@@ -12,7 +12,7 @@ from nnunet_topomae.benchmark.primary import Primary, read_primary
 from nnunet_topomae.benchmark.recipes import PLANNERS, Recipe, find_recipe
 from nnunet_topomae.config import SECTION, TopoMAEConfig
 from nnunet_topomae.nnunet.folders import nnunet_folder
-from nnunet_topomae.nnunet.names import PLANS
+from nnunet_topomae.nnunet.names import PLANS, check_name
 
 
 @dataclass(frozen=True)
@@ -176,19 +176,19 @@ def _preset_settings(path: Path, name: str) -> dict[str, Any]:
 
 
 def _out(path: Path, read: Mapping[str, Any]) -> Path:
-    out: str = read.get("out", path.stem)
+    out: str = _convert(path, "out", read.get("out", path.stem), str)
     return (path.parent / out).absolute()
 
 
 def _read_recipes(path: Path, read: Mapping[str, Any]) -> tuple[Recipe, ...]:
-    own = read.get("recipe", {})
+    own = _convert(path, "recipe", read.get("recipe", {}), dict)
     allowed = {field.name for field in fields(Recipe)} - {"name"} | {"base"}
     recipes = []
     for name in _read_list(path, "recipes", read["recipes"], str):
         if name not in own:
             recipes.append(find_recipe(name))
             continue
-        values = dict(own[name])
+        values = dict(_convert(path, f"recipe.{name}", own[name], dict))
         if unknown := sorted(set(values) - allowed):
             raise ValueError(
                 f"{path}: unknown key recipe.{name}.{unknown[0]}; allowed are {', '.join(sorted(allowed))}"
@@ -199,8 +199,14 @@ def _read_recipes(path: Path, read: Mapping[str, Any]) -> tuple[Recipe, ...]:
 
 def _own_recipe(path: Path, name: str, values: dict[str, Any]) -> Recipe:
     """A recipe of the file: another one with changes, or a trainer."""
-    if "__" in name or "/" in name:
-        raise ValueError(f"{path}: recipe name {name!r} may contain neither '__' nor '/'")
+    check_name(name, f"{path}: recipe name")
+    if "__" in name:
+        raise ValueError(f"{path}: recipe name {name!r} may not contain '__'")
+    for key in ("trainer", "pretrainer"):
+        if key in values:
+            check_name(values[key], f"{path}: recipe.{name}.{key}")
+    for key, value in values.items():
+        _convert(path, f"recipe.{name}.{key}", value, dict if key == "settings" else str)
     settings = _flatten(values.pop("settings", {}))
     for key, value in values.items():
         kind = bool if key == "adds_pretraining" else str
@@ -255,6 +261,7 @@ def _convert(path: Path, key: str, value: Any, kind: type) -> Any:
 
 
 def _check(path: Path, spec: BenchmarkSpec) -> None:
+    _check_names(path, spec)
     if spec.device not in ("cpu", "cuda"):
         raise ValueError(f"{path}: device = {spec.device!r} must be cpu or cuda")
     if not all(0 < fraction <= 1 for fraction in spec.label_fractions):
@@ -282,6 +289,24 @@ def _check_statistics(path: Path, spec: BenchmarkSpec) -> None:
         raise ValueError(f"{path}: primary names betti_error, which is measured with betti = true only")
 
 
+def _check_names(path: Path, spec: BenchmarkSpec) -> None:
+    """Names become folders and parts of commands: none of them leaves its place.
+
+    Raises:
+        ValueError: names the key.
+    """
+    check_name(spec.name, f"{path}: the file's name without its ending")
+    check_name(spec.configuration, f"{path}: configuration")
+    for key, folder in (("out", spec.out), ("raw", spec.raw)):
+        if folder is not None and not str(folder).isprintable():
+            raise ValueError(f"{path}: {key} = {str(folder)!r} contains a line break or a control character")
+    for kind, names in (("slurm", spec.slurm), ("environment", spec.environment)):
+        for name, value in names.items():
+            check_name(name, f"{path}: name of an entry of {kind}")
+            if not isinstance(value, str | int | float) or not str(value).isprintable():
+                raise ValueError(f"{path}: {kind}.{name} = {value!r} must be a number or one line of text")
+
+
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Keys and values of the plan's section; whether patch and batch fit is known when there is a plan.
 
@@ -294,7 +319,9 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
             *parents, last = key.split(".")
             section = sections
             for parent in parents:
-                section = section.setdefault(parent, {})
+                section = section.setdefault(parent, {}) if isinstance(section, dict) else section
+            if not isinstance(section, dict) or isinstance(section.get(last), dict):
+                raise ValueError(f"{path}: settings give {key} both a value and keys below it")
             section[last] = value
     try:
         TopoMAEConfig.from_configuration({SECTION: sections})

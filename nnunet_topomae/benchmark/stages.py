@@ -15,10 +15,11 @@ from nnunet_topomae.benchmark.jobs import PRESET, Job, Kind
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.store import JobFolder, variant_name
 from nnunet_topomae.files import read_json, strict_json, write_json
+from nnunet_topomae.nnunet.names import BEST_CHECKPOINT, FINAL_CHECKPOINT, LATEST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from nnunet_topomae.training.record import read_facts
 
 SCORES = "scores.json"
-CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth")
+CHECKPOINTS = (FINAL_CHECKPOINT, LATEST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT)
 # What batch normalisation keeps in a state dict besides its parameters.
 _BUFFERS = ("running_mean", "running_var")
 
@@ -210,9 +211,9 @@ def count_parameters(checkpoint: Path) -> int:
     A state dict lists a parameter under every name that it has; nnU-Net's blocks have up to four. Names of one
     parameter share its memory, also after loading, so each place in memory is counted once.
     """
-    import torch
+    from nnunet_topomae.training.loading import load_checkpoint_file
 
-    weights = torch.load(checkpoint, map_location="cpu", weights_only=False)["network_weights"]
+    weights = load_checkpoint_file(checkpoint)["network_weights"]
     sizes = {
         (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape): value.numel()
         for name, value in weights.items()

@@ -24,6 +24,8 @@ ATTEMPTS = "attempts.json"
 # Between two notes of what a running attempt has taken: this much may be missing after kill -9.
 BOOKING_SECONDS = 30.0
 DONE, FAILED, BUSY, WAITING, INTERRUPTED = 0, 1, 75, 76, 77
+# Less than the scheduler and SLURM give an interrupted job.
+SAVE_SECONDS = 15.0
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -146,6 +148,11 @@ class Worker:
                     with suppress(subprocess.TimeoutExpired):
                         child.wait(BOOKING_SECONDS)
                     self._book()
+            except Interrupted:
+                child.terminate()  # a training writes a checkpoint and ends
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(SAVE_SECONDS)
+                raise
             finally:
                 end_session(child)
                 end_orphans(self.folder.path)

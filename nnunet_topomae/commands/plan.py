@@ -51,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan and preprocess the data sets, or work on existing plans."""
+    if not 0 < args.gpu_memory_target < float("inf"):
+        raise ValueError(f"-gpu_memory_target {args.gpu_memory_target:g} must be above 0, in GB")
     if args.set or args.explain:
         for dataset in args.d:
             _work_on_plans(dataset, args)

@@ -22,10 +22,16 @@ class ImagesRead:
     Attributes:
         cases: training cases of the fold.
         unlabeled: unlabelled images.
+        sources: of both, the files that they were preprocessed from, where these are known (data/sources.py).
     """
 
     cases: dict[str, str] = field(default_factory=dict)
     unlabeled: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+
+    def contents(self) -> dict[str, str]:
+        """A case that has this content, by hash; of whatever kind."""
+        return {digest: case for part in (self.cases, self.unlabeled, self.sources) for case, digest in part.items()}
 
 
 def check_preprocessed(folder: Path, dataset: str, plans: str, configuration: str) -> None:

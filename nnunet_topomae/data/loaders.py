@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.data.transforms import draw_flip_axes, flip_crop
+from nnunet_topomae.data.worker_errors import WorkerErrors
 from nnunet_topomae.geometry import CropLocation, FlipFrame, as_size3
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.types import Size3
@@ -80,6 +81,7 @@ class CropLocationLoader(nnUNetDataLoader):
         self.flip_frame: FlipFrame = flip_frame
         self.target = target
         self.target_every = target_every
+        self.errors = WorkerErrors()
         self._rng: Generator | None = None
         self._batches = 0
 
@@ -101,9 +103,15 @@ class CropLocationLoader(nnUNetDataLoader):
             location: where the crop lies.
 
         Raises:
-            ValueError: the crop holds NaN or infinity.
+            ValueError: the crop holds NaN or infinity, or cannot be read.
         """
-        crop = crop_and_pad_nd(image, [list(bounds) for bounds in location.bounds], 0)
+        try:
+            crop = crop_and_pad_nd(image, [list(bounds) for bounds in location.bounds], 0)
+        except (RuntimeError, OSError) as error:  # blosc2 decompresses only here
+            raise ValueError(
+                f"the preprocessed image of case {case} is damaged: {error}. Delete it and preprocess again with "
+                "nnUNetv2_preprocess."
+            ) from error
         volume = torch.from_numpy(np.ascontiguousarray(crop)).float()
         if not torch.isfinite(volume).all():
             raise ValueError(
@@ -120,6 +128,10 @@ class CropLocationLoader(nnUNetDataLoader):
             crops in their volumes, both flipped, whatever the frame of the key points, ``keys`` and, with a target,
             ``target_topology``: its results, one a sample.
         """
+        with self.errors.reported():
+            return self._draw_batch()
+
+    def _draw_batch(self) -> dict[str, Any]:
         if self._rng is None:
             self._rng = np.random.default_rng([self.seed, self.thread_id])
         with torch.no_grad(), threadpool_limits(limits=1, user_api=None):

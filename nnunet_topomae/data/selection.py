@@ -1,16 +1,19 @@
 """Which images a fold's pre-training reads: the fold's training cases, and unlabelled images of other patients."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
 from nnunet_topomae.config import PretrainingConfig
 from nnunet_topomae.data.cases import ImagesRead, check_patients, hash_images, record_cases
+from nnunet_topomae.data.images import open_image
 from nnunet_topomae.data.patients import Patients
+from nnunet_topomae.data.sources import hash_sources
 from nnunet_topomae.datasets.unlabeled import read_manifest, unlabeled_folder
+from nnunet_topomae.files import hash_json
 from nnunet_topomae.nnunet.names import SPLITS_FILE
 
 
@@ -23,12 +26,14 @@ class PretrainingCases:
         labelled: the fold's training cases, sorted.
         unlabelled: the unlabelled images, sorted.
         excluded: why an unlabelled image is not read, by case.
+        sources: hash of the files that an unlabelled image was preprocessed from, by case.
     """
 
     data_folder: Path
     labelled: tuple[str, ...]
     unlabelled: tuple[str, ...]
     excluded: dict[str, str]
+    sources: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"pre-training reads {len(self.labelled)} training cases and {len(self.unlabelled)} unlabelled images"]
@@ -46,6 +51,7 @@ class PretrainingCases:
         return ImagesRead(
             record_cases(labelled, folder / "cases_read.json", continued),
             record_cases(unlabelled, folder / "unlabeled_read.json", continued),
+            {**hash_sources(self.data_folder.parent, self.labelled), **self.sources},
         )
 
 
@@ -81,11 +87,14 @@ def choose_cases(
         if entry["twin"] in validation:
             excluded[case] = f"the same image as validation case {entry['twin']}"
     kept = [case for case in unlabelled if case not in excluded]
-    return PretrainingCases(data_folder, tuple(sorted(training)), tuple(sorted(kept)), dict(sorted(excluded.items())))
+    sources = {case: hash_json(unlabelled[case]["source"]) for case in sorted(kept)}
+    return PretrainingCases(
+        data_folder, tuple(sorted(training)), tuple(sources), dict(sorted(excluded.items())), sources
+    )
 
 
 class JointDataset:
-    """Labelled and unlabelled cases as one data set, for nnU-Net's loader.
+    """Images of labelled and unlabelled cases as one data set, for nnU-Net's loader.
 
     Args:
         labelled: the preprocessed data set, with the cases to read.
@@ -93,16 +102,18 @@ class JointDataset:
     """
 
     def __init__(self, labelled: nnUNetBaseDataset, unlabelled: Iterable[str]) -> None:
-        folder = str(unlabeled_folder(Path(labelled.source_folder)))
-        self.labelled = labelled
-        self.unlabelled = nnUNetDatasetBlosc2(folder, sorted(unlabelled))
+        folder = unlabeled_folder(Path(labelled.source_folder))
+        own = sorted(unlabelled)
         self.source_folder = labelled.source_folder
-        self.identifiers = [*labelled.identifiers, *self.unlabelled.identifiers]
-        self._own = frozenset(self.unlabelled.identifiers)
+        self.identifiers = [*labelled.identifiers, *own]
+        self._folders = {
+            **dict.fromkeys(labelled.identifiers, Path(labelled.source_folder)),
+            **dict.fromkeys(own, folder),
+        }
 
     def load_case(self, identifier: str) -> Any:
-        """Image, segmentation (of unlabelled cases the foreground mask only), None, properties."""
-        return (self.unlabelled if identifier in self._own else self.labelled).load_case(identifier)
+        """Image, and nothing else: neither label map, previous segmentation nor properties."""
+        return open_image(self._folders[identifier], identifier), None, None, {}
 
     def __getitem__(self, identifier: str) -> Any:
         return self.load_case(identifier)

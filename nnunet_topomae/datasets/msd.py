@@ -9,6 +9,7 @@ from nnunet_topomae.files import read_json
 from nnunet_topomae.nnunet.names import DATASET_FILE
 
 REFERENCE = "http://medicaldecathlon.com"
+LARGEST_LABEL = 255  # label maps are written with eight bits
 
 
 def task_of(source: Path) -> tuple[int, str]:
@@ -37,10 +38,7 @@ def find_msd(source: Path, with_test: bool = True) -> Download:
     file = source / DATASET_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; name the unpacked folder of the task, for example Task09_Spleen")
-    described: dict[str, Any] = read_json(file)
-    for key in ("modality", "labels", "training"):
-        if key not in described:
-            raise ValueError(f"{file} has no entry {key!r}")
+    described = _read_description(file)
     root = source.resolve()
     cases = [_case(root, entry["image"], entry["label"]) for entry in described["training"]]
     if with_test:
@@ -57,9 +55,52 @@ def find_msd(source: Path, with_test: bool = True) -> Download:
     )
 
 
+def _read_description(file: Path) -> dict[str, Any]:
+    """Content of the task's dataset.json.
+
+    Raises:
+        ValueError: it is not as the tasks of the decathlon have it; names the file and the entry.
+    """
+    described = read_json(file)
+    rules = {
+        "modality": ({"0": "CT"}, lambda value: _is_table(value) and set(value) == set(map(str, range(len(value))))),
+        "labels": ({"0": "background", "1": "spleen"}, _are_labels),
+        "training": ([{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}], _are_cases),
+        "test": (["./imagesTs/b.nii.gz"], lambda value: isinstance(value, list) and all(map(_is_text, value))),
+    }
+    if not isinstance(described, dict):
+        raise ValueError(f"{file} must be a table, got {type(described).__name__}")
+    for key, (example, holds) in rules.items():
+        if key not in described and key != "test":
+            raise ValueError(f"{file} has no entry {key!r}")
+        if not holds(described.get(key, [])):
+            raise ValueError(f"{file}: entry {key!r} is not as in this example: {example}")
+    return described
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) > 0 and all(map(_is_text, value.values()))
+
+
+def _are_labels(value: Any) -> bool:
+    return _is_table(value) and all(number.isdecimal() and int(number) <= LARGEST_LABEL for number in value)
+
+
+def _are_cases(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(entry, dict) and _is_text(entry.get("image")) and _is_text(entry.get("label")) for entry in value
+    )
+
+
 def _case(root: Path, image: str, label: str | None) -> RawCase:
     paths = [root / image, *([root / label] if label else [])]
     for path in paths:
+        if not path.resolve().is_relative_to(root):
+            raise ValueError(f"{path} is listed in dataset.json but lies outside {root}")
         if not path.is_file():
             raise FileNotFoundError(f"{path} is listed in dataset.json but missing. Unpack the download again.")
     name = re.sub(r"\.nii(\.gz)?$", "", paths[0].name)

@@ -5,8 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_topomae.config import TopoMAEConfig
@@ -16,15 +14,7 @@ from nnunet_topomae.doctor.checks import Check
 from nnunet_topomae.nnunet.plan import plan_facts
 from nnunet_topomae.training.checkpoints import ENTRY
 from nnunet_topomae.training.checks import plan_differences
-
-# What a stock checkpoint holds besides tensors and plain values: the numbers and arrays of nnU-Net's log.
-_NUMPY_TYPES: list[Any] = [
-    np.ndarray,
-    np.dtype,
-    np.float64(0).__reduce__()[0],
-    np.zeros(0).__reduce__()[0],
-    *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
-]
+from nnunet_topomae.training.loading import load_checkpoint_file
 
 
 def read_description(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -36,15 +26,8 @@ def read_description(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         FileNotFoundError: there is no such file.
         ValueError: not a checkpoint, or not one of ours.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}")
-    try:
-        with torch.serialization.safe_globals(_NUMPY_TYPES):
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise ValueError(f"{file} cannot be read as a checkpoint, it may be damaged: {first_line}") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(ENTRY), dict):
+    checkpoint = load_checkpoint_file(file, mmap=True)
+    if not isinstance(checkpoint.get(ENTRY), dict):
         raise ValueError(f"{file} does not describe itself: it has no '{ENTRY}' entry, so another trainer wrote it")
     return checkpoint[ENTRY], checkpoint["init_args"]["plans"]
 

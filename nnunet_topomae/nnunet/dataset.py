@@ -16,11 +16,15 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: it is not JSON, or no table.
     """
     file = folder / DATASET_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; is {folder} a data set of nnU-Net?")
-    return dict(read_json(file))
+    description = read_json(file)
+    if not isinstance(description, dict):
+        raise ValueError(f"{file} must be a table, got {type(description).__name__}")
+    return description
 
 
 def dataset_id(name: str) -> int:

@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -31,6 +33,32 @@ def die_with_parent() -> None:
     """For ``preexec_fn``: ask Linux to kill this process when its parent dies, however it dies. Nothing elsewhere."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@cache
+def end_forks_with_this_process() -> None:
+    """From now on, a fork of this process ends when this process ends, however it ends. Nothing but Linux has that.
+
+    nnU-Net's loader workers are forks, and nothing else tells them that a training was killed: they would wait for ever
+    for somebody to take their batches. Forks of other threads than the main one are left alone, because Linux takes the
+    end of a thread for the end of the parent.
+    """
+    if sys.platform != "linux":
+        return
+    parent = os.getpid()
+    by_main_thread = False
+
+    def before() -> None:
+        nonlocal by_main_thread
+        by_main_thread = os.getpid() == parent and threading.current_thread() is threading.main_thread()
+
+    def in_child() -> None:
+        if by_main_thread:
+            die_with_parent()
+            if os.getppid() != parent:  # it ended before the request
+                os._exit(1)
+
+    os.register_at_fork(before=before, after_in_child=in_child)
 
 
 def end_session(child: subprocess.Popen[bytes]) -> None:

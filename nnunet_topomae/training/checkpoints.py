@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from nnunet_topomae.nnunet.plan import plan_facts
 from nnunet_topomae.training.devices import unwrap
 
 ENTRY = "topomae"
+# In the entry: how many steps of the epoch that comes next are done already.
+STEPS = "steps"
 
 Role = Literal["pretraining", "finetuning"]
 
@@ -30,13 +33,44 @@ def save_atomically(checkpoint: Mapping[str, Any], filename: str | Path) -> None
     Args:
         checkpoint: what is saved.
         filename: a file of this name is replaced; its folder must exist.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to; a file of this name stays as it was.
     """
-    with write_whole(Path(filename)) as file:
-        torch.save(dict(checkpoint), file)
+    written = Path(filename)
+    try:
+        with write_whole(written) as file:
+            torch.save(dict(checkpoint), file)
+    except (OSError, RuntimeError) as error:
+        reason = error if isinstance(error, OSError) else error.__context__  # torch hides the reason
+        if not isinstance(reason, OSError):
+            raise
+        kept = "The one of this name from before is kept. " if written.is_file() else ""
+        raise OSError(
+            f"cannot write checkpoint {written}: {reason}. {kept}Make room or correct the folder's permissions, then "
+            "continue with --c."
+        ) from error
+
+
+def plain(value: Any) -> Any:
+    """Numbers and arrays of numpy as Python's numbers and lists, so that a checkpoint loads without running anything.
+
+    Args:
+        value: dicts, lists, tuples and values; tensors and other values stay as they are.
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(plain(item) for item in value)
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return value
 
 
 def write_checkpoint(
-    trainer: nnUNetTrainer, filename: str, role: Role, config: TopoMAEConfig, images: ImagesRead
+    trainer: nnUNetTrainer, filename: str, role: Role, config: TopoMAEConfig, images: ImagesRead, steps: int = 0
 ) -> None:
     """Write a stock nnU-Net checkpoint plus the entry that describes it; never half of it.
 
@@ -46,24 +80,29 @@ def write_checkpoint(
         role: which kind of training it is.
         config: the plan's `topomae` section.
         images: what the training has read.
+        steps: steps of the next epoch that are done already; 0 at the end of an epoch.
     """
     facts = plan_facts(
         trainer.configuration_manager, config, len(channel_names(trainer.dataset_json)), trainer.plans_manager.plans
     )
     described = describe(role, config, facts, make_manifest(trainer, images))
-    save_atomically({**training_state(trainer), ENTRY: described}, filename)
+    save_atomically({**training_state(trainer), ENTRY: {**described, STEPS: steps}}, filename)
 
 
 def training_state(trainer: nnUNetTrainer) -> dict[str, Any]:
-    """The entries of a stock nnU-Net checkpoint: weights, optimiser, scaler, log, epoch and what inference needs."""
+    """The entries of a stock nnU-Net checkpoint: weights, optimiser, scaler, log, epoch and what inference needs.
+
+    The log ends with the current epoch, which is the last one that is complete.
+    """
+    log = {name: values[: trainer.current_epoch + 1] for name, values in trainer.logger.get_checkpoint().items()}
     return {
         "network_weights": unwrap(trainer.network).state_dict(),
         "optimizer_state": trainer.optimizer.state_dict(),
         "grad_scaler_state": trainer.grad_scaler.state_dict() if trainer.grad_scaler is not None else None,
-        "logging": trainer.logger.get_checkpoint(),
-        "_best_ema": trainer._best_ema,
+        "logging": plain(log),
+        "_best_ema": plain(trainer._best_ema),
         "current_epoch": trainer.current_epoch + 1,
-        "init_args": trainer.my_init_kwargs,
+        "init_args": plain(trainer.my_init_kwargs),
         "trainer_name": type(trainer).__name__,
         "inference_allowed_mirroring_axes": trainer.inference_allowed_mirroring_axes,
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import SECTION, ArchitectureConfig, TopoMAEConfig
+from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.losses.copretraining import trained_branches
 from nnunet_topomae.nnunet.names import PRETRAINER
@@ -176,6 +177,58 @@ def check_no_leak(
             f"({', '.join(leaked[:5])}), so validation would be too good to be true. Pre-train this fold, or use fold "
             "'all' for both."
         )
+
+
+def check_no_copies(read: ImagesRead, validation: ImagesRead, what: str) -> None:
+    """Refuse images whose content is that of a validation case, under whatever name or data set number.
+
+    Args:
+        read: hashes of what was read, or is going to be.
+        validation: hashes of the fold's validation cases.
+        what: what reads or has read them, for the error.
+
+    Raises:
+        ValueError: naming the copies and the cases.
+    """
+    known = validation.contents()
+    copies = [(case, known[digest]) for digest, case in read.contents().items() if digest in known]
+    if copies:
+        named = ", ".join(sorted({f"{case} is {own}" for case, own in copies})[:5])
+        raise ValueError(
+            f"{what} reads images of validation cases of this fold ({named}; same content, whatever the name), so "
+            "validation would be too good to be true. Take the copies out of the training cases, or train with fold "
+            "'all'."
+        )
+
+
+def images_of(described: Mapping[str, Any], file: Path) -> ImagesRead:
+    """What a checkpoint says it has read.
+
+    Args:
+        described: the checkpoint's own description.
+        file: the checkpoint, for the error.
+
+    Raises:
+        ValueError: its manifest is missing, empty or damaged.
+    """
+    manifest = described.get("manifest")
+    problem = "no manifest"
+    if isinstance(manifest, Mapping):
+        parts = {part: manifest.get(part, {}) for part in ("cases", "unlabeled", "sources")}
+        wrong = [part for part, hashes in parts.items() if not _are_hashes(hashes)]
+        wrong += [key for key in ("dataset",) if not isinstance(manifest.get(key), str)]
+        if not wrong and (parts["cases"] or parts["unlabeled"]):
+            return ImagesRead(**{part: dict(hashes) for part, hashes in parts.items()})
+        problem = f"no usable {', '.join(wrong)} in its manifest" if wrong else "an empty manifest"
+    raise ValueError(
+        f"{file} has {problem}, so nothing says which cases its weights have seen. Pre-train again with this version."
+    )
+
+
+def _are_hashes(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(case, str) and isinstance(digest, str) for case, digest in value.items()
+    )
 
 
 def check_trained(described: Mapping[str, Any], takes_vit: bool, takes_partner: bool, file: Path) -> None:

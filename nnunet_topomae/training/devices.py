@@ -16,6 +16,11 @@ def unwrap(network: nn.Module) -> nn.Module:
     return getattr(inner, "_orig_mod", inner)
 
 
+def is_distributed() -> bool:
+    """Whether several processes train together."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def average_terms_of_all_gpus(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean of the averages of all processes of a distributed training; each calls this with its own steps."""
     gathered: list[dict[str, float]] = [{}] * distributed.get_world_size()

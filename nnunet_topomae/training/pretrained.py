@@ -7,15 +7,18 @@ from typing import Any
 
 from torch import nn
 
+from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.checkpoints import ENTRY
 from nnunet_topomae.training.checks import (
+    check_no_copies,
     check_no_leak,
     check_same_dataset,
     check_same_plan,
     check_trained,
     described_size,
+    images_of,
     plan_differences,
     unknown_facts,
 )
@@ -34,7 +37,7 @@ class Target:
         channels: number of input channels.
         parts: what of the network and of the checkpoint is not transferred.
         dataset: name of the data set.
-        validation_cases: of the fold; none for fold `all`, which validates on nothing.
+        validation: hashes of the fold's validation cases; none for fold `all`, which validates on nothing.
     """
 
     network: nn.Module
@@ -42,7 +45,7 @@ class Target:
     channels: int
     parts: Parts
     dataset: str
-    validation_cases: tuple[str, ...]
+    validation: ImagesRead
 
 
 def load_pretraining(file: Path, target: Target, log: Callable[[str], None]) -> tuple[Transfer, dict[str, Any]]:
@@ -65,12 +68,13 @@ def load_pretraining(file: Path, target: Target, log: Callable[[str], None]) -> 
     if not section.allow_other_dataset:
         check_same_dataset(manifest, target.dataset, file)
     check_no_leak(
-        manifest, target.dataset, target.validation_cases, file, Patients(target.plan.config.pretraining.patients)
+        manifest, target.dataset, target.validation.cases, file, Patients(target.plan.config.pretraining.patients)
     )
+    check_no_copies(images_of(described, file), target.validation, f"the pre-training of {file}")
     takes_vit, takes_partner = "vit" in target.parts.taken, "partner" in target.parts.taken
     check_trained(described["config"], takes_vit, takes_partner, file)
     if manifest["dataset"] != target.dataset:
-        log(f"pre-trained on {manifest['dataset']}, another data set: no list of cases to compare with this one")
+        log(f"pre-trained on {manifest['dataset']}, another data set: cases are compared by content, not by name")
     if unknown := unknown_facts(facts, target.plan.facts):
         log(f"the checkpoint is of an earlier version and does not say its {', '.join(unknown)}: not compared")
     weights = checkpoint["network_weights"]

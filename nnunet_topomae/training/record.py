@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ FACTS_FILE = "training.json"
 
 
 def average_terms(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of every term over the steps that have it; terms may be absent from some steps."""
+    """Mean of every term over the steps that have it; terms may be absent from some steps, or not finite."""
     names = dict.fromkeys(name for step in steps for name in step)
     return {name: _mean([step[name] for step in steps if name in step]) for name in names}
 
@@ -72,4 +73,6 @@ def duration(seconds: float) -> str:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return float(sum(values)) / len(values)
+    """Mean of the finite values, as steps with others are skipped; NaN if there is none."""
+    finite = [value for value in values if isfinite(value)]
+    return float(sum(finite)) / len(finite) if finite else nan

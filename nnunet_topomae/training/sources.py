@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakSet
 
-import torch
 from nnunetv2.run import run_training
 from torch import nn
 
 from nnunet_topomae.config import FROM_SCRATCH
 from nnunet_topomae.nnunet.names import FINAL_CHECKPOINT, PRETRAINER
 from nnunet_topomae.training.checkpoints import ENTRY
+from nnunet_topomae.training.checks import images_of
+from nnunet_topomae.training.loading import load_checkpoint_file
 
 
 @runtime_checkable
@@ -153,18 +154,21 @@ class PretrainingSource:
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Load a pre-training checkpoint onto the CPU.
-
-    Loading runs the pickled code in the file, as every nnU-Net checkpoint does: open only files that you trust.
+    """Load a pre-training checkpoint onto the CPU; nothing in the file is run.
 
     Raises:
-        ValueError: not a checkpoint of TopoMAEPretrainer.
+        ValueError: not a checkpoint of TopoMAEPretrainer, damaged, without a manifest, or one that would run code.
     """
-    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
-    described = isinstance(checkpoint, dict) and isinstance(checkpoint.get(ENTRY), dict)
-    if not described or checkpoint[ENTRY].get("role") != "pretraining":
+    checkpoint = load_checkpoint_file(file)
+    described = checkpoint.get(ENTRY)
+    if not isinstance(described, dict) or described.get("role") != "pretraining":
         raise ValueError(
             f"{file} is not a checkpoint of {PRETRAINER} (it has no '{ENTRY}' entry with the role 'pretraining'), so "
             "nothing says which cases its weights have seen"
         )
+    images_of(described, file)
+    absent = [key for key in ("plan", "config") if not isinstance(described.get(key), dict)]
+    absent += [key for key in ("network_weights",) if not isinstance(checkpoint.get(key), dict)]
+    if absent:
+        raise ValueError(f"{file} is damaged: it has no usable {', '.join(absent)}. Pre-train again.")
     return checkpoint

@@ -14,6 +14,8 @@ from nnunet_topomae.losses.copretraining import CoPretrainingLoss, TopologicalTe
 from nnunet_topomae.masking import crop_mask, inside_mask, random_token_mask
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import PendingLoss, TopologicalLoss
+from nnunet_topomae.training.devices import is_distributed
+from nnunet_topomae.training.skipping import SkippedSteps
 from nnunet_topomae.types import Scalar, Volume, VoxelMask
 
 # Larger gaps of L_topo are more than rounding.
@@ -26,43 +28,54 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def optimise(
-    loss: Tensor,
+    terms: Mapping[str, Tensor] | Tensor,
     network: nn.Module,
     optimizer: Optimizer,
     scaler: GradScaler | None,
     clip: float,
     cases: Iterable[str],
-) -> None:
+    skipped: SkippedSteps | None = None,
+) -> bool:
     """Do one optimiser step. Gradients are freed at its end, so that they take no memory in the next forward pass.
 
+    A step whose loss or gradient is not finite is skipped: weights and optimiser stay as they were, and the scaler
+    lowers its scale. In a distributed training only the gradient counts, which is the same in all processes.
+
     Args:
-        loss: what is minimised, computed under :func:`autocast`.
+        terms: computed under :func:`autocast`; ``total``, or the loss itself, is minimised.
         network: its gradients are clipped.
         optimizer: optimiser.
         scaler: gradient scaler on CUDA, else None.
         clip: largest gradient norm.
         cases: names of the batch's cases, for the error.
+        skipped: counts; None makes the first skipped step an error.
+
+    Returns:
+        Whether the step was done.
 
     Raises:
-        RuntimeError: the loss is not finite.
+        RuntimeError: too many steps in a row were skipped.
     """
-    if not torch.isfinite(loss):
-        raise RuntimeError(
-            f"the loss is {loss.item()} on a batch of the cases {', '.join(cases)}. Look at their images for NaN or "
-            "extreme values; if they are fine, lower the learning rate in the plan's topomae section. "
-            "Checkpoints on disk are untouched: --c continues from the last one."
-        )
-    if scaler is None:
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), clip)
-        optimizer.step()
-    else:
-        scaler.scale(loss).backward()
+    terms = {"total": terms} if isinstance(terms, Tensor) else terms
+    skipped = SkippedSteps(most_in_a_row=1) if skipped is None else skipped
+    loss = terms["total"]
+    (loss if scaler is None else scaler.scale(loss)).backward()
+    if scaler is not None:
         scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(network.parameters(), clip)
-        scaler.step(optimizer)
+    norm = nn.utils.clip_grad_norm_(network.parameters(), clip)
+    finite = bool(torch.isfinite(norm) if is_distributed() else torch.isfinite(norm + loss.detach()))
+    if scaler is not None:
+        if finite or not torch.isfinite(norm):
+            scaler.step(optimizer)  # does nothing where the gradient is not finite
         scaler.update()
+    elif finite:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if finite:
+        skipped.done()
+    else:
+        skipped.skip(terms, cases)
+    return finite
 
 
 class CoPretrainingStep:
@@ -123,9 +136,9 @@ class CoPretrainingStep:
         output = self.network(data, mask, torch.compiler.disable(start_vit))
         if output.partner is not None:
             pending["partner"] = self._start_topology(output.partner.reconstruction, data, mask.hidden, inside, batch)
-        topology = TopologicalTerms(**{name: loss.result() for name, loss in pending.items()})
+        topology = TopologicalTerms(**{name: _result(loss, output, name) for name, loss in pending.items()})
         terms = self.loss(output, data, mask.hidden, key_points, topology, topology_scale, inside)
-        gap = max(loss.gap for loss in pending.values())
+        gap = max((loss.gap for loss in pending.values() if torch.isfinite(terms["total"])), default=0.0)
         if gap > EXACT_GAP:
             terms["topo_gap"] = terms["total"].new_tensor(gap)
         return terms
@@ -149,6 +162,17 @@ class CoPretrainingStep:
             target_diagrams=[target.diagrams for target in targets],
             region_origin=origins or None,
         )
+
+
+def _result(loss: PendingLoss, output: CoPretrainingOutput, name: str) -> Scalar:
+    """The topological term, NaN where the network's reconstruction is not finite: the step is skipped then."""
+    try:
+        return loss.result()
+    except ValueError:
+        reconstruction: Tensor = getattr(output, name).reconstruction
+        if torch.isfinite(reconstruction).all():
+            raise
+        return reconstruction.float().sum() * torch.nan
 
 
 def detach_terms(terms: Mapping[str, Scalar]) -> dict[str, float]:

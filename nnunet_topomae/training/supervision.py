@@ -9,6 +9,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_topomae.config import FinetuningConfig
 from nnunet_topomae.data.cases import ImagesRead, hash_images, record_cases
 from nnunet_topomae.data.fractions import choose_fraction, labels_present
+from nnunet_topomae.data.sources import hash_sources
 
 
 def choose_labelled(trainer: nnUNetTrainer, training: list[str], section: FinetuningConfig) -> list[str]:
@@ -44,11 +45,13 @@ def choose_mirror_axes(
     return (*others, trainer.inference_allowed_mirroring_axes)
 
 
-def record_training_cases(trainer: nnUNetTrainer) -> ImagesRead:
+def record_training_cases(trainer: Any) -> ImagesRead:
     """Hash the fold's training cases, and list them in its folder (data.cases.record_cases)."""
-    hashes = hash_images(Path(trainer.preprocessed_dataset_folder), trainer.do_split()[0])
+    folder, cases = Path(trainer.preprocessed_dataset_folder), trainer.do_split()[0]
+    hashes = hash_images(folder, cases)
     file = Path(trainer.output_folder) / "cases_read.json"
-    return ImagesRead(record_cases(hashes, file, continued=trainer.current_epoch > 0))
+    listed = record_cases(hashes, file, continued=trainer.continued)
+    return ImagesRead(listed, sources=hash_sources(folder.parent, cases))
 
 
 def to_device(tensors: Any, device: torch.device) -> Any:

@@ -15,6 +15,7 @@ PLANS = "nnunetv2.utilities.plans_handling.plans_handler:PlansManager"
 CONFIGURATION = "nnunetv2.utilities.plans_handling.plans_handler:ConfigurationManager"
 LOGGER = "nnunetv2.training.logging.nnunet_logger:MetaLogger"
 PLAN_API = "nnunetv2.experiment_planning.plan_and_preprocess_api"
+AUGMENTER = "batchgenerators.dataloading.nondet_multi_threaded_augmenter:NonDetMultiThreadedAugmenter"
 RUN = "nnunetv2.run.run_training"
 SEARCH = "nnunetv2.utilities.find_class_by_name"
 
@@ -122,7 +123,8 @@ def test_signature(path: str, expected: str, consequence: str) -> None:
         ),
         (f"{TRAINER}.initialize", "network optimizer lr_scheduler loss dataset_class num_input_channels"),
         (f"{LOADER}.__init__", "indices patch_size need_to_pad"),
-        (f"{LOGGER}.__init__", "loggers"),
+        (f"{LOGGER}.__init__", "loggers resume"),
+        (f"{AUGMENTER}.__init__", "initialized _processes results_loop_thread results_loop_queue abort_event"),
     ],
 )
 def test_attributes_are_set(function: str, names: str) -> None:

@@ -12,7 +12,7 @@ from nnunetv2.run import run_training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, distributed, nn
 
-from nnunet_topomae.data.cases import ImagesRead
+from nnunet_topomae.data.cases import ImagesRead, hash_images
 from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
 from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
 from nnunet_topomae.trainers.unetr_trainer import UNETRTrainer
@@ -187,6 +187,39 @@ def test_given_weights_that_have_seen_a_validation_case_are_refused(
     with pytest.raises(ValueError, match=r"1 validation cases of this fold.*\(c1\)"):
         _give(trainer, pretrained.file)
     assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("dataset", [DATASET, "Dataset008_Other"])
+def test_renamed_copies_of_validation_cases_are_refused_by_content(
+    pretrained: Pretrained, nnunet_env: Any, given: bool, dataset: str
+) -> None:
+    """Also of another data set, which the plan allows: the pre-training of another fold with all names changed."""
+    images = nnunet_env.preprocessed / DATASET / "Plans_3d_fullres"
+
+    def rename(checkpoint: dict[str, Any]) -> None:
+        manifest = checkpoint["topomae"]["manifest"]
+        manifest["dataset"] = dataset
+        manifest["cases"] = {f"renamed_{case}": digest for case, digest in hash_images(images, CASES[1:]).items()}
+
+    file = _change(pretrained.file, rename)
+    options = {"allow_other_dataset": True} | ({} if given else {"pretrained": str(file)})
+    start: Callable[[Any], None] = (lambda t: _give(t, file)) if given else (lambda t: t.on_train_start())
+    with pytest.raises(ValueError, match=r"the pre-training of .*changed.pth reads .*\(renamed_c1 is c1; same content"):
+        start(_trainer(1, **options))
+    start(_trainer(0, **options))
+
+
+@pytest.mark.parametrize("kind", [TopoMAEPretrainer, UNETRPPTrainer])
+def test_a_copy_of_a_validation_case_among_the_training_cases_is_refused(
+    nnunet_env: Any, kind: type[TopoMAEPretrainer] | type[UNETRPPTrainer]
+) -> None:
+    folder = nnunet_env.preprocessed / DATASET
+    (folder / "Plans_3d_fullres" / "copy.b2nd").write_bytes(b"c0")
+    (folder / "splits_final.json").write_text(json.dumps([{"train": ["c1", "copy"], "val": ["c0"]}]))
+    trainer = kind(_plans(), "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"this training reads images of validation cases .*\(copy is c0"):
+        trainer.on_train_start()
 
 
 def test_fold_all_takes_any_fold(pretrained: Pretrained) -> None:

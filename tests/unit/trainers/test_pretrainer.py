@@ -21,7 +21,7 @@ def test_one_process_of_a_training_hashes_the_images_and_writes_their_list(
     data_folder, output_folder = tmp_path / "data", tmp_path / "fold_0"
     for folder in (data_folder, output_folder):
         folder.mkdir()
-    for case in "ab":
+    for case in "abc":
         (data_folder / f"{case}.b2nd").write_bytes(case.encode())
     expected = hash_images(data_folder, "ab")
     calls: list[tuple[str, ...]] = []
@@ -46,6 +46,7 @@ def test_one_process_of_a_training_hashes_the_images_and_writes_their_list(
             plans_manager=SimpleNamespace(plans={}),
             plan=SimpleNamespace(config=TopoMAEConfig()),
             configuration_name="3d_fullres",
+            fold=0,
             print_to_log_file=lambda *_: None,
             current_epoch=0,
             seed=1,

@@ -1,14 +1,15 @@
 """Learning rates inside the trainers: one step after the other, and after `--c`."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
 from nnunet_topomae.training.schedules import WarmupSchedule, poly
+from nnunet_topomae.training.skipping import SkippedSteps
 
 EPOCHS, STEPS, WARMUP, PEAK = 5, 4, 3, 0.5
 
@@ -27,7 +28,7 @@ def _trainer(epoch: int) -> Any:
     trainer.device, trainer.current_epoch, trainer.step_of_epoch = torch.device("cpu"), epoch, 0
     trainer.bar = None
     trainer.lr_scheduler = WarmupSchedule(optimizer, EPOCHS, STEPS, WARMUP, poly)
-    trainer.plan = SimpleNamespace(config=SimpleNamespace(finetuning=SimpleNamespace(clip=1.0)))
+    trainer.config, trainer.skipped = TopoMAEConfig(), SkippedSteps()
     return trainer
 
 

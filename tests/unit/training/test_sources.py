@@ -56,5 +56,3 @@ def test_read_checkpoint_refuses_other_files(tmp_path: Path) -> None:
         torch.save(content, file)
         with pytest.raises(ValueError, match="not a checkpoint of TopoMAEPretrainer"):
             read_checkpoint(file)
-    torch.save({"topomae": {"role": "pretraining"}}, file)
-    assert read_checkpoint(file) == {"topomae": {"role": "pretraining"}}

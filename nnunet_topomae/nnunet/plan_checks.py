@@ -1,0 +1,108 @@
+"""What a plans file and a splits file must hold before anybody computes with them. Standard library only."""
+
+from collections.abc import Callable, Iterable, Mapping
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from nnunet_topomae.files import read_json
+
+_CURE = "Restore the file, or plan again."
+
+
+def check_plans(plans: Any, configuration: str, where: str) -> None:
+    """Refuse plans that are damaged, before nnU-Net trips over them.
+
+    Args:
+        plans: content of a plans file.
+        configuration: the one that is going to be used.
+        where: the file, for errors.
+
+    Raises:
+        ValueError: names the file, the key, its value and what is allowed.
+    """
+    if not isinstance(plans, Mapping):
+        raise ValueError(f"{where} is not a table of plans. {_CURE}")
+    configurations = plans.get("configurations")
+    if not isinstance(configurations, Mapping) or not configurations:
+        raise ValueError(f"{where} has no configurations. {_CURE}")
+    for key in ("dataset_name", "plans_name"):
+        if not isinstance(plans.get(key), str):
+            raise ValueError(f"{where}: {key} = {plans.get(key)!r} must be a name. {_CURE}")
+    values = _with_inherited(configurations, configuration, where)
+    for key, (holds, words) in _RULES.items():
+        if key not in values:
+            raise ValueError(f"{where}: configuration {configuration} has no {key}. {_CURE}")
+        if not holds(values[key]):
+            raise ValueError(f"{where}: {key} = {values[key]!r} of configuration {configuration} must be {words}")
+
+
+def _with_inherited(configurations: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    """A configuration with what it inherits."""
+    values: dict[str, Any] = {}
+    link: Any = name
+    seen: list[Any] = []
+    while link is not None:
+        if not isinstance(link, str) or link not in configurations:
+            raise ValueError(f"{where} has no configuration {link!r}; it has {', '.join(map(str, configurations))}")
+        if link in seen or not isinstance(configurations[link], Mapping):
+            raise ValueError(f"{where}: configuration {link} is damaged or inherits from itself. {_CURE}")
+        seen.append(link)
+        values = {**configurations[link], **values}
+        link = configurations[link].get("inherits_from")
+    return values
+
+
+def _are(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda values: isinstance(values, list | tuple) and len(values) in (2, 3) and all(map(kind, values))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value > 0
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "data_identifier": (lambda value: isinstance(value, str) and value != "", "the name of a folder"),
+    "patch_size": (_are(_is_whole), "three whole numbers of at least 1"),
+    "spacing": (_are(_is_length), "three numbers above 0, in mm"),
+    "batch_size": (_is_whole, "a whole number of at least 1"),
+    "normalization_schemes": (lambda value: isinstance(value, list) and len(value) > 0, "a list, one per channel"),
+}
+
+
+def check_splits(file: Path, fold: int | str, cases: Iterable[str]) -> None:
+    """Refuse a splits file that is damaged, or whose fold names cases that do not exist.
+
+    Args:
+        file: `splits_final.json`; nothing is checked where there is none, because nnU-Net makes one.
+        fold: the fold that is going to be trained; nothing is checked for `all`.
+        cases: preprocessed cases.
+
+    Raises:
+        ValueError: names the file, the fold and the cure.
+    """
+    if fold == "all" or not file.is_file():
+        return
+    splits = read_json(file)
+    if not isinstance(splits, list) or not splits:
+        raise ValueError(f'{file} must be a list of folds, {{"train": [...], "val": [...]}} each. {_DELETE}')
+    if int(fold) >= len(splits):
+        return  # nnU-Net then makes a split of its own, and says so
+    split = splits[int(fold)]
+    for part in ("train", "val"):
+        named = split.get(part) if isinstance(split, Mapping) else None
+        if not isinstance(named, list) or not named or not all(isinstance(case, str) for case in named):
+            raise ValueError(f"{file}: {part} of fold {fold} must be a list of at least one case name. {_DELETE}")
+    known = set(cases)
+    if absent := [case for case in (*split["train"], *split["val"]) if case not in known]:
+        raise ValueError(
+            f"{file}: fold {fold} names {len(absent)} cases without preprocessed images, first {absent[0]}. Preprocess "
+            "them with nnUNetv2_preprocess, or correct the file."
+        )
+
+
+_DELETE = "Correct it, or delete it: nnU-Net then makes five folds."

@@ -1,0 +1,135 @@
+"""Batches of nnU-Net's loaders, whose workers are watched while a training waits for them."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+
+from nnunet_topomae.data.worker_errors import WorkerErrors
+
+POLL_SECONDS = 0.2
+# A stopped worker (Ctrl-Z, or a debugger) is an error once a training has waited for it so long.
+PATIENCE_SECONDS = 5.0
+
+
+class WatchedBatches:
+    """A loader of batches that ends with the reason when one of its worker processes does.
+
+    nnU-Net's own loader waits for ever where a worker was killed while it handed over a batch.
+
+    Args:
+        loader: nnU-Net's loader, with worker processes or without.
+        before: called before every batch, and while one is awaited.
+
+    Attributes:
+        taken: how many batches were taken.
+    """
+
+    def __init__(self, loader: Any, before: Callable[[], None]) -> None:
+        self.loader = loader
+        self.before = before
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        """The next batch.
+
+        Raises:
+            RuntimeError: a worker has ended or is stopped; says why.
+        """
+        self.before()
+        batch = self._wait() if isinstance(self.loader, NonDetMultiThreadedAugmenter) else next(self.loader)
+        self.taken += 1
+        return batch
+
+    def _wait(self) -> Any:
+        loader = self.loader
+        if not loader.initialized:
+            loader._start()
+        start = time.monotonic()
+        while True:
+            try:
+                batch = loader.results_loop_queue.get(timeout=POLL_SECONDS)
+            except Empty:
+                pass
+            else:
+                loader.results_loop_queue.task_done()
+                return batch
+            self.before()
+            patient = time.monotonic() - start < PATIENCE_SECONDS
+            reason = why_no_batches(loader._processes, count_stopped=not patient)
+            # Its thread ends when a worker has met an error, before the worker itself does.
+            if reason is None and not loader.results_loop_thread.is_alive():
+                reason = "a worker that loads batches has ended: what it printed above says why"
+            if reason is not None:
+                raise RuntimeError(reported_error(loader.generator) or reason)
+
+    def close(self) -> None:
+        """End the worker processes.
+
+        nnU-Net's own way reads the rest of the batches first, which never ends where a worker is stopped or was killed
+        in the middle of one.
+        """
+        loader = self.loader
+        if not isinstance(loader, NonDetMultiThreadedAugmenter) or not loader.initialized:
+            return
+        if why_no_batches(loader._processes) is None:  # else a worker may hold the lock of the event for ever
+            loader.abort_event.set()
+            loader.results_loop_thread.join(timeout=1)
+        for worker in loader._processes:
+            worker.kill()
+            worker.join()
+        loader._processes.clear()  # the same list as that of nnU-Net's thread, which complains about dead workers
+        loader.initialized = False
+
+
+def reported_error(generator: Any) -> str | None:
+    """The error that a worker of a loader has reported, if any.
+
+    Args:
+        generator: our loader, or nnU-Net's with a data set of ours (data/worker_errors.py).
+    """
+    for reporter in (generator, getattr(generator, "_data", None)):
+        errors = getattr(reporter, "errors", None)
+        if isinstance(errors, WorkerErrors):
+            return errors.last()
+    return None
+
+
+def why_no_batches(workers: list[BaseProcess], count_stopped: bool = True) -> str | None:
+    """Why worker processes bring no more batches; None if all of them are well.
+
+    Args:
+        workers: started processes.
+        count_stopped: whether a stopped worker is a reason.
+    """
+    cure = "Checkpoints on disk are untouched: continue with --c."
+    for worker in workers:
+        code = worker.exitcode
+        if code is None:
+            if count_stopped and _is_stopped(worker):
+                return f"worker {worker.pid}, which loads batches, was stopped from outside. {cure}"
+        elif code < 0:
+            return (
+                f"worker {worker.pid}, which loads batches, was killed from outside (signal {-code}). Where the system "
+                f"is short of memory, it does that: try fewer workers, nnUNet_n_proc_DA=2. {cure}"
+            )
+        else:
+            return "a worker that loads batches has ended: what it printed above says why"
+    return None
+
+
+def _is_stopped(worker: BaseProcess) -> bool:
+    """Whether Linux says so; the state follows the name in brackets."""
+    if sys.platform == "linux":
+        with suppress(OSError, IndexError):
+            return Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    return False

@@ -1,0 +1,37 @@
+"""Failures that a user can do something about: one line instead of a traceback."""
+
+import os
+import sys
+import traceback
+from types import TracebackType
+
+DEBUG_VARIABLE = "NNUNET_TOPOMAE_DEBUG"
+_OURS = "nnunet_topomae."
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether this package raised the error itself, with a message that says what to do.
+
+    Args:
+        error: one that nobody has caught.
+    """
+    if not isinstance(error, ValueError | TypeError | OSError | RuntimeError) or error.__traceback__ is None:
+        return False
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).startswith(_OURS)
+
+
+def show_expected_failures_in_one_line() -> None:
+    """End this process with one line for expected failures; ``NNUNET_TOPOMAE_DEBUG=1`` shows the traceback.
+
+    For nnU-Net's commands, which show every error with a traceback. An excepthook of somebody else stays.
+    """
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _show
+
+
+def _show(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    if is_expected(error) and os.environ.get(DEBUG_VARIABLE, "0") in ("", "0"):
+        sys.stderr.write(f"error: {error}\n({DEBUG_VARIABLE}=1 shows where it was raised.)\n")
+    else:
+        sys.__excepthook__(kind, error, where)

@@ -1,0 +1,109 @@
+"""Pre-training reads images and nothing else; what it cannot read is named."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import pytest
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunet_topomae.data.images import open_image
+from nnunet_topomae.data.loaders import CropLocationLoader
+from nnunet_topomae.data.selection import JointDataset
+from nnunet_topomae.data.worker_errors import ReportingCases, WorkerErrors
+from nnunet_topomae.datasets.unlabeled import unlabeled_folder
+
+IMAGE = np.random.default_rng(0).normal(size=(1, 7, 9, 8)).astype(np.float32)
+
+
+class _Attack:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.file,)
+
+
+def _write(folder: Path, case: str, properties: Any = None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in ((case, IMAGE), (f"{case}_seg", np.zeros_like(IMAGE, dtype=np.int8))):
+        blosc2.asarray(values, urlpath=str(folder / f"{name}.b2nd"), mode="w")
+    (folder / f"{case}.pkl").write_bytes(pickle.dumps(properties))
+
+
+def test_malicious_properties_are_not_read_by_pre_training(tmp_path: Path) -> None:
+    folder, executed = tmp_path / "Plans_3d_fullres", tmp_path / "executed"
+    _write(folder, "a", _Attack(executed))
+    _write(unlabeled_folder(folder), "u", _Attack(executed))
+    dataset = JointDataset(nnUNetDatasetBlosc2(str(folder), ["a"]), ["u"])
+    loader = CropLocationLoader(dataset, 4, (4, 4, 4), LabelManager({"background": 0, "x": 1}, None), (0,), 1)
+    batch = next(loader)
+    assert batch["data"].shape == (4, 1, 4, 4, 4) and not executed.exists()
+    nnUNetDatasetBlosc2(str(folder), ["a"]).load_case("a")
+    assert executed.exists()  # the attack itself works
+
+
+def test_all_kinds_of_files_give_the_same_image(tmp_path: Path) -> None:
+    _write(tmp_path / "b2nd", "a")
+    for name in ("npy", "npz"):
+        (tmp_path / name).mkdir()
+    np.save(tmp_path / "npy" / "a.npy", IMAGE)
+    np.savez_compressed(tmp_path / "npz" / "a.npz", data=IMAGE, seg=IMAGE)
+    for name in ("b2nd", "npy", "npz"):
+        np.testing.assert_array_equal(open_image(tmp_path / name, "a")[:], IMAGE)
+    joint = JointDataset(nnUNetDatasetNumpy(str(tmp_path / "npz"), ["a"]), [])
+    np.testing.assert_array_equal(joint["a"][0], IMAGE)
+
+
+@pytest.mark.parametrize("content", [b"", b"random bytes, not an image" * 20, "half"])
+@pytest.mark.parametrize("suffix", [".b2nd", ".npz", ".npy"])
+def test_a_damaged_image_is_named_with_the_cure(tmp_path: Path, content: bytes | str, suffix: str) -> None:
+    file = tmp_path / f"a{suffix}"
+    if content == "half":
+        _write(tmp_path, "whole")
+        np.save(tmp_path / "whole.npy", IMAGE)
+        np.savez(tmp_path / "whole.npz", data=IMAGE)
+        content = (tmp_path / f"whole{suffix}").read_bytes()[:-1000]
+    assert isinstance(content, bytes)
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{file} cannot be read .*nnUNetv2_preprocess") as error:
+        open_image(tmp_path, "a")
+    assert "\n" not in str(error.value)
+
+
+def test_other_contents(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", IMAGE[0])
+    with pytest.raises(ValueError, match=r"a.npy has the shape \(7, 9, 8\); an image is \(C, D, H, W\)"):
+        open_image(tmp_path, "a")
+    with pytest.raises(FileNotFoundError, match="no preprocessed image of case b"):
+        open_image(tmp_path, "b")
+    np.save(tmp_path / "c.npy", np.array([_Attack(tmp_path / "executed")], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="c.npy cannot be read"):
+        open_image(tmp_path, "c")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_errors_of_supervised_loaders_name_the_case(tmp_path: Path) -> None:
+    _write(tmp_path, "a")
+    cases = ReportingCases(nnUNetDatasetBlosc2(str(tmp_path), ["a"]))
+    assert cases.identifiers == ["a"] and cases["a"][0].shape == IMAGE.shape and cases.errors.last() is None
+    (tmp_path / "a.pkl").unlink()
+    with pytest.raises(ValueError, match=f"case a in {tmp_path} cannot be read"):
+        cases.load_case("a")
+    assert "case a" in str(cases.errors.last()) and cases.errors.last() is None
+
+
+def test_a_long_error_does_not_block_the_worker() -> None:
+    errors = WorkerErrors()
+    with pytest.raises(ValueError), errors.reported():
+        raise ValueError("x" * 1_000_000)
+    assert len(errors.last() or "") <= 2000
+    with pytest.raises(KeyError), errors.reported():
+        raise KeyError
+    assert errors.last() == "KeyError"

@@ -1,0 +1,365 @@
+"""Bad inputs, one per line, each with the part of the message that a user needs. Checkpoints: training/test_loading.py
+and test_leaks.py; images: data/test_images.py; names in benchmarks: benchmark/test_hostile_names.py."""
+
+import json
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnunet_topomae.benchmark.spec import read_spec
+from nnunet_topomae.cli import USER_ERROR, main
+from nnunet_topomae.config import TopoMAEConfig
+from nnunet_topomae.data.patients import Patients
+from nnunet_topomae.datasets.msd import find_msd
+from nnunet_topomae.nnunet.dataset import read_dataset_json
+from nnunet_topomae.nnunet.plan_checks import check_plans, check_splits
+from nnunet_topomae.nnunet.plans_file import read_plans
+from nnunet_topomae.plans.variants import make_variant, parse_setting
+from nnunet_topomae.training import failures
+
+CONFIGURATION = {
+    "data_identifier": "Plans_3d_fullres",
+    "patch_size": [16, 24, 32],
+    "spacing": [2.0, 1.0, 1.0],
+    "batch_size": 2,
+    "normalization_schemes": ["CTNormalization"],
+    "architecture": {"arch_kwargs": {"strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]}},
+}
+PLANS: dict[str, Any] = {
+    "dataset_name": "Dataset001_A",
+    "plans_name": "Plans",
+    "configurations": {
+        "3d_fullres": CONFIGURATION,
+        "child": {"inherits_from": "3d_fullres", "batch_size": 3},
+        "loop": {"inherits_from": "pool"},
+        "pool": {"inherits_from": "loop"},
+        "orphan": {"inherits_from": "nobody"},
+        "text": "3d",
+    },
+}
+ABSENT = object()
+
+
+def _fails(action: Callable[[], Any], *says: str) -> None:
+    """One line that says all of this."""
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        action()
+    message = str(error.value)
+    assert all(part in message for part in says), message
+    assert "\n" not in message, message
+
+
+@pytest.mark.parametrize(
+    ("plans", "says"),
+    [
+        (None, "not a table"),
+        ([], "not a table"),
+        ("Plans", "not a table"),
+        ({}, "no configurations"),
+        ({"configurations": {}}, "no configurations"),
+        ({"configurations": None}, "no configurations"),
+        ({"configurations": ["3d_fullres"]}, "no configurations"),
+        ({**PLANS, "dataset_name": None}, "dataset_name = None"),
+        ({**PLANS, "plans_name": 3}, "plans_name = 3"),
+    ],
+)
+def test_plans_that_are_none(plans: Any, says: str) -> None:
+    _fails(lambda: check_plans(plans, "3d_fullres", "/data/Plans.json"), "/data/Plans.json", says)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("patch_size", value) for value in (None, 96, [], [96], [0, 96, 96], [96.0, 96, 96], ["96"] * 3, [True] * 3)),
+        *(("spacing", value) for value in (None, 1.0, [], [0, 1, 1], [-1, 1, 1], [float("nan"), 1, 1], ["1", 1, 1])),
+        *(("batch_size", value) for value in (None, 0, -1, 2.0, "2", True, [2])),
+        *(("data_identifier", value) for value in (None, "", 3)),
+        *(("normalization_schemes", value) for value in (None, [], "CTNormalization")),
+        *((key, ABSENT) for key in ("patch_size", "spacing", "batch_size", "data_identifier", "normalization_schemes")),
+    ],
+)  # fmt: skip
+def test_values_of_plans(key: str, value: Any) -> None:
+    plans = deepcopy(PLANS)
+    check_plans(plans, "3d_fullres", "Plans.json")
+    if value is ABSENT:
+        del plans["configurations"]["3d_fullres"][key]
+        _fails(lambda: check_plans(plans, "3d_fullres", "Plans.json"), f"configuration 3d_fullres has no {key}")
+        return
+    plans["configurations"]["3d_fullres"][key] = value
+    _fails(lambda: check_plans(plans, "3d_fullres", "Plans.json"), "Plans.json", f"{key} = {value!r}", "must be")
+
+
+@pytest.mark.parametrize(
+    ("configuration", "says"),
+    [
+        ("3d", "no configuration '3d'; it has 3d_fullres"),
+        ("loop", "inherits from itself"),
+        ("orphan", "no configuration 'nobody'"),
+        ("text", "is damaged"),
+    ],
+)
+def test_configurations_of_plans(configuration: str, says: str) -> None:
+    check_plans(PLANS, "child", "Plans.json")
+    _fails(lambda: check_plans(PLANS, configuration, "Plans.json"), "Plans.json", says)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [("", "is not JSON"), ('{"a": ', "is not JSON"), ("[]", "no configurations"),
+                          ('{"configurations": {}}', "no configurations"), ("\x00\xff", "is not JSON")]
+)  # fmt: skip
+def test_files_of_plans(tmp_path: Path, content: str, says: str) -> None:
+    file = tmp_path / "Plans.json"
+    file.write_bytes(content.encode("latin-1"))
+    _fails(lambda: read_plans(file), str(file), says)
+    _fails(lambda: read_plans(tmp_path / "None.json"), "plans of this data set: Plans")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [("[1]", "must be a table"), ("{", "is not JSON"), ("3", "must be a table")]
+)
+def test_dataset_json(tmp_path: Path, content: str, says: str) -> None:
+    _fails(lambda: read_dataset_json(tmp_path), "does not exist")
+    (tmp_path / "dataset.json").write_text(content)
+    _fails(lambda: read_dataset_json(tmp_path), str(tmp_path / "dataset.json"), says)
+
+
+@pytest.mark.parametrize(
+    ("splits", "says"),
+    [
+        ({"train": ["a"], "val": ["b"]}, "must be a list of folds"),
+        ([], "must be a list of folds"),
+        (None, "must be a list of folds"),
+        ([["a"], ["b"]], "train of fold 0"),
+        ([None], "train of fold 0"),
+        ([{"train": [], "val": ["b"]}], "train of fold 0"),
+        ([{"train": ["a"], "val": []}], "val of fold 0"),
+        ([{"train": ["a"]}], "val of fold 0"),
+        ([{"train": "a", "val": ["b"]}], "train of fold 0"),
+        ([{"train": [1], "val": ["b"]}], "train of fold 0"),
+        ([{"train": {"a": 1}, "val": ["b"]}], "train of fold 0"),
+        ([{"train": ["a", "x"], "val": ["y"]}], "names 2 cases without preprocessed images, first x"),
+        ("{", "is not JSON"),
+    ],
+)
+def test_splits(tmp_path: Path, splits: Any, says: str) -> None:
+    file = tmp_path / "splits_final.json"
+    check_splits(file, 0, "ab")
+    file.write_text(splits if isinstance(splits, str) else json.dumps(splits))
+    _fails(lambda: check_splits(file, 0, "ab"), str(file), says)
+    check_splits(file, "all", "ab")
+    file.write_text(json.dumps([{"train": ["a"], "val": ["b"]}]))
+    for fold in (0, 1):
+        check_splits(file, fold, "ab")
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        (None, "topomae must be a table"),
+        ([], "topomae must be a table"),
+        ("auto", "topomae must be a table"),
+        ({"pretraining": None}, "topomae.pretraining must be a table"),
+        ({"pretraining": []}, "topomae.pretraining must be a table"),
+        ({"pretrainig": {}}, "Did you mean pretraining?"),
+        ({"pretraining": {"epoch": 3}}, "Did you mean epochs?"),
+        ({"pretraining": {"epochs": 0}}, "topomae.pretraining.epochs = 0"),
+        ({"pretraining": {"epochs": "3"}}, "must be of type int"),
+        ({"pretraining": {"epochs": 3.5}}, "must be of type int"),
+        ({"pretraining": {"epochs": True}}, "must be of type int"),
+        ({"pretraining": {"mask_ratio": 0.0}}, "mask_ratio = 0.0"),
+        ({"pretraining": {"mask_ratio": 1.0}}, "mask_ratio = 1.0"),
+        ({"pretraining": {"mask_ratio": float("nan")}}, "a finite number"),
+        ({"pretraining": {"learning_rate": -1e-3}}, "learning_rate = -0.001"),
+        ({"pretraining": {"learning_rate": float("inf")}}, "a finite number"),
+        ({"pretraining": {"seed": -1}}, "seed = -1"),
+        ({"pretraining": {"flip_axes": [3]}}, "flip_axes"),
+        ({"pretraining": {"flip_axes": 0}}, "must be a list"),
+        ({"pretraining": {"betas": "0.9"}}, "must be a list"),
+        ({"topology": {"backend": "ripser"}}, "is not one of"),
+        ({"topology": {"region_size": 0}}, "region_size = 0"),
+        ({"topology": {"weight": -1}}, "weight = -1"),
+        ({"finetuning": {"label_fraction": 0}}, "label_fraction = 0"),
+        ({"finetuning": {"label_fraction": 1.5}}, "label_fraction = 1.5"),
+        ({"finetuning": {"network": "resnet"}}, "is not one of"),
+        ({"finetuning": {"transfer": "magic"}}, "is not one of"),
+        ({"finetuning": {"clip": 0}}, "clip = 0"),
+        ({"architecture": {"vit": "giant"}}, "architecture.vit = 'giant'"),
+        ({"architecture": {"dims": [8, "16", 32, 64]}}, "architecture.dims"),
+    ],
+)
+def test_the_section_of_the_plan(section: Any, says: str) -> None:
+    _fails(lambda: TopoMAEConfig.from_configuration({"topomae": section}), says)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("epochs", "must be KEY=VALUE"),
+        ("=3", "must be KEY=VALUE"),
+        ("pretraining.epochs=0", "pretraining.epochs = 0"),
+        ("pretraining.epochs.more=3", "unknown plan key pretraining.epochs.more"),
+        ("epochs=3", "Did you mean"),
+        ("spacing=[1,1,1]", "decides how images are preprocessed"),
+        ("patch_size=25", "patch_size = 25"),
+        ("patch_size=[25,24,32]", "multiples of the plan's strides"),
+        ("patch_size=[16,24]", "three whole numbers"),
+        ("patch_size=null", "three whole numbers"),
+        ("batch_size=0", "batch_size = 0"),
+        ("batch_size=two", "batch_size = 'two'"),
+    ],
+)
+def test_settings_of_a_variant(setting: str, says: str) -> None:
+    _fails(lambda: make_variant(PLANS, "new", ["3d_fullres"], dict([parse_setting(setting)])), says)
+
+
+def test_a_setting_below_a_number() -> None:
+    plans = deepcopy(PLANS)
+    plans["configurations"]["3d_fullres"]["topomae"] = {"pretraining": 3}
+    _fails(lambda: make_variant(plans, "new", ["3d_fullres"], {"pretraining.epochs": 3}), "have 3 in its place")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "datasets is missing"),
+        ("datasets = [5]", "recipes is missing"),
+        ("datasets = [5", "is not TOML"),
+        ('datasets = 5\nrecipes = ["nnunet"]', "must be a list"),
+        ('datasets = []\nrecipes = ["nnunet"]', "must be a list"),
+        ('datasets = ["5"]\nrecipes = ["nnunet"]', "must be of type int"),
+        ('datasets = [5, 5]\nrecipes = ["nnunet"]', "twice"),
+        ('datasets = [5]\nrecipes = ["unknown"]', "no recipe 'unknown'"),
+        ('datasets = [5]\nrecipes = ["nnunet"]\nbaseline = "x"', "baseline = 'x'"),
+        ('datasets = [5]\nrecipes = ["nnunet"]\nfolds = [-1]', "at least 0"),
+        ('datasets = [5]\nrecipes = ["nnunet"]\ndevice = "tpu"', "device = 'tpu'"),
+        ('datasets = [5]\nrecipes = ["nnunet"]\nout = 3', "out = 3"),
+        ('datasets = [5]\nrecipes = ["nnunet"]\nrecipe = 3', "recipe = 3"),
+        ('datasets = [5]\nrecipes = ["x"]\n[recipe]\nx = 3', "recipe.x = 3"),
+        ('datasets = [5]\nrecipes = ["x"]\n[recipe.x]\nbase = 3', "recipe.x.base = 3"),
+        ('datasets = [5]\nrecipes = ["x"]\n[recipe.x]\ntrainer = "T"\nplans = ["a"]', "recipe.x.plans"),
+        ('datasets = [5]\nrecipes = ["x"]\n[recipe.x]\nsettings = 3\ntrainer = "T"', "recipe.x.settings = 3"),
+        ('datasets = [5]\nrecipes = ["nnunet"]\nlabel_fractions = [0]', "label_fractions"),
+        ('datasets = [5]\nrecipes = ["nnunet"]\npreset = "none"', "preset = 'none'"),
+        ('datasets = [5]\nrecipes = ["nnunet"]\n[settings]\nfinetuning = 3', "must be a table"),
+        ('datasets = [5]\nrecipes = ["nnunet"]\n[settings.finetuning]\nepochs = 0', "finetuning.epochs = 0"),
+        ('datasets = [5]\nrecipes = ["nnunet"]\n[settings.finetuning]\nseed = 1', "is set by seeds"),
+        ('datasets = [5]\nrecipes = ["nnunet"]\n[settings]\n"topology.x" = 1\n"topology.x.y" = 1', "keys below"),
+        ('datasets = [5]\nrecipes = ["nnunet"]\n[settings]\n"topology.x.y" = 1\n"topology.x" = 1', "keys below"),
+    ],
+)  # fmt: skip
+def test_files_of_benchmarks(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "b.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError) as error:
+        read_spec(file)
+    # TOML's own message may have a line of its own.
+    assert says in str(error.value) and (str(file) in str(error.value) or "no recipe" in says)
+
+
+_TASK: dict[str, Any] = {
+    "modality": {"0": "CT"},
+    "labels": {"0": "background", "1": "spleen"},
+    "training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}],
+    "test": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, ABSENT) for key in ("modality", "labels", "training")),
+        *(("labels", value) for value in (["background"], {}, None, {"x": "y"}, {"-1": "y"}, {"300": "y"}, {"0": 3})),
+        *(("modality", value) for value in (["CT"], {}, {"1": "CT"}, {"0": "A", "2": "B"}, {"0": None}, "CT")),
+        *(("training", value) for value in (["a.nii.gz"], None, {}, [{"image": "a"}], [{"image": 3, "label": "b"}])),
+        *(("test", value) for value in ({}, [3], [{"image": "a"}], None)),
+    ],
+)  # fmt: skip
+def test_tasks_of_the_decathlon(tmp_path: Path, key: str, value: Any) -> None:
+    task = {name: entry for name, entry in {**_TASK, key: value}.items() if entry is not ABSENT}
+    (tmp_path / "dataset.json").write_text(json.dumps(task))
+    _fails(lambda: find_msd(tmp_path), str(tmp_path / "dataset.json"), repr(key))
+
+
+@pytest.mark.parametrize(("content", "says"), [("[]", "must be a table"), ("{", "is not JSON")])
+def test_task_files(tmp_path: Path, content: str, says: str) -> None:
+    _fails(lambda: find_msd(tmp_path), "is missing")
+    (tmp_path / "dataset.json").write_text(content)
+    _fails(lambda: find_msd(tmp_path), says)
+
+
+@pytest.mark.parametrize("image", ["../outside.nii.gz", "/etc/hostname"])
+def test_tasks_stay_in_their_folder(tmp_path: Path, image: str) -> None:
+    folder = tmp_path / "Task09_Spleen"
+    folder.mkdir()
+    (tmp_path / "outside.nii.gz").touch()
+    entry = {"image": image, "label": "./labelsTr/a.nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps({**_TASK, "training": [entry]}))
+    _fails(lambda: find_msd(folder), "lies outside")
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [("(", "not a regular expression"), ("abc", "0 groups"), ("(a)(b)", "2 groups"), ("none.json", "does not exist")],
+)
+def test_rules_for_patients(rule: str, says: str) -> None:
+    _fails(lambda: Patients(rule), "pretraining.patients", says)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["plan", "-d", "1", "-gpu_memory_target", "0"], "-gpu_memory_target 0"),
+        (["plan", "-d", "1", "-gpu_memory_target", "nan"], "-gpu_memory_target nan"),
+        (["plan", "-d", "1", "-gpu_memory_target", "-3"], "-gpu_memory_target -3"),
+        (["benchmark", "status", "-b", "none.toml"], "none.toml does not exist"),
+        (["convert", "msd", "none"], "none is not a folder"),
+    ],
+)
+def test_commands_end_with_one_line_or_with_the_traceback(
+    arguments: list[str],
+    says: str,
+    nnunet_env: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert main(arguments) == USER_ERROR
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and says in errors and "Traceback" not in errors
+    with pytest.raises((ValueError, OSError)):
+        main([*arguments, "--debug"])
+
+
+def _hook(action: Callable[[], Any]) -> None:
+    try:
+        action()
+    except Exception:
+        failures._show(*sys.exc_info())  # type: ignore[arg-type]
+
+
+def test_nnunets_commands_show_our_failures_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _hook(lambda: check_plans({}, "3d_fullres", "Plans.json"))
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: Plans.json has no configurations") and "Traceback" not in printed
+    monkeypatch.setenv(failures.DEBUG_VARIABLE, "1")
+    _hook(lambda: check_plans({}, "3d_fullres", "Plans.json"))
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.delenv(failures.DEBUG_VARIABLE)
+    # What we did not raise ourselves may be a bug, and keeps its traceback.
+    for mistake in (lambda: int("x"), lambda: {}["x"], lambda: json.loads("{")):
+        _hook(mistake)
+        assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_excepthook_of_somebody_else_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "excepthook", print)
+    failures.show_expected_failures_in_one_line()
+    assert sys.excepthook is print
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    failures.show_expected_failures_in_one_line()
+    assert sys.excepthook is failures._show

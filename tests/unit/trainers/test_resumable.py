@@ -1,0 +1,194 @@
+"""Trainings that are stopped by signals and continued, inside nnU-Net's own loop, with a network of one layer."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from nnunet_topomae.config import TopoMAEConfig
+from nnunet_topomae.data.cases import ImagesRead
+from nnunet_topomae.trainers.planned import PlannedTrainer
+from nnunet_topomae.trainers.resumable import ResumableTrainer
+from nnunet_topomae.training import checkpoints
+
+EPOCHS, STEPS = 3, 4
+
+
+class _Training(ResumableTrainer):
+    """Three epochs of four steps, each of which adds one to the weights; `signals` come in the middle of a step."""
+
+    role = "finetuning"
+
+    def __init__(self, folder: Path, resume: bool = False, signals: dict[int, signal.Signals] | None = None) -> None:
+        folder.mkdir(exist_ok=True)
+        self.output_folder, self.local_rank, self.is_ddp = str(folder), 0, False
+        self.network = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.network.weight)
+        self.optimizer, self.grad_scaler = torch.optim.SGD(self.network.parameters(), 1.0), None
+        self.logger = MetaLogger(str(folder), resume)
+        self._best_ema, self.my_init_kwargs, self.inference_allowed_mirroring_axes = None, {}, (0,)
+        finetuning = {"epochs": EPOCHS, "iterations_per_epoch": STEPS, "validation_iterations": 1}
+        self.config = TopoMAEConfig.from_configuration({"topomae": {"finetuning": finetuning}})
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = EPOCHS, STEPS, 1
+        self.current_epoch, self.disable_checkpointing, self.was_initialized = 0, False, True
+        self.dataloader_train, self.dataloader_val = iter(int, 1), iter(int, 1)
+        self.signals = signals or {}
+        self.lines: list[str] = []
+        self.steps_of_epochs: list[int] = []
+
+    def print_to_log_file(self, *lines: Any, **_: Any) -> None:
+        self.lines += map(str, lines)
+
+    def on_train_epoch_end(self, train_outputs: list[Any]) -> None:
+        self.steps_of_epochs.append(len(train_outputs))
+        self.logger.log("train_losses", 0.5, self.current_epoch)
+
+    def train_step(self, batch: Any) -> None:
+        with torch.no_grad():
+            self.network.weight += 1
+        if (number := self.signals.get(int(self.network.weight))) is not None:
+            os.kill(os.getpid(), number)
+
+    def on_validation_epoch_start(self) -> None:
+        pass
+
+    def validation_step(self, batch: Any) -> None:
+        pass
+
+    def on_validation_epoch_end(self, val_outputs: list[Any]) -> None:
+        pass
+
+    def on_epoch_end(self) -> None:
+        self.save_checkpoint(str(self.latest))
+        self.current_epoch += 1
+
+
+@pytest.fixture(autouse=True)
+def _without_nnunet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnU-Net's loop and checkpoints without plans, files and validation."""
+    monkeypatch.setattr(PlannedTrainer, "on_train_start", lambda self: None)
+    monkeypatch.setattr(PlannedTrainer, "on_train_end", lambda self: self.save_checkpoint(_file(self, "final")))
+    monkeypatch.setattr(nnUNetTrainer, "on_train_epoch_start", lambda self: None)
+    monkeypatch.setattr(checkpoints, "plan_facts", lambda *_: {})
+    monkeypatch.setattr(checkpoints, "make_manifest", lambda *_: {})
+    monkeypatch.setattr(checkpoints, "channel_names", lambda *_: [])
+    monkeypatch.setattr(_Training, "images_read", ImagesRead(), raising=False)
+    for name in ("configuration_manager", "dataset_json"):
+        monkeypatch.setattr(_Training, name, {}, raising=False)
+    monkeypatch.setattr(_Training, "plans_manager", SimpleNamespace(plans={}), raising=False)
+
+
+def _file(trainer: Any, name: str) -> str:
+    return str(Path(trainer.output_folder) / f"checkpoint_{name}.pth")
+
+
+def _continued(folder: Path, name: str = "latest", **options: Any) -> _Training:
+    """As `--c` does it."""
+    trainer = _Training(folder, resume=True, **options)
+    if Path(_file(trainer, name)).is_file():
+        trainer.load_checkpoint(_file(trainer, name))
+    return trainer
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*.pth")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_training_after_the_step_and_the_other_steps_follow_later(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    first = _Training(tmp_path, signals={6: number})
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended:
+        first.run_training()
+    assert ended.value.code == 128 + number and signal.getsignal(number) == before
+    assert f"{number.name}: stopped after 2 of 4 steps of epoch 1. Continue with --c." in first.lines
+    second = _continued(tmp_path)
+    assert second.current_epoch == 1 and float(second.network.weight) == 6
+    second.run_training()
+    # As many steps as without the signal: 4, 2 + 2 and 4.
+    assert first.steps_of_epochs == [4] and second.steps_of_epochs == [2, 4]
+    assert float(second.network.weight) == EPOCHS * STEPS and second.current_epoch == EPOCHS
+    assert second.logger.get_value("train_losses", None) == [0.5] * EPOCHS
+    assert _names(tmp_path) == {"checkpoint_latest.pth", "checkpoint_final.pth"}  # nnU-Net's own end removes the latest
+
+
+@pytest.mark.parametrize(("step", "epoch", "again"), [(1, 0, [3, 4, 4]), (STEPS, 0, [1, 4, 4])])
+def test_a_signal_in_the_first_and_in_the_last_step_of_an_epoch(
+    tmp_path: Path, step: int, epoch: int, again: list[int]
+) -> None:
+    """After the last step comes validation, for which nnU-Net's loop needs one more step."""
+    first = _Training(tmp_path, signals={step: signal.SIGTERM})
+    with pytest.raises(SystemExit):
+        first.run_training()
+    second = _continued(tmp_path)
+    assert second.current_epoch == epoch
+    second.run_training()
+    assert second.steps_of_epochs == again
+
+
+def test_without_checkpointing_a_signal_writes_nothing(tmp_path: Path) -> None:
+    trainer = _Training(tmp_path, signals={1: signal.SIGTERM})
+    trainer.disable_checkpointing = True
+    with pytest.raises(SystemExit):
+        trainer.run_training()
+    assert _names(tmp_path) == set()
+
+
+def test_other_processes_of_a_distributed_training_leave_the_end_to_the_first_one(tmp_path: Path) -> None:
+    trainer = _Training(tmp_path, signals={2: signal.SIGTERM})
+    trainer.local_rank = 1
+    trainer.run_training()
+    assert trainer.steps_of_epochs == [4, 4, 4] and _names(tmp_path) == set()
+
+
+def test_a_broken_latest_checkpoint_is_named_and_the_previous_one_taken(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        _Training(tmp_path, signals={9: signal.SIGTERM}).run_training()
+    latest = tmp_path / "checkpoint_latest.pth"
+    latest.write_bytes(latest.read_bytes()[:100])
+    trainer = _continued(tmp_path)
+    assert trainer.current_epoch == 2 and float(trainer.network.weight) == 8
+    assert any(f"broken checkpoint: {latest} is cut off" in line for line in trainer.lines)
+    trainer.run_training()
+    assert float(trainer.network.weight) == EPOCHS * STEPS
+
+
+def test_a_previous_checkpoint_alone_is_found_although_nnunet_does_not_know_it(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        _Training(tmp_path, signals={5: signal.SIGTERM}).run_training()
+    (tmp_path / "checkpoint_latest.pth").unlink()
+    trainer = _continued(tmp_path)
+    assert not trainer.continued
+    trainer.run_training()
+    assert trainer.continued and trainer.steps_of_epochs == [4, 4]
+
+
+def test_a_new_training_does_not_fall_back_to_an_old_one(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint_previous.pth").write_bytes(b"of an older training")
+    (tmp_path / ".checkpoint_latest.pth.4242.0a1b2c3d.tmp").write_bytes(b"half")
+    trainer = _Training(tmp_path, signals={1: signal.SIGTERM})
+    with pytest.raises(SystemExit):
+        trainer.run_training()
+    assert _names(tmp_path) == {"checkpoint_latest.pth"} and not list(tmp_path.glob(".*.tmp"))
+    assert any("removed .checkpoint_latest.pth.4242" in line for line in trainer.lines)
+
+
+def test_validation_alone_takes_the_final_checkpoint_or_none(tmp_path: Path) -> None:
+    _Training(tmp_path).run_training()
+    final = tmp_path / "checkpoint_final.pth"
+    final.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{final} is empty"):
+        _Training(tmp_path).load_checkpoint(str(final))
+    again = _continued(tmp_path, "final")
+    assert again.current_epoch == EPOCHS and any("latest.pth instead" in line for line in again.lines)
+    json.dumps(torch.load(tmp_path / "checkpoint_latest.pth", weights_only=True)["logging"])

@@ -1,0 +1,152 @@
+"""Crops of extreme content, and steps whose loss or gradient is not finite."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetNumpy
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import GradScaler, nn
+
+from nnunet_topomae.architectures.build import build_copretraining_network
+from nnunet_topomae.architectures.rule import derive_network_shape
+from nnunet_topomae.config import ArchitectureConfig, PretrainingConfig, TopologyConfig, TopoMAEConfig
+from nnunet_topomae.data.loaders import CropLocationLoader
+from nnunet_topomae.data.topology_target import TopologyTarget
+from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
+from nnunet_topomae.nnunet.plan import Plan
+from nnunet_topomae.training.record import average_terms
+from nnunet_topomae.training.skipping import SkippedSteps
+from nnunet_topomae.training.steps import CoPretrainingStep, detach_terms, optimise
+
+TINY = ArchitectureConfig(vit="tiny", dims=(8, 8, 16, 16), depth=1)
+SHAPE = derive_network_shape((8, 24, 16), [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]], TINY)
+TOPOLOGY = TopologyConfig(region="crop", region_size=6)
+CPU = torch.device("cpu")
+
+
+class _Case(nnUNetDatasetNumpy):
+    """One case in memory."""
+
+    def __init__(self, volume: np.ndarray) -> None:
+        self.volume, self.identifiers = volume, ["a"]
+
+    def load_case(self, case: str) -> tuple[np.ndarray, None, None, dict[str, Any]]:
+        return self.volume, None, None, {}
+
+
+def _batch(volume: np.ndarray) -> dict[str, Any]:
+    labels = LabelManager({"background": 0, "organ": 1}, None)
+    loader = CropLocationLoader(
+        _Case(volume), 2, SHAPE.patch_size, labels, (0, 1, 2), 1, target=TopologyTarget(TOPOLOGY)
+    )
+    return next(loader)
+
+
+def _step() -> tuple[CoPretrainingStep, nn.Module]:
+    torch.manual_seed(0)
+    network = build_copretraining_network(SHAPE, 1, TINY)
+    plan = Plan(TopoMAEConfig(TINY, topology=TOPOLOGY), SHAPE, (1.0, 1.0, 1.0), {})
+    loss = CoPretrainingLoss(PretrainingConfig(), TOPOLOGY)
+    return CoPretrainingStep(network, loss, build_topological_loss(TOPOLOGY), plan, CPU), network
+
+
+def _random(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(3).normal(size=shape)
+
+
+VOLUMES: dict[str, Callable[[], np.ndarray]] = {
+    "zero": lambda: np.zeros((1, 8, 24, 16), np.float32),
+    "constant": lambda: np.full((1, 8, 24, 16), -3.5, np.float32),
+    "one voxel, the rest is padding": lambda: np.ones((1, 1, 1, 1), np.float32),
+    "single slice": lambda: _random((1, 1, 30, 20)).astype(np.float32),
+    "float64": lambda: _random((1, 9, 25, 17)),
+    "integers": lambda: (100 * _random((1, 9, 25, 17))).astype(np.int16),
+    "a million": lambda: (1e6 * _random((1, 9, 25, 17))).astype(np.float32),
+    "denormal": lambda: (1e-42 * _random((1, 9, 25, 17))).astype(np.float32),
+    "one bright voxel": lambda: np.pad(np.full((1, 1, 1, 1), 1e6), ((0, 0), (4, 4), (12, 12), (8, 8))),
+}
+
+
+@pytest.mark.parametrize("name", VOLUMES)
+def test_losses_and_gradients_of_extreme_crops_are_finite(name: str) -> None:
+    """Through loader, networks and all terms."""
+    batch = _batch(VOLUMES[name]())
+    assert batch["data"].dtype == torch.float32
+    step, network = _step()
+    terms = step(batch, torch.Generator().manual_seed(1), 1.0)
+    assert {"topo_vit", "topo_unetrpp"} <= set(terms) and all(map(math.isfinite, detach_terms(terms).values()))
+    terms["total"].backward()
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    assert len(gradients) > 50 and all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_a_reconstruction_that_is_not_finite_is_skipped_and_not_an_error_of_topology() -> None:
+    step, network = _step()
+    batch = _batch(_random((1, 8, 24, 16)))
+    batch["data"][0] = math.inf  # as an overflow in half precision inside the network
+    terms = step(batch, torch.Generator().manual_seed(1), 1.0)
+    assert not math.isfinite(float(terms["total"]))
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    skipped = SkippedSteps()
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], 0.1)
+    assert not optimise(terms, network, optimizer, None, 1.0, batch["keys"], skipped)
+    assert skipped.total == 1 and all(map(torch.equal, network.parameters(), before)) and not optimizer.state
+
+
+def _layer() -> tuple[nn.Linear, torch.optim.Optimizer]:
+    layer = nn.Linear(2, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    return layer, torch.optim.SGD(layer.parameters(), 0.5)
+
+
+def _loss(layer: nn.Linear, value: float) -> dict[str, torch.Tensor]:
+    return {"fine": torch.ones(()), "total": layer(torch.full((1, 2), value)).sum()}
+
+
+def test_skipped_steps_change_nothing_and_the_next_good_one_counts_again() -> None:
+    (layer, optimizer), skipped = _layer(), SkippedSteps(most_in_a_row=3)
+    good = []
+    for value in (math.nan, math.inf, 1.0, math.nan, -math.inf, 1.0):
+        before = layer.weight.detach().clone()
+        good.append(optimise(_loss(layer, value), layer, optimizer, None, 1.0, ["a"], skipped))
+        assert good[-1] != torch.equal(layer.weight, before) and layer.weight.grad is None
+    assert good == [False, False, True, False, False, True] and skipped.total == 4
+
+
+def test_too_many_in_a_row_name_terms_and_cases() -> None:
+    (layer, optimizer), skipped = _layer(), SkippedSteps(most_in_a_row=3)
+    batches = iter([["a", "b"], ["b", "c"], ["b", "a"]])
+    with pytest.raises(RuntimeError, match=r"3 training steps in a row .*\(total is nan\).*cases b, a, c\. .*--c"):
+        for cases in batches:
+            optimise(_loss(layer, math.nan), layer, optimizer, None, 1.0, cases, skipped)
+    assert next(batches, None) is None and torch.equal(layer.weight, torch.ones(1, 2))
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_although_the_loss_is_finite() -> None:
+    layer, optimizer = _layer()
+    with torch.no_grad():
+        layer.weight.zero_()
+    loss = layer(torch.ones(1, 2)).abs().sqrt().sum()  # 0, with an infinite slope
+    with pytest.raises(RuntimeError, match="the gradient alone is not finite"):
+        optimise(loss, layer, optimizer, None, 1.0, ["a"])
+    assert torch.equal(layer.weight, torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_scaler_lowers_its_scale(value: float) -> None:
+    (layer, optimizer), skipped = _layer(), SkippedSteps()
+    scaler = GradScaler("cpu", init_scale=1024.0)
+    assert not optimise(_loss(layer, value), layer, optimizer, scaler, 1.0, ["a"], skipped)
+    assert scaler.get_scale() == 512.0 and torch.equal(layer.weight, torch.ones(1, 2))
+    assert optimise(_loss(layer, 1.0), layer, optimizer, scaler, 1.0, ["a"], skipped)
+    assert scaler.get_scale() == 512.0 and not torch.equal(layer.weight, torch.ones(1, 2))
+
+
+def test_the_mean_of_an_epoch_leaves_skipped_steps_out() -> None:
+    steps: list[Any] = [{"total": 1.0}, {"total": math.nan, "topo": math.inf}, {"total": 3.0}]
+    means = average_terms(steps)
+    assert means["total"] == 2.0 and math.isnan(means["topo"])

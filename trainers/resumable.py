@@ -1,0 +1,129 @@
+"""A training that can be killed at any moment, and asked to stop, without losing more than it must."""
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+from nnunet_topomae.data.worker_errors import ReportingCases
+from nnunet_topomae.nnunet.names import FINAL_CHECKPOINT, LATEST_CHECKPOINT, PREVIOUS_CHECKPOINT
+from nnunet_topomae.nnunet.process import end_forks_with_this_process
+from nnunet_topomae.trainers.planned import PlannedTrainer
+from nnunet_topomae.training.batches import WatchedBatches
+from nnunet_topomae.training.checkpoints import ENTRY, STEPS, write_checkpoint
+from nnunet_topomae.training.loading import load_checkpoint_file
+from nnunet_topomae.training.resume import drop_previous, keep_previous, newest_whole, restore, sweep
+from nnunet_topomae.training.stopping import StopSignals
+
+
+class ResumableTrainer(PlannedTrainer):
+    """Keeps the previous checkpoint, continues from the newest whole one, and stops on SIGTERM; not trained itself."""
+
+    # Whether this training continues an earlier one, with weights of its own.
+    continued = False
+    # How many steps of the current epoch were done before this process began; of the next one, after `--c`.
+    first_step = 0
+    resumed_steps = 0
+    stop = StopSignals()
+    dataloader_train: Any
+    dataloader_val: Any
+
+    @property
+    def latest(self) -> Path:
+        """The checkpoint that is written every few epochs."""
+        return Path(self.output_folder) / LATEST_CHECKPOINT
+
+    def run_training(self) -> None:
+        """nnU-Net's loop. SIGTERM and SIGUSR1 end it after a step, with a checkpoint; workers end with this process."""
+        previous = self.latest.with_name(PREVIOUS_CHECKPOINT)
+        if self.logger.resume and not self.continued and previous.is_file():  # nnU-Net does not know this file
+            self.load_checkpoint(str(previous))
+        if self.local_rank == 0:
+            for name in sweep(self.latest.parent):
+                self.print_to_log_file(f"removed {name}, which a killed training has left half written")
+            if not self.continued:
+                drop_previous(self.latest.parent)
+        end_forks_with_this_process()
+        try:
+            with StopSignals() as self.stop:
+                super().run_training()
+        except Exception:
+            self.print_to_log_file(traceback.format_exc(), also_print_to_console=False)
+            raise
+        finally:
+            for loader in (self.dataloader_train, self.dataloader_val):
+                if isinstance(loader, WatchedBatches):
+                    loader.close()
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """nnU-Net's data sets, whose errors reach this process from the workers."""
+        training, validation = super().get_tr_and_val_datasets()
+        return ReportingCases(training), ReportingCases(validation)
+
+    def on_train_start(self) -> None:
+        """nnU-Net's start; from now on somebody watches the workers that load batches."""
+        super().on_train_start()
+        self.dataloader_train, self.dataloader_val = (
+            WatchedBatches(loader, self.stop_if_asked) for loader in (self.dataloader_train, self.dataloader_val)
+        )
+
+    def on_train_epoch_start(self) -> None:
+        """nnU-Net's start of an epoch, of which a stopped training may have done some steps."""
+        super().on_train_epoch_start()
+        steps = self.section.iterations_per_epoch
+        # nnU-Net cannot do an epoch without a step.
+        self.first_step, self.resumed_steps = min(self.resumed_steps, steps - 1), 0
+        self.num_iterations_per_epoch = steps - self.first_step
+        self.dataloader_train.taken = 0
+
+    def stop_if_asked(self) -> None:
+        """Between two steps: after a signal, write a checkpoint and end.
+
+        Raises:
+            SystemExit: a signal has come; the shell's code for it.
+        """
+        self.stop.ready = True
+        if self.stop.asked is None or self.local_rank != 0:
+            return
+        steps, epoch = self.first_step + self.dataloader_train.taken, self.current_epoch
+        self.current_epoch -= 1  # a checkpoint counts complete epochs
+        self._write(str(self.latest), steps)
+        self.print_to_log_file(
+            f"{self.stop.asked.name}: stopped after {steps} of {self.section.iterations_per_epoch} steps of epoch "
+            f"{epoch}. Continue with --c."
+        )
+        raise SystemExit(128 + self.stop.asked)
+
+    def on_train_end(self) -> None:
+        """nnU-Net's end; the final checkpoint makes the others unnecessary."""
+        super().on_train_end()
+        if self.local_rank == 0 and self.latest.with_name(FINAL_CHECKPOINT).is_file():
+            drop_previous(self.latest.parent)
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write a stock nnU-Net checkpoint plus the entry that describes it; never half of it."""
+        self._write(filename)
+
+    def _write(self, filename: str, steps: int = 0) -> None:
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        if filename == str(self.latest):
+            keep_previous(self.latest)
+        write_checkpoint(self, filename, self.role, self.config, self.images_read, steps)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """Continue a training from a checkpoint; where it is broken, from the next older one."""
+        if not self.was_initialized:
+            self.initialize()
+        file, checkpoint = Path(str(filename_or_checkpoint)), filename_or_checkpoint
+        if not isinstance(checkpoint, dict):
+            # `--val` asks for the final checkpoint, `--val_best` for the best one, and for no other.
+            older = self.logger.resume or file.name == LATEST_CHECKPOINT
+            file, checkpoint = (
+                newest_whole(file, self.print_to_log_file) if older else (file, load_checkpoint_file(file))
+            )
+        restore(self, checkpoint, file)
+        self.resumed_steps = checkpoint.get(ENTRY, {}).get(STEPS, 0)
+        self.continued = True
