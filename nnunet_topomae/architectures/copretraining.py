@@ -69,7 +69,7 @@ class CoPretrainingNetwork(nn.Module):
         transferred_parts: the encoders that fine-tuning takes over, by the plan's `topomae.finetuning.transfer_parts`.
         pretraining_parts: what serves pre-training alone.
         former_parts: what checkpoints of earlier versions also hold, in its initial state.
-        partner_prefixes: beginnings of the names of the partner's parameters.
+        optional_parts: what serves pre-training alone, with some plans only.
 
     Args:
         vit: the ViT's autoencoder, None to leave it out.
@@ -86,9 +86,9 @@ class CoPretrainingNetwork(nn.Module):
     """
 
     transferred_parts: ClassVar = {"vit": ("vit_encoder",), "partner": ("encoder", "decoder")}
-    pretraining_parts: ClassVar = ("vit_decoder", "vit_key_points", "key_points", "masking")
+    pretraining_parts: ClassVar = ("vit_decoder", "vit_key_points", "key_points")
+    optional_parts: ClassVar = ("masking",)
     former_parts: ClassVar = ("fusion",)
-    partner_prefixes: ClassVar[tuple[str, ...]] = ("encoder.", "decoder.", "key_points.", "masking.")
 
     def __init__(
         self,
@@ -118,6 +118,12 @@ class CoPretrainingNetwork(nn.Module):
         for name in set(BRANCHES) - set(self.branches):
             for module in parts[name]:
                 module.requires_grad_(False)
+
+    @property
+    def partner_prefixes(self) -> tuple[str, ...]:
+        """Beginnings of the names of the partner's parameters."""
+        own = ("encoder.", "decoder.", "key_points.")
+        return own if self.masking is None else (*own, "masking.")
 
     def forward(
         self, data: Volume, mask: CropMask, on_vit: Callable[[BranchOutput], None] | None = None

@@ -116,7 +116,8 @@ def build_pretraining_adamw(network: nn.Module, section: PretrainingConfig) -> A
         section: the plan's rates and decay.
     """
     partner_rate = section.partner_learning_rate or section.learning_rate
-    parts = CoPretrainingNetwork.partner_prefixes
+    assert isinstance(network, CoPretrainingNetwork)
+    parts = network.partner_prefixes
     return build_adamw(network, partner_rate, section.weight_decay, section.betas, section.learning_rate, parts)
 
 

@@ -12,6 +12,12 @@ from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
 from nnunet_topomae.architectures.roles import coarse_to_fine_prefixes, part_prefixes, resampling_of
 from nnunet_topomae.training.resample import NetworkSize, adapt, source_name
 
+_PRETRAINING_ONLY = (
+    *CoPretrainingNetwork.pretraining_parts,
+    *CoPretrainingNetwork.optional_parts,
+    *CoPretrainingNetwork.former_parts,
+)
+
 
 class Parts(NamedTuple):
     """Which parts of a fine-tuned network come from pre-training, by the beginnings of the parameters' names.
@@ -51,7 +57,7 @@ def transferred_parts(network: nn.Module, choice: str) -> Parts:
     unused = {part for parts in encoders.values() for part in parts} - taken_parts
     return Parts(
         part_prefixes(network, (*fresh, *(part for part in provided if part not in taken_parts))),
-        _as_prefixes((*CoPretrainingNetwork.pretraining_parts, *CoPretrainingNetwork.former_parts, *sorted(unused))),
+        _as_prefixes((*_PRETRAINING_ONLY, *sorted(unused))),
         taken,
     )
 

@@ -78,7 +78,7 @@ def test_losses_and_gradients_of_extreme_crops_are_finite(name: str) -> None:
     assert batch["data"].dtype == torch.float32
     step, network = _step()
     terms = step(batch, torch.Generator().manual_seed(1), 1.0)
-    assert {"topo_vit", "topo_unetrpp"} <= set(terms) and all(map(math.isfinite, detach_terms(terms).values()))
+    assert {"topo_vit", "topo_partner"} <= set(terms) and all(map(math.isfinite, detach_terms(terms).values()))
     terms["total"].backward()
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     assert len(gradients) > 50 and all(torch.isfinite(gradient).all() for gradient in gradients)
