@@ -30,7 +30,7 @@ def export_for_stock(file: Path, target: Path) -> dict[str, Any]:
 
     The file is for ``nnUNetv2_train ... -tr nnUNetTrainer -pretrained_weights FILE``, also where this package is not
     installed. It holds the encoder and the decoder without segmentation heads, which nnU-Net always starts fresh, and
-    the description of the pre-training.
+    where they come from, without the names of the images.
 
     Args:
         file: a checkpoint of TopoMAEPretrainer.
@@ -58,8 +58,10 @@ def export_for_stock(file: Path, target: Path) -> dict[str, Any]:
         for name, value in checkpoint["network_weights"].items()
         if name.startswith(("encoder.", "decoder.")) and ".seg_layers." not in name
     }
-    save_atomically({"network_weights": weights, ENTRY: described}, target)
     manifest: dict[str, Any] = described["manifest"]
+    origin = {key: manifest[key] for key in ("dataset", "plans_name", "configuration", "fold")}
+    origin |= {"trainer": PRETRAINER, "version": described["version"], "images": len(manifest["cases"])}
+    save_atomically({"network_weights": weights, "pretraining": origin}, target)
     return manifest
 
 

@@ -478,7 +478,9 @@ def test_unetr_takes_the_vit_and_refuses_to_leave_it_out(pretrained: Pretrained)
         _trainer(kind=UNETRTrainer, transfer_parts="partner")
 
 
-@pytest.mark.parametrize(("lambda1", "untrained", "cure"), [(0.0, "the ViT's partner", "vit"), (1.0, "the ViT", "partner")])
+@pytest.mark.parametrize(
+    ("lambda1", "untrained", "cure"), [(0.0, "the ViT's partner", "vit"), (1.0, "the ViT", "partner")]
+)
 def test_an_encoder_that_no_loss_has_trained_is_not_taken(
     pretrained: Pretrained, lambda1: float, untrained: str, cure: str
 ) -> None:

@@ -212,6 +212,8 @@ def test_stock_nnunet_loads_the_exported_file(tmp_path: Path, capsys: pytest.Cap
     said = capsys.readouterr().out
     assert f"nnUNetv2_train {DATASET} 3d_fullres 0 -p Plans -tr nnUNetTrainer -pretrained_weights {target}" in said
     assert "the 4 training cases of fold 0" in said
+    exported = torch.load(target, weights_only=True)
+    assert exported["pretraining"]["images"] == 4 and not any(case in str(exported["pretraining"]) for case in CASES)
     network = _trainer(nnUNetTrainer, _plans()).network
     before = {name: value.clone() for name, value in network.state_dict().items()}
     load_pretrained_weights(network, str(target))
