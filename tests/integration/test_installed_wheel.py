@@ -106,7 +106,7 @@ def copy_source(repository: Path, target: Path) -> Path:
     """The files of the source distribution, so that building leaves nothing in the checkout."""
     for folder in ("nnunet_topomae", "trainers", "plans"):
         shutil.copytree(repository / folder, target / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "nnunet_topomae_start.py", "README.md", "LICENSE"):
         shutil.copy(repository / name, target / name)
     return target
 
