@@ -54,7 +54,8 @@ class TopoMAEPretrainer(TopoMAETrainer):
         self.mask_generators = {part: Generator() for part in ("train", "validation")}
         ignore_former_parts(unwrap(self.network))
         topology = build_topological_loss(self.plan.config.topology)
-        self.step = CoPretrainingStep(self.network, self.loss, topology, self.plan, self.device)
+        log = self.print_to_log_file
+        self.step = CoPretrainingStep(self.network, self.loss, topology, self.plan, self.device, log)
 
     def _build_loss(self) -> CoPretrainingLoss:
         return CoPretrainingLoss(self.config.pretraining, self.config.topology, self.config.architecture.has_vit)

@@ -111,6 +111,8 @@ class TopologyConfig(Checked):
     libraries give the same diagrams."""
     threads: Annotated[int, Rule(lambda value: value >= 0, "0 for automatic, or the number of threads")] = 0
     """Worker threads; 0 takes the number of cores, at most 8."""
+    time_limit: Annotated[float | None, ABOVE_0] = 300.0
+    """Seconds that a training step waits for the term before it goes on without it; null waits for ever."""
 
     def warmup_factor(self, epoch: int) -> float:
         """Factor of the term's weight in ``epoch``: 0 in the first epoch, 1 after the warm-up."""

@@ -1,5 +1,6 @@
 """The steps of the topological loss that run in threads, and the tensor that comes out of them."""
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
@@ -149,13 +150,18 @@ class PendingLoss:
         """
         return max(term.result().gap for term in self._terms)
 
-    def result(self) -> Scalar:
+    def result(self, timeout: float | None = None) -> Scalar:
         """Wait for the threads and return the loss, differentiable by the reconstruction.
+
+        Args:
+            timeout: seconds to wait at most; the threads go on after them. None waits for ever.
 
         Raises:
             ValueError: NaN or infinite values in the input or the reconstruction.
+            TimeoutError: the threads need longer.
         """
-        terms = [term.result() for term in self._terms]
+        end = None if timeout is None else time.monotonic() + timeout
+        terms = [term.result(None if end is None else max(0.0, end - time.monotonic())) for term in self._terms]
         scale = self._scale / len(terms)
         value = scale * sum(term.value for term in terms)
         gradient = np.stack([scale * term.gradient for term in terms]).reshape(self._regions.shape)  # (B*C, d, h, w)

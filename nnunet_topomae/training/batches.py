@@ -56,21 +56,24 @@ class WatchedBatches:
             loader._start()
         start = time.monotonic()
         while True:
+            self._check_workers(count_stopped=time.monotonic() - start >= PATIENCE_SECONDS)
             try:
                 batch = loader.results_loop_queue.get(timeout=POLL_SECONDS)
             except Empty:
-                pass
+                self.before()
             else:
                 loader.results_loop_queue.task_done()
                 return batch
-            self.before()
-            patient = time.monotonic() - start < PATIENCE_SECONDS
-            reason = why_no_batches(loader._processes, count_stopped=not patient)
-            # Its thread ends when a worker has met an error, before the worker itself does.
-            if reason is None and not loader.results_loop_thread.is_alive():
-                reason = "a worker that loads batches has ended: what it printed above says why"
-            if reason is not None:
-                raise RuntimeError(reported_error(loader.generator) or reason)
+
+    def _check_workers(self, count_stopped: bool) -> None:
+        """Raise where a worker has ended; batches that wait in the queue are left there."""
+        loader = self.loader
+        reason = why_no_batches(loader._processes, count_stopped)
+        # nnU-Net's thread ends when a worker has met an error, before the worker itself does.
+        if reason is None and not loader.results_loop_thread.is_alive():
+            reason = "a worker that loads batches has ended: what it printed above says why"
+        if reason is not None:
+            raise RuntimeError(reported_error(loader.generator) or reason)
 
     def close(self) -> None:
         """End the worker processes.

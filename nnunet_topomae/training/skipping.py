@@ -1,4 +1,4 @@
-"""Steps without a finite loss or gradient: skipped and counted, and an error where they do not end."""
+"""Steps that go wrong: skipped, or done without a term, and counted; an error where they do not end."""
 
 import math
 from collections import Counter
@@ -8,6 +8,52 @@ from torch import Tensor
 
 # A gradient scaler halves its scale in each of them; it starts at 2**16.
 MOST_IN_A_ROW = 20
+# Each of them may have waited for the whole time limit.
+MOST_TERMS_IN_A_ROW = 5
+
+
+class MissingTerms:
+    """Counts the steps that went on without the topological term.
+
+    Args:
+        most_in_a_row: so many in a row end the training.
+
+    Attributes:
+        total: how many there were since the process began.
+    """
+
+    def __init__(self, most_in_a_row: int = MOST_TERMS_IN_A_ROW) -> None:
+        self.most_in_a_row = most_in_a_row
+        self.total = 0
+        self._in_a_row = 0
+
+    def there(self) -> None:
+        """A step had the term, so the row ends."""
+        self._in_a_row = 0
+
+    def missing(self, reason: str, cases: Iterable[str]) -> str:
+        """Count a step without the term.
+
+        Args:
+            reason: why it is missing.
+            cases: of the batch.
+
+        Returns:
+            A line for the log.
+
+        Raises:
+            RuntimeError: too many in a row.
+        """
+        self.total += 1
+        self._in_a_row += 1
+        line = f"no topological term in this step, {self.total} so far: {reason}; cases {', '.join(cases)}"
+        if self._in_a_row < self.most_in_a_row:
+            return line
+        raise RuntimeError(
+            f"{line}. That was the {self._in_a_row}th step in a row. Give the term less to do (a smaller "
+            "topology.region_size, or topology.region = pool), more threads or time (topology.threads, "
+            "topology.time_limit), or leave it out: topology.enabled = false. --c continues from the last checkpoint."
+        )
 
 
 class SkippedSteps:

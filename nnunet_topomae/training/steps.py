@@ -15,7 +15,7 @@ from nnunet_topomae.masking import crop_mask, inside_mask, random_token_mask
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import PendingLoss, TopologicalLoss
 from nnunet_topomae.training.devices import is_distributed
-from nnunet_topomae.training.skipping import SkippedSteps
+from nnunet_topomae.training.skipping import MissingTerms, SkippedSteps
 from nnunet_topomae.types import Scalar, Volume, VoxelMask
 
 # Larger gaps of L_topo are more than rounding.
@@ -89,6 +89,7 @@ class CoPretrainingStep:
         topological_loss: L_topo, or None to leave it out.
         plan: token grid, mask ratio, composition of the reconstructed volume.
         device: device of the network.
+        log: is told of steps without the topological term.
     """
 
     def __init__(
@@ -98,7 +99,10 @@ class CoPretrainingStep:
         topological_loss: TopologicalLoss | None,
         plan: Plan,
         device: torch.device,
+        log: Callable[[str], object] = str,
     ) -> None:
+        self.log = log
+        self.missing = MissingTerms()
         self.network: Callable[..., CoPretrainingOutput] = network
         self.loss = loss
         self.topological_loss = topological_loss
@@ -136,12 +140,38 @@ class CoPretrainingStep:
         output = self.network(data, mask, torch.compiler.disable(start_vit))
         if output.partner is not None:
             pending["partner"] = self._start_topology(output.partner.reconstruction, data, mask.hidden, inside, batch)
-        topology = TopologicalTerms(**{name: _result(loss, output, name) for name, loss in pending.items()})
+        topology, gap = self._finish_topology(pending, output, batch.get("keys", ()))
         terms = self.loss(output, data, mask.hidden, key_points, topology, topology_scale, inside)
-        gap = max((loss.gap for loss in pending.values() if torch.isfinite(terms["total"])), default=0.0)
         if gap > EXACT_GAP:
             terms["topo_gap"] = terms["total"].new_tensor(gap)
         return terms
+
+    def _finish_topology(
+        self, pending: Mapping[str, PendingLoss], output: CoPretrainingOutput, cases: Iterable[str]
+    ) -> tuple[TopologicalTerms, float]:
+        """The topological terms that are there in time, and their largest gap."""
+        found: dict[str, Scalar] = {}
+        gap = 0.0
+        reason = ""
+        limit = self.plan.config.topology.time_limit
+        for name, loss in pending.items():
+            try:
+                found[name] = loss.result(limit)
+                gap = max(gap, loss.gap)
+            except TimeoutError:
+                reason = f"its threads needed more than {limit:g} s (topology.time_limit)"
+            except ValueError:
+                reconstruction: Tensor = getattr(output, name).reconstruction
+                if torch.isfinite(reconstruction).all():
+                    raise
+                found[name] = reconstruction.float().sum() * torch.nan  # the step is skipped then
+            except (RuntimeError, MemoryError) as error:
+                reason = f"{type(error).__name__}: {error}"
+        if reason:
+            self.log(self.missing.missing(reason, cases))
+        else:
+            self.missing.there()
+        return TopologicalTerms(**found), gap
 
     def _start_topology(
         self,
@@ -162,17 +192,6 @@ class CoPretrainingStep:
             target_diagrams=[target.diagrams for target in targets],
             region_origin=origins or None,
         )
-
-
-def _result(loss: PendingLoss, output: CoPretrainingOutput, name: str) -> Scalar:
-    """The topological term, NaN where the network's reconstruction is not finite: the step is skipped then."""
-    try:
-        return loss.result()
-    except ValueError:
-        reconstruction: Tensor = getattr(output, name).reconstruction
-        if torch.isfinite(reconstruction).all():
-            raise
-        return reconstruction.float().sum() * torch.nan
 
 
 def detach_terms(terms: Mapping[str, Scalar]) -> dict[str, float]:

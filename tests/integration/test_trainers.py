@@ -2,15 +2,22 @@
 
 import json
 import multiprocessing
+import os
 import re
-from collections.abc import Iterator
-from contextlib import chdir
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
+from nnunet_topomae.nnunet.process import find_program
 
 DATASET = "Dataset901_Tiny"
 SHAPE = (20, 36, 28)
@@ -398,3 +405,85 @@ def test_unlabelled_images_are_read_and_listed(
     checkpoint = torch.load(_fold(workspace, "TopoMAEPretrainer", name) / "checkpoint_latest.pth", weights_only=False)
     assert sorted(checkpoint["topomae"]["manifest"]["unlabeled"]) == ["u1", "u2"]
     assert checkpoint["topomae"]["manifest"]["intensity_statistics"] == "of each image alone"
+
+
+class _Running:
+    """A training as a process, with two loader workers."""
+
+    def __init__(self, root: Path, trainer: str, plans: str, *options: str) -> None:
+        self.log = root / f"{trainer}{len(options)}.log"
+        command = [find_program("nnUNetv2_train"), "901", "3d_fullres", "0", "-tr", trainer, "-p", plans]
+        environment = {**os.environ, "nnUNet_n_proc_DA": "2", "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+        self.process = subprocess.Popen(
+            [*command, "-device", "cpu", *options],
+            stdout=self.log.open("w"),
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=root,
+            start_new_session=True,
+        )
+
+    def workers(self) -> list[int]:
+        """Processes that load batches: forks, with the command line of their parent."""
+        found = []
+        own = Path(f"/proc/{self.process.pid}/cmdline").read_bytes()
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                parent = stat.read_text().rpartition(")")[2].split()[1]
+                if parent == str(self.process.pid) and (stat.parent / "cmdline").read_bytes() == own:
+                    found.append(int(stat.parent.name))
+        return found
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 200.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            time.sleep(0.1)
+
+    def end(self) -> int:
+        try:
+            return self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # Python's faulthandler then says where it hangs
+            self.process.wait()
+            raise AssertionError(self.log.read_text()[-6000:]) from None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_a_real_training_is_stopped_continued_and_killed(workspace: Path) -> None:
+    trainer, name = "TopoMAEPretrainer", _variant(workspace, "long")
+    file = workspace / "preprocessed" / DATASET / f"{name}.json"
+    values = json.loads(file.read_text())
+    values["configurations"]["3d_fullres"]["topomae"]["pretraining"] |= {"epochs": 400, "iterations_per_epoch": 3}
+    file.write_text(json.dumps(values))
+    fold = _fold(workspace, trainer, name)
+
+    def epochs_done() -> int:
+        return len(_epochs(fold)) if (fold / "metrics.jsonl").is_file() else 0
+
+    # Asked to stop: a checkpoint within seconds.
+    first = _Running(workspace, trainer, name)
+    first.wait_for(lambda: epochs_done() >= 1)
+    start = time.monotonic()
+    first.process.terminate()
+    assert first.end() == 128 + signal.SIGTERM and time.monotonic() - start < 30
+    assert "Continue with --c." in first.log.read_text() and (fold / "checkpoint_latest.pth").is_file()
+    assert "Traceback" not in first.log.read_text()
+    # Continued, and a worker is killed: the training ends with the reason.
+    done = epochs_done()
+    second = _Running(workspace, trainer, name, "--c")
+    second.wait_for(lambda: epochs_done() > done)
+    os.kill(second.workers()[0], signal.SIGKILL)
+    assert second.end() == 1
+    printed = second.log.read_text()
+    assert re.search(r"error: worker \d+, which loads batches, was killed from outside \(signal 9\)", printed), printed
+    # Killed itself: its workers end with it.
+    done = epochs_done()
+    third = _Running(workspace, trainer, name, "--c", "--npz")
+    third.wait_for(lambda: epochs_done() > done)
+    workers = third.workers()
+    assert len(workers) >= 2
+    third.process.kill()
+    assert third.end() == -signal.SIGKILL
+    third.wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), seconds=10)

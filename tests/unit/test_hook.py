@@ -1,8 +1,10 @@
 """The start-up hook: answers for our classes in the proper place only, and never disturbs `import torch`."""
 
 import importlib
+import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -166,3 +168,50 @@ def test_importing_the_hook_imports_nothing_but_the_standard_library() -> None:
     )
     result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "['nnunet_topomae']"
+
+
+DAMAGES = {
+    "whole": {"nnunet_topomae/__init__.py": "", "nnunet_topomae/_hook.py": "def install(): print('started')\n"},
+    "package missing": {},
+    "hook missing": {"nnunet_topomae/__init__.py": ""},
+    "half a file": {"nnunet_topomae/__init__.py": "", "nnunet_topomae/_hook.py": "def install(:"},
+    "empty file": {"nnunet_topomae/__init__.py": "", "nnunet_topomae/_hook.py": ""},
+    "package fails": {"nnunet_topomae/__init__.py": "raise RuntimeError('damaged')"},
+    "binary": {"nnunet_topomae/__init__.py": "\0\0", "nnunet_topomae/_hook.py": ""},
+    "hook fails": {"nnunet_topomae/__init__.py": "", "nnunet_topomae/_hook.py": "def install(): 1 / 0\n"},
+}
+# What torch does with its entry points; a failure there is a failure of `import torch`.
+LIKE_TORCH = """
+from importlib.metadata import distributions
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in repr(finder)]
+(found,) = distributions(path=[sys.argv[1]])
+for entry in found.entry_points:
+    entry.load()()
+print("torch is imported")
+"""
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_installation_does_not_disturb_torch(tmp_path: Path, repository: Path, damage: str) -> None:
+    (tmp_path / "nnunet_topomae_start.py").write_text((repository / "nnunet_topomae_start.py").read_text())
+    (tmp_path / "nnunet_topomae-1.dist-info").mkdir()
+    (tmp_path / "nnunet_topomae-1.dist-info" / "METADATA").write_text("Name: nnunet-topomae\nVersion: 1\n")
+    (entry,) = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["entry-points"].items()
+    assert entry[0] == "torch.backends"
+    ((name, target),) = entry[1].items()
+    file = tmp_path / "nnunet_topomae-1.dist-info" / "entry_points.txt"
+    file.write_text(f"[torch.backends]\n{name} = {target}\n")
+    for path, content in DAMAGES[damage].items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(content)
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", LIKE_TORCH, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [*(["started"] if damage == "whole" else []), "torch is imported"]
+    assert (damage == "whole") != ("damaged installation" in result.stderr)

@@ -1,7 +1,10 @@
 """Crops of extreme content, and steps whose loss or gradient is not finite."""
 
 import math
+import re
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from nnunet_topomae.data.loaders import CropLocationLoader
 from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
 from nnunet_topomae.nnunet.plan import Plan
+from nnunet_topomae.topology import PendingLoss
 from nnunet_topomae.training.record import average_terms
 from nnunet_topomae.training.skipping import SkippedSteps
 from nnunet_topomae.training.steps import CoPretrainingStep, detach_terms, optimise
@@ -150,3 +154,44 @@ def test_the_mean_of_an_epoch_leaves_skipped_steps_out() -> None:
     steps: list[Any] = [{"total": 1.0}, {"total": math.nan, "topo": math.inf}, {"total": 3.0}]
     means = average_terms(steps)
     assert means["total"] == 2.0 and math.isnan(means["topo"])
+
+
+class _Hanging:
+    """A topological loss whose threads never end, or fail."""
+
+    gap = 0.0
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.waited: list[float | None] = []
+
+    def start(self, *_: Any, **__: Any) -> PendingLoss:
+        future: Future[Any] = Future()
+        if self.error is not None:
+            future.set_exception(self.error)
+        return PendingLoss(torch.zeros(1, 1, 2, 2, 2), [future], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"), [(None, r"more than 0.05 s \(topology.time_limit\)"), (MemoryError("full"), "MemoryError: full")]
+)
+def test_a_step_goes_on_without_a_topological_term_that_hangs_or_fails(error: Exception | None, says: str) -> None:
+    step, _ = _step()
+    lines: list[str] = []
+    topology = replace(TOPOLOGY, time_limit=0.05)
+    step.plan = replace(step.plan, config=replace(step.plan.config, topology=topology))
+    real, step.log = step.topological_loss, lines.append
+    batch, masks = _batch(_random((1, 8, 24, 16))), torch.Generator().manual_seed(1)
+    step.topological_loss = _Hanging(error)  # type: ignore[assignment]
+    for _ in range(4):
+        terms = step(batch, masks, 1.0)
+        assert not {"topo_vit", "topo_unetrpp"} & set(terms) and math.isfinite(float(terms["total"]))
+    assert len(lines) == step.missing.total == 4 and re.search(f"4 so far: .*{says}; cases a, a", lines[-1])
+    step.plan = replace(step.plan, config=replace(step.plan.config, topology=TOPOLOGY))
+    step.topological_loss = real
+    assert "topo_vit" in step(batch, masks, 1.0)
+    step.topological_loss = _Hanging(MemoryError("full"))  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match=r"the 5th step in a row\. .*topology.region_size.*--c"):
+        for _ in range(5):
+            step(batch, masks, 1.0)
+    assert len(lines) == 8
