@@ -126,10 +126,8 @@ class Workspace:
     [
         ("Dataset904_HippocampusMini", 1, None, "nnUNetResEncUNetMPlans"),
         ("Dataset904_HippocampusMini", 1, None, "TopoMAEPlans"),
-        ("Dataset132_SunnybrookCavity", 1, [12, 256, 256], "nnUNetPlans"),
         ("Dataset132_SunnybrookCavity", 1, [12, 256, 256], "TopoMAEPlans"),
         ("Dataset123_STSPETCT", 2, None, "nnUNetPlans"),
-        ("Dataset123_STSPETCT", 2, None, "TopoMAEPlans"),
     ],
 )
 def test_pretrain_fuse_validate_predict_export(
