@@ -354,6 +354,7 @@ def test_pre_training_of_the_vit_alone(workspace: Path, capsys: pytest.CaptureFi
         ("UNETRPPTrainer", None, (0, 1, 2)),
         pytest.param("UNETRPPTrainer", [], None, marks=pytest.mark.slow),
         pytest.param("UNETRTrainer", None, (0, 1, 2), marks=pytest.mark.slow),
+        pytest.param("MONAITrainer", None, (0, 1, 2), marks=pytest.mark.slow),
     ],
 )
 def test_training_from_scratch(
@@ -367,6 +368,8 @@ def test_training_from_scratch(
 
     mirrored = "default" if mirror_axes is None else len(mirror_axes)
     options: dict[str, Any] = {"pretrained": "scratch", "mirror_axes": mirror_axes, "epochs": 1}
+    if trainer == "MONAITrainer":
+        options["network"] = "attention_unet"
     name = _variant(workspace, f"scratch{trainer}{mirrored}", **options)
     _train(trainer, name)
     fold = _fold(workspace, trainer, name)
@@ -487,3 +490,26 @@ def test_a_real_training_is_stopped_continued_and_killed(workspace: Path) -> Non
     third.process.kill()
     assert third.end() == -signal.SIGKILL
     third.wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), seconds=10)
+
+
+@pytest.mark.slow
+def test_nnunets_own_network_is_pre_trained_and_trained(workspace: Path) -> None:
+    import torch
+
+    name = _variant(workspace, "ownNetwork", epochs=1)
+    file = workspace / "preprocessed" / DATASET / f"{name}.json"
+    plans = json.loads(file.read_text())
+    section = plans["configurations"]["3d_fullres"]["topomae"]
+    section["architecture"] |= {"partner": "plan", "vit": "none"}
+    section["pretraining"] |= {"partner_masking": "sparse", "epochs": 1}
+    file.write_text(json.dumps(plans))
+    _train("TopoMAEPretrainer", name)
+    (epoch,) = (_fold(workspace, "TopoMAEPretrainer", name) / "metrics.jsonl").read_text().splitlines()
+    terms = json.loads(epoch)["train"]
+    assert {"mse_partner", "spa_partner"} <= set(terms) and not any(key.endswith("_vit") for key in terms)
+    _train("PretrainedNNUNetTrainer", name)
+    fold = _fold(workspace, "PretrainedNNUNetTrainer", name)
+    assert json.loads((fold / "transfer.json").read_text())["source"]["partner"] is True
+    assert (fold / "validation" / "summary.json").is_file()
+    weights = torch.load(fold / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    assert not any(key.startswith(("vit_encoder", "masking")) for key in weights)
