@@ -240,7 +240,7 @@ def test_an_interrupted_fine_tuning_continues_and_describes_itself(
     fold = _fold(workspace, "TopoMAEFusionTrainer")
     assert [epoch["epoch"] for epoch in _epochs(fold)] == [0, 1]
     assert set(json.loads((fold / "validation" / "summary.json").read_text())["mean"]) == {"(1, 2)", "2"}
-    assert set(read_facts(fold)) == {"parameters", "macs"}
+    assert set(read_facts(fold)) == {"parameters", "macs", "steps", "crops_per_step"}
     cases = _splits(workspace)[0]["train"]
     assert sorted(json.loads((fold / "cases_read.json").read_text())) == sorted(cases)
     capsys.readouterr()
