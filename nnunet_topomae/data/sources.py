@@ -6,9 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
 from nnunet_topomae.files import hash_file, hash_json, read_json, write_json
+from nnunet_topomae.nnunet.dataset import channel_names
 from nnunet_topomae.nnunet.names import DATASET_FILE
 
 CACHE_FILE = "source_hashes.json"
@@ -27,12 +26,12 @@ def hash_sources(dataset: Path, cases: Iterable[str]) -> dict[str, str]:
     raw = Path(os.environ.get("nnUNet_raw", "")) / dataset.name  # noqa: SIM112
     if not os.environ.get("nnUNet_raw") or not (raw / DATASET_FILE).is_file():  # noqa: SIM112
         return {}
-    files = get_filenames_of_train_images_and_targets(str(raw), read_json(raw / DATASET_FILE))
+    description = read_json(raw / DATASET_FILE)
     known = _read_cache(dataset / CACHE_FILE)
     found: dict[str, dict[str, Any]] = {}
-    for case in sorted(set(cases) & set(files)):
-        images = [Path(image) for image in files[case]["images"]]
-        if all(image.is_file() for image in images):
+    for case in sorted(set(cases)):
+        images = _images(raw, description, case)
+        if images and all(image.is_file() for image in images):
             stamp = [[str(image), image.stat().st_size, image.stat().st_mtime_ns] for image in images]
             entry = known.get(case)
             if not isinstance(entry, dict) or entry.get("files") != stamp:
@@ -42,6 +41,14 @@ def hash_sources(dataset: Path, cases: Iterable[str]) -> dict[str, str]:
         with suppress(OSError):  # without the cache, they are hashed again next time
             write_json(dataset / CACHE_FILE, {**known, **found})
     return {case: entry["hash"] for case, entry in found.items()}
+
+
+def _images(raw: Path, description: dict[str, Any], case: str) -> list[Path]:
+    """Where nnU-Net reads the images of a case. Its own listing starts a pool of processes."""
+    if listed := description.get("dataset"):
+        return [raw / os.path.expandvars(image) for image in listed.get(case, {}).get("images", ())]
+    channels = range(len(channel_names(description)))
+    return [raw / "imagesTr" / f"{case}_{channel:04d}{description.get('file_ending')}" for channel in channels]
 
 
 def _read_cache(file: Path) -> dict[str, Any]:
