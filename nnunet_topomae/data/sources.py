@@ -3,11 +3,11 @@
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from nnunet_topomae.files import hash_file, hash_json, read_json, write_json
-from nnunet_topomae.nnunet.dataset import channel_names
 from nnunet_topomae.nnunet.names import DATASET_FILE
 
 CACHE_FILE = "source_hashes.json"
@@ -47,8 +47,8 @@ def _images(raw: Path, description: dict[str, Any], case: str) -> list[Path]:
     """Where nnU-Net reads the images of a case. Its own listing starts a pool of processes."""
     if listed := description.get("dataset"):
         return [raw / os.path.expandvars(image) for image in listed.get(case, {}).get("images", ())]
-    channels = range(len(channel_names(description)))
-    return [raw / "imagesTr" / f"{case}_{channel:04d}{description.get('file_ending')}" for channel in channels]
+    pattern = f"{escape(case)}_[0-9][0-9][0-9][0-9]{escape(str(description.get('file_ending')))}"
+    return sorted((raw / "imagesTr").glob(pattern))
 
 
 def _read_cache(file: Path) -> dict[str, Any]:
