@@ -184,7 +184,9 @@ DAMAGES = {
 LIKE_TORCH = """
 from importlib.metadata import distributions
 import sys
+# Nothing of the installation that is tested: neither an editable one nor one in site-packages.
 sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in repr(finder)]
+sys.path[:] = [folder for folder in sys.path if "site-packages" not in folder]
 (found,) = distributions(path=[sys.argv[1]])
 for entry in found.entry_points:
     entry.load()()

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_topomae.benchmark.primary import Primary
 from nnunet_topomae.benchmark.recipes import RECIPES
-from nnunet_topomae.benchmark.results import Cost, Results, Row, Table
+from nnunet_topomae.benchmark.results import Contrast, Cost, Results, Row, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.evaluation.statistics import Comparison
 from nnunet_topomae.reports.headline import headline, headlines
@@ -17,27 +18,32 @@ FOUND = Comparison(
     high=0.03,
     p=0.001,
     adjusted_p=0.002,
-    smallest_p=0.0001,
+    fold_p=0.01,
+    detectable=0.015,
+    wilcoxon_p=0.001,
     rank_biserial=0.8,
     standardised=1.0,
     win_rate=0.9,
     paper_p=0.01,
     cases=20,
+    patients=20,
+    folds=5,
     seeds=(3, 3),
 )
+NAN = float("nan")
 TITLES = {"full": "fusion", "vit": "ViT", "unetrpp": "from scratch"}
-SPEC = BenchmarkSpec(
-    "test", Path(), (1,), tuple(replace(RECIPES["full"], name=name, title=TITLES[name]) for name in TITLES), "unetrpp"
-)
+CHOSEN = tuple(replace(RECIPES["full"], name=name, title=title) for name, title in TITLES.items())
+SPEC = BenchmarkSpec("test", Path(), (1,), CHOSEN, ("unetrpp",))
 RESULTS = Results(SPEC, [], [], "", {}, {})
 
 
-def table(**compared: Comparison) -> Table:
+def table(primary: bool = False, **compared: Comparison) -> Table:
     means = {"unetrpp": 0.8, **{name: 0.8 + found.difference for name, found in compared.items()}}
-    cost = Cost(1.0, 1.0, None, 1.0)
-    rows = {name: Row({}, {"dice": mean}, {"dice": 0.0}, 20, {}, 1, None, cost) for name, mean in means.items()}
+    cost = Cost(1.0, 0.5, 1.0, 1.0, None, None, None, None, 1.0)
+    rows = {name: Row({}, {"dice": mean}, {"dice": 0.0}, 0.0, 20, {}, 1, None, cost) for name, mean in means.items()}
     cases = [str(number) for number in range(20)]
-    return Table("Dataset001_A", 1.0, rows, [], {"dice": compared} if compared else {}, {}, cases, {}, [])
+    contrasts = [Contrast(name, "unetrpp", "dice", primary, found) for name, found in compared.items()]
+    return Table("Dataset001_A", 1.0, rows, [], contrasts, {}, cases, 20, 15, {}, [])
 
 
 def test_it_says_which_recipe_by_how_much_on_what_and_whether_it_is_shown() -> None:
@@ -50,12 +56,10 @@ def test_it_says_which_recipe_by_how_much_on_what_and_whether_it_is_shown() -> N
 @pytest.mark.parametrize(
     ("found", "end"),
     [
-        (replace(FOUND, low=-0.01), "3 seeds). No difference is shown."),
-        (replace(FOUND, seeds=(1, 1)), "1 seed). No difference is shown: one training each: may be luck"),
-        (
-            replace(FOUND, seeds=(3, 2), smallest_p=0.5, adjusted_p=0.9),
-            "3 and 2 seeds). No difference is shown: too few cases to test",
-        ),
+        (replace(FOUND, adjusted_p=0.06), "3 seeds). No difference is shown."),
+        (replace(FOUND, seeds=(1, 1), p=NAN), "1 seed). No difference is shown: one training each: may be luck"),
+        (replace(FOUND, seeds=(3, 2), patients=5), "3 and 2 seeds). No difference is shown: too few patients to test"),
+        (replace(FOUND, low=NAN, high=NAN, p=NAN), "above from scratch (20 cases, 3 seeds)"),
     ],
 )
 def test_it_does_not_claim_what_is_not_shown(found: Comparison, end: str) -> None:
@@ -74,3 +78,11 @@ def test_without_a_comparison_it_lists_the_scores() -> None:
     both = replace(RESULTS, tables=[table(), replace(table(), fraction=0.1)])
     starts = [sentence.partition(": ")[0] for sentence in headlines(both)]
     assert starts == ["Dataset001_A", "Dataset001_A_labels10"]
+
+
+def test_a_comparison_that_was_named_beforehand_goes_before_the_best() -> None:
+    spec = replace(SPEC, primary=Primary("vit", "unetrpp", "dice"))
+    worse = replace(FOUND, difference=-0.05, low=-0.06, high=-0.04)
+    shown = replace(RESULTS, spec=spec, tables=[table(primary=True, vit=worse)])
+    (sentence,) = headlines(shown)
+    assert "“ViT” against “from scratch”" in sentence and "lower" in sentence
