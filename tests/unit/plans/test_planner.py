@@ -71,8 +71,7 @@ def _plan(planner: Any, data: str, cases: int = 60) -> dict[str, Any]:
         (SHALLOW, "thin slab", 6.0),
         *(
             pytest.param(TopoMAEConfig(), data, gb, marks=pytest.mark.slow)
-            for data in ("cine", "thin slab", "abdomen", "microscopy")
-            for gb in (8.0, 24.0)
+            for data, gb in (("cine", 8.0), ("thin slab", 24.0), ("abdomen", 8.0), ("microscopy", 24.0))
         ),
     ],
 )
