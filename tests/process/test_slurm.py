@@ -3,10 +3,11 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ SlurmctldHost=localhost
 SlurmUser=root
 SlurmdUser=root
 AuthInfo=socket={root}/munge.sock,cred_expire=5
-SlurmctldPort=26817
+SlurmctldPort={ports[0]}
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool.%n
 SlurmctldPidFile={root}/slurmctld.pid
@@ -35,8 +36,8 @@ ReturnToService=2
 GresTypes=gpu
 SchedulerParameters=sched_interval=1,bf_interval=1
 KillWait=10
-NodeName=n1 NodeHostname=localhost Port=27001 CPUs=4 Gres=gpu:2
-NodeName=n2 NodeHostname=localhost Port=27002 CPUs=4 Gres=gpu:2
+NodeName=n1 NodeHostname=localhost Port={ports[1]} CPUs=4 Gres=gpu:2
+NodeName=n2 NodeHostname=localhost Port={ports[2]} CPUs=4 Gres=gpu:2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=low Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1
@@ -58,9 +59,24 @@ def why_not():
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("slurm"),  # one cluster at a time: both would use the same made-up GPUs
     pytest.mark.timeout(600),
     pytest.mark.skipif(why_not() is not None, reason=why_not() or "-"),
 ]
+
+
+def free_ports(count):
+    """Ports below the system's own range that nothing listens at."""
+    found = []
+    with ExitStack() as held:
+        for port in range(20000 + os.getpid() % 5000, 32000):
+            probe = held.enter_context(socket.socket())
+            with suppress(OSError):
+                probe.bind(("", port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise RuntimeError("no free ports between 20000 and 32000")
 
 
 @pytest.fixture
@@ -69,7 +85,7 @@ def slurm(monkeypatch):
     root = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))  # short: the path of a socket must be
     monkeypatch.setenv("PATH", f"{os.environ['PATH']}:/usr/sbin")
     monkeypatch.setenv("SLURM_CONF", str(root / "slurm.conf"))
-    (root / "slurm.conf").write_text(CONF.format(root=root))
+    (root / "slurm.conf").write_text(CONF.format(root=root, ports=free_ports(3)))
     (root / "gres.conf").write_text(GRES)
     for name in ("state", "spool.n1", "spool.n2"):
         (root / name).mkdir()
@@ -88,7 +104,9 @@ def slurm(monkeypatch):
             time.sleep(1.0)
         deadline = time.monotonic() + 60
         while ask("sinfo", "-h", "-o", "%T", "-p", "low") != "idle":
-            assert time.monotonic() < deadline, (root / "slurmctld.log").read_text()[-3000:]
+            ended = [command[0] for command, daemon in zip(commands, daemons, strict=True) if daemon.poll() is not None]
+            log = root / "slurmctld.log"
+            assert not ended and time.monotonic() < deadline, (ended, log.exists() and log.read_text()[-3000:])
             time.sleep(0.5)
         yield root
     finally:
