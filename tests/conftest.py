@@ -101,6 +101,7 @@ def light_nnunet(monkeypatch: pytest.MonkeyPatch) -> None:
 
     collect = DatasetFingerprintExtractor.collect_foreground_intensities
     monkeypatch.setattr("multiprocessing.get_context", lambda method: SimpleNamespace(Pool=ThreadPool))
+    monkeypatch.setattr("nnunetv2.utilities.utils.Pool", ThreadPool)  # twelve processes that list a folder
     monkeypatch.setattr(
         DatasetFingerprintExtractor,
         "collect_foreground_intensities",

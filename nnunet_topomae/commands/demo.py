@@ -141,7 +141,7 @@ def run_demo(out: Path, cases: int, device: str) -> int:
     write_phantom_dataset(out / "nnUNet_raw", DATASET_ID, cases, HELD_OUT_CASES, SEED)
     spec = read_spec(file)
     jobs = make_jobs(spec)
-    outcome = LocalScheduler(spec, file, [None]).run(jobs)
+    outcome = LocalScheduler(spec, file, [None] * slots(device)).run(jobs)
     if outcome.failed or outcome.interrupted:
         unfinished = [*outcome.failed, *outcome.interrupted]
         print_failure(next(job for job in jobs if job.name in unfinished), spec)
@@ -152,6 +152,15 @@ def run_demo(out: Path, cases: int, device: str) -> int:
     print_summary(results)
     print(f"\n{results.seconds / 60:.1f} minutes of work in total. Report: {written[0]}")
     return 0
+
+
+def slots(device: str) -> int:
+    """Number of jobs at a time: the scratch model can train while the other one is pre-trained, on a core of its own.
+
+    Args:
+        device: `cpu` or `cuda`.
+    """
+    return 2 if device == "cpu" and (os.cpu_count() or 1) > 1 else 1
 
 
 def write_benchmark(out: Path, device: str) -> Path:

@@ -17,6 +17,8 @@ folds = [0]
 seeds = [0]
 label_fractions = [1.0, 0.5]
 device = "cpu"
+[settings]
+patch_size = [24, 32, 24]
 [settings.architecture]
 vit = "tiny"
 dims = [8, 16, 32, 64]

@@ -59,14 +59,13 @@ def why_not():
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("slurm"),  # one cluster at a time: both would use the same made-up GPUs
     pytest.mark.timeout(600),
     pytest.mark.skipif(why_not() is not None, reason=why_not() or "-"),
 ]
 
 
 def free_ports(count):
-    """Ports below the system's own range that nothing listens at."""
+    """Ports below the system's own range that are free: those of the last cluster stay taken for a while."""
     found = []
     with ExitStack() as held:
         for port in range(20000 + os.getpid() % 5000, 32000):
