@@ -110,6 +110,15 @@ def light_nnunet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def uncounted_macs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers that do not count the operations of their network, which takes twice as long as building it."""
+    from nnunet_topomae.architectures.summary import Cost, count_parameters
+    from nnunet_topomae.trainers import planned
+
+    monkeypatch.setattr(planned, "measure_cost", lambda network, *_: Cost(count_parameters(network), 0))
+
+
+@pytest.fixture
 def test_data() -> Callable[[str], Path]:
     """Finds a folder of optional real data by name, or skips the test with the reason."""
 

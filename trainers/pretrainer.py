@@ -23,17 +23,19 @@ from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.networks import pretraining_network
 from nnunet_topomae.training.progress import rebuild_crops
 from nnunet_topomae.training.schedules import WarmupSchedule, build_pretraining_adamw, cosine
+from nnunet_topomae.training.start import start_training, with_start
 from nnunet_topomae.training.steps import CoPretrainingStep, autocast, detach_terms
 from nnunet_topomae.training.validation import PREVIEW_CASES
 
 
 class TopoMAEPretrainer(TopoMAETrainer):
-    """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr TopoMAEPretrainer [-p PLANS]`.
+    """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr TopoMAEPretrainer [-p PLANS] [-pretrained_weights FILE]`.
 
     Reads the fold's training cases and unlabelled images; validation patients stay unseen, labels unused.
     """
 
     role = "pretraining"
+    takes_pretrained_weights = True
 
     @staticmethod
     def build_network_architecture(
@@ -54,8 +56,7 @@ class TopoMAEPretrainer(TopoMAETrainer):
         self.mask_generators = {part: Generator() for part in ("train", "validation")}
         ignore_former_parts(unwrap(self.network))
         topology = build_topological_loss(self.plan.config.topology)
-        log = self.print_to_log_file
-        self.step = CoPretrainingStep(self.network, self.loss, topology, self.plan, self.device, log)
+        self.step = CoPretrainingStep(self.network, self.loss, topology, self.plan, self.device, self.print_to_log_file)
 
     def _build_loss(self) -> CoPretrainingLoss:
         return CoPretrainingLoss(self.config.pretraining, self.config.topology, self.config.architecture.has_vit)
@@ -73,9 +74,13 @@ class TopoMAEPretrainer(TopoMAETrainer):
         self.print_to_log_file(chosen)
         return chosen
 
+    def load_initial_weights(self) -> None:
+        """Load what the pre-training starts from, if it is given something."""
+        start_training(self)
+
     def record_images(self) -> ImagesRead:
-        """Hash and list training cases and unlabelled images."""
-        return self.chosen.record(Path(self.output_folder), continued=self.continued)
+        """Hash and list training cases and unlabelled images, and those that the given weights have seen."""
+        return with_start(self.chosen.record(Path(self.output_folder), self.continued), Path(self.output_folder))
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Random crops of training cases and unlabelled images; monitoring repeats crops of training cases."""
@@ -87,7 +92,7 @@ class TopoMAEPretrainer(TopoMAETrainer):
     def build_loader(
         self, cases: list[str], seed: int | None = None, unlabelled: Iterable[str] = ()
     ) -> CropLocationLoader:
-        """A loader of crops with key points and target topology; without a seed, the fixed crops of monitoring."""
+        """Crops with key points and target topology; without a seed, the fixed crops of monitoring."""
         dataset = JointDataset(self.dataset_class(self.preprocessed_dataset_folder, cases), unlabelled)
         return build_pretraining_loader(dataset, self.batch_size, self.plan, self.label_manager, seed)
 

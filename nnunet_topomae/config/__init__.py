@@ -189,6 +189,9 @@ class PretrainingConfig(_TrainingConfig):
     """What a flip does to the key points. `volume` treats the whole volume as flipped, so that coordinates are
     mirrored and position still fits appearance. `crop` keeps the coordinates of the volume as it was, so that the
     spatial task mostly asks which axes were flipped."""
+    start: str | None = None
+    """Checkpoint to start from: of an earlier pre-training, whose images then count as read by this one too, or of
+    nnssl. `-pretrained_weights FILE` does the same. With null, weights start fresh."""
     unlabeled: bool = True
     """Also read the images that `nnunet-topomae preprocess-unlabeled` prepared, if there are any."""
     patients: str | None = None

@@ -23,11 +23,13 @@ class ImagesRead:
         cases: training cases of the fold.
         unlabeled: unlabelled images.
         sources: of both, the files that they were preprocessed from, where these are known (data/sources.py).
+        unlisted: checkpoints that the training started from and that do not list their images, by file name.
     """
 
     cases: dict[str, str] = field(default_factory=dict)
     unlabeled: dict[str, str] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    unlisted: dict[str, str] = field(default_factory=dict)
 
     def contents(self) -> dict[str, str]:
         """A case that has this content, by hash; of whatever kind."""

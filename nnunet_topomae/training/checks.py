@@ -214,7 +214,7 @@ def images_of(described: Mapping[str, Any], file: Path) -> ImagesRead:
     manifest = described.get("manifest")
     problem = "no manifest"
     if isinstance(manifest, Mapping):
-        parts = {part: manifest.get(part, {}) for part in ("cases", "unlabeled", "sources")}
+        parts = {part: manifest.get(part, {}) for part in ("cases", "unlabeled", "sources", "unlisted")}
         wrong = [part for part, hashes in parts.items() if not _are_hashes(hashes)]
         wrong += [key for key in ("dataset",) if not isinstance(manifest.get(key), str)]
         if not wrong and (parts["cases"] or parts["unlabeled"]):

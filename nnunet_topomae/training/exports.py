@@ -1,5 +1,6 @@
 """Pre-trained weights for others: a file for stock nnU-Net, and an encoder with its model card."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +13,23 @@ from nnunet_topomae.config import SECTION, TopoMAEConfig
 from nnunet_topomae.files import read_json, write_json, write_text, write_whole
 from nnunet_topomae.nnunet.names import PRETRAINER
 from nnunet_topomae.nnunet.plan import read_plan
-from nnunet_topomae.training.checkpoints import ENTRY, save_atomically
+from nnunet_topomae.training.checkpoints import ENTRY, plain, save_atomically
 from nnunet_topomae.training.checks import check_trained
 from nnunet_topomae.training.model_card import model_card
 from nnunet_topomae.training.plots import PLOT_FILE
 from nnunet_topomae.training.sources import read_checkpoint
+from nnunet_topomae.training.start import NNSSL_ENTRY
 from nnunet_topomae.training.transfer import load_weights, without_aliases
 
 WEIGHTS_FILE, CONFIG_FILE, CARD_FILE = "model.safetensors", "config.json", "README.md"
+
+# The network that nnssl calls ResEncL: nnU-Net's of the same name, in nnssl's own plans.
+_RESENC_L = {
+    "features_per_stage": [32, 64, 128, 256, 320, 320],
+    "n_blocks_per_stage": [1, 3, 4, 6, 6, 6],
+    "kernel_sizes": [[3, 3, 3]] * 6,
+    "strides": [[1, 1, 1]] + [[2, 2, 2]] * 5,
+}
 
 EncoderName = Literal["vit", "partner"]
 _PARTS: dict[EncoderName, str] = {"vit": "vit_encoder", "partner": "encoder"}
@@ -30,7 +40,8 @@ def export_for_stock(file: Path, target: Path) -> dict[str, Any]:
 
     The file is for ``nnUNetv2_train ... -tr nnUNetTrainer -pretrained_weights FILE``, also where this package is not
     installed. It holds the encoder and the decoder without segmentation heads, which nnU-Net always starts fresh, and
-    where they come from, without the names of the images.
+    where they come from, without the names of the images. That of a residual encoder also says what nnssl's checkpoints
+    say (:func:`nnssl_entry`).
 
     Args:
         file: a checkpoint of TopoMAEPretrainer.
@@ -61,8 +72,46 @@ def export_for_stock(file: Path, target: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = described["manifest"]
     origin = {key: manifest[key] for key in ("dataset", "plans_name", "configuration", "fold")}
     origin |= {"trainer": PRETRAINER, "version": described["version"], "images": len(manifest["cases"])}
-    save_atomically({"network_weights": weights, "pretraining": origin}, target)
+    content = {"network_weights": weights, "pretraining": origin}
+    if entry := nnssl_entry(checkpoint, described["plan"]["channels"]):
+        content[NNSSL_ENTRY] = entry
+    save_atomically(content, target)
     return manifest
+
+
+def nnssl_entry(checkpoint: Mapping[str, Any], channels: int) -> dict[str, Any] | None:
+    """What nnssl's checkpoints say about themselves, which nnU-Net's own fine-tuning from nnssl reads.
+
+    Args:
+        checkpoint: of TopoMAEPretrainer, whose partner is the plan's own network.
+        channels: image channels.
+
+    Returns:
+        The entry; None for networks whose encoder has no stem of its own, which nnssl's does not describe.
+    """
+    if not any(name.startswith("encoder.stem.") for name in checkpoint["network_weights"]):
+        return None
+    name = checkpoint[ENTRY]["manifest"]["configuration"]
+    configuration = PlansManager(checkpoint["init_args"]["plans"]).get_configuration(name)
+    kwargs = configuration.network_arch_init_kwargs
+    large = all(kwargs.get(key) == value for key, value in _RESENC_L.items())
+    architecture = {
+        "arch_class_name": "ResEncL" if large else configuration.network_arch_class_name,
+        "arch_kwargs": None if large else plain(kwargs),
+        "arch_kwargs_requiring_import": None if large else list(configuration.network_arch_init_kwargs_req_import),
+    }
+    patch = [int(size) for size in configuration.patch_size]
+    spacing = [float(size) for size in configuration.spacing]
+    return {
+        "architecture_plans": architecture,
+        "pretrain_plan": {"configurations": {name: {"patch_size": patch, "spacing": spacing}}},
+        "pretrain_num_input_channels": channels,
+        "recommended_downstream_patchsize": patch,
+        "key_to_encoder": "encoder.stages",
+        "key_to_stem": "encoder.stem",
+        "keys_to_in_proj": ["encoder.stem.convs.0.conv", "encoder.stem.convs.0.all_modules.0"],
+        "key_to_lpe": None,
+    }
 
 
 def export_encoder(file: Path, folder: Path, which: EncoderName) -> None:

@@ -70,7 +70,13 @@ def load_pretraining(file: Path, target: Target, log: Callable[[str], None]) -> 
     check_no_leak(
         manifest, target.dataset, target.validation.cases, file, Patients(target.plan.config.pretraining.patients)
     )
-    check_no_copies(images_of(described, file), target.validation, f"the pre-training of {file}")
+    images = images_of(described, file)
+    check_no_copies(images, target.validation, f"the pre-training of {file}")
+    if images.unlisted:
+        log(
+            f"the pre-training started from {', '.join(images.unlisted)}, which lists no images: nothing can say "
+            "whether validation cases were among them"
+        )
     takes_vit, takes_partner = "vit" in target.parts.taken, "partner" in target.parts.taken
     check_trained(described["config"], takes_vit, takes_partner, file)
     if manifest["dataset"] != target.dataset:

@@ -19,6 +19,8 @@ import SimpleITK as sitk
 
 from nnunet_topomae.nnunet.process import find_program
 
+pytestmark = pytest.mark.slow
+
 DATASET = "Dataset901_Tiny"
 SHAPE = (20, 36, 28)
 SECTION: dict[str, Any] = {
@@ -293,7 +295,6 @@ def test_weights_named_in_the_plan_that_have_seen_a_validation_case_are_refused(
         _train("TopoMAEFusionTrainer", name, fold=1)
 
 
-@pytest.mark.slow
 def test_same_seed_same_pre_training(workspace: Path, pretraining: Pretraining) -> None:
     name = _variant(workspace, "again")
     _train_until(1, "TopoMAEPretrainer", name, workers=1)
@@ -303,7 +304,6 @@ def test_same_seed_same_pre_training(workspace: Path, pretraining: Pretraining) 
         assert first[0][part] == second[0][part]
 
 
-@pytest.mark.slow
 def test_pre_training_of_the_vit_alone(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
@@ -379,7 +379,6 @@ def test_training_from_scratch(
     assert "weights matched" not in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_unlabelled_images_are_read_and_listed(
     workspace: Path, pretraining: Pretraining, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -452,7 +451,6 @@ class _Running:
             raise AssertionError(self.log.read_text()[-6000:]) from None
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 def test_a_real_training_is_stopped_continued_and_killed(workspace: Path) -> None:
     trainer, name = "TopoMAEPretrainer", _variant(workspace, "long")
@@ -492,7 +490,6 @@ def test_a_real_training_is_stopped_continued_and_killed(workspace: Path) -> Non
     third.wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), seconds=10)
 
 
-@pytest.mark.slow
 def test_nnunets_own_network_is_pre_trained_and_trained(workspace: Path) -> None:
     import torch
 

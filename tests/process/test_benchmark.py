@@ -61,6 +61,7 @@ def test_from_nothing_to_the_report(finished):
     assert "TransUNet (published) & 77.49 & 31.69 & – & – \\\\" in (folder / "tables.tex").read_text()
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_and_has_no_errors(finished, tmp_path, find_browser):
     page = (finished.spec.out / "report" / "report.html").read_text()
     assert '<th scope="row">UNETR + MAE</th><td>–</td><td>83.52*</td><td>–</td><td>10.24</td><td>–</td>' in page

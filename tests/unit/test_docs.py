@@ -166,11 +166,12 @@ def test_citations_are_listed() -> None:
                 assert f"{author} {year}" in listed, f"{source} cites {author} {year}"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="mkdocs is not installed: pip install -e '.[docs]'")
 def test_site_builds(tmp_path: Path) -> None:
     """Warnings are errors (`strict` in mkdocs.yml)."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert built.returncode == 0, built.stdout + built.stderr
     page = (tmp_path / "site/reference/commands/index.html").read_text(encoding="utf-8")
     assert "-gpu_memory_target" in page, "the help of the commands is not on its page"

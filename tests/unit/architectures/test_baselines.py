@@ -16,6 +16,7 @@ NETWORKS: list[tuple[BaselineName, float | None]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "parameters"), NETWORKS)
 def test_any_patch_gives_its_own_size_and_the_published_weights(name: BaselineName, parameters: float | None) -> None:
     pytest.importorskip("monai")

@@ -125,6 +125,7 @@ def test_every_parameter_learns(shape, architecture, crop, mask) -> None:  # typ
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+@pytest.mark.slow
 def test_overfits_one_batch(four_stages, architecture, mask) -> None:  # type: ignore[no-untyped-def]
     network = build_copretraining_network(four_stages, 1, replace(architecture, depth=1))
     depth = torch.linspace(0, 3, four_stages.patch_size[0])[:, None, None]

@@ -84,6 +84,7 @@ def test_weights_keep_their_names_and_tokens_do_not_decay(network) -> None:  # t
         assert own.keys() == stock.encoder.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_learns_copies_and_compiles(network, plan_shape, crop, mask) -> None:  # type: ignore[no-untyped-def]
     data, chosen = crop(plan_shape, 2, 2), mask(plan_shape, 2)
     network(data, chosen).partner.reconstruction.square().mean().backward()

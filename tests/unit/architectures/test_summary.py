@@ -47,6 +47,7 @@ def test_cost_of_a_network_in_2d() -> None:
     assert measure_cost(nn.Conv2d(2, 5, 3, padding=1), 2, (6, 8)) == Cost(9 * 2 * 5 + 5, 6 * 8 * 9 * 2 * 5)
 
 
+@pytest.mark.slow
 def test_equals_fvcore(four_stages, architecture, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     network = build_unetrpp(four_stages, 2, 3, architecture, deep_supervision=False)
     macs = count_macs(network, (2, *four_stages.patch_size))

@@ -13,6 +13,7 @@ def parameters(*arguments: str) -> int:
     return run(parser.parse_args(arguments))
 
 
+@pytest.mark.slow
 def test_table_of_a_patch(capsys: pytest.CaptureFixture[str]) -> None:
     strides = ("1x2x2", "2x2x2", "2x2x2", "2x2x2", "2x2x2")
     assert parameters("--patch", "64", "128", "128", "--strides", *strides, "--classes", "14", "--vit", "small") == 0

@@ -120,6 +120,7 @@ def test_a_second_run_does_only_what_is_new_or_changed(job: UnlabeledPreprocessi
     assert changed == {"p3_a", "p4_a"}
 
 
+@pytest.mark.slow
 def test_several_processes_do_the_same(job: UnlabeledPreprocessing, source: Path) -> None:
     _preprocess(job, source, processes=2)
     several = read_manifest(job.data_folder, job.plans, job.configuration)

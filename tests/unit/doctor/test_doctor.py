@@ -207,6 +207,7 @@ def test_crash_while_importing_is_a_clear_error(monkeypatch: pytest.MonkeyPatch)
         command.run_probe()
 
 
+@pytest.mark.slow
 def test_blocked_libraries_end_to_end(tmp_path: Path) -> None:
     """A real run in which cripser, gudhi and torchvision cannot be imported, and the hook is off."""
     for name in ("cripser", "gudhi"):
@@ -224,6 +225,7 @@ def test_blocked_libraries_end_to_end(tmp_path: Path) -> None:
     assert found["nnunetv2"]["status"] == "ok"
 
 
+@pytest.mark.slow
 def test_table_of_a_real_run(nnunet_env: tuple[Path, ...], capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["doctor"])
     lines = capsys.readouterr().out.splitlines()

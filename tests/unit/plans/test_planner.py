@@ -16,6 +16,8 @@ from nnunet_topomae.config import ArchitectureConfig, TopoMAEConfig
 from nnunet_topomae.plans import planner as planner_module
 from nnunet_topomae.plans.planner import TRAININGS, TopoMAEPlanner, estimate_need, large_enough, network_shape
 
+pytestmark = pytest.mark.usefixtures("light_nnunet")
+
 DATA = {  # spacing in mm, median shape, voxels
     "hippocampus": ((1.0, 1.0, 1.0), (36, 50, 35)),
     "cine": ((9.0, 1.3, 1.3), (11, 256, 256)),
@@ -63,6 +65,7 @@ def _plan(planner: Any, data: str, cases: int = 60) -> dict[str, Any]:
     return plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "data", "gb"),
     [
@@ -111,6 +114,7 @@ def test_small_data_sets_get_small_batches(make: Make) -> None:
     assert _plan(planner, "hippocampus", cases=400)["batch_size"] > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("median", [(16, 16, 16), (3, 40, 44), (9, 30, 20)])
 def test_images_too_small_for_three_stages_are_padded(make: Make, median: tuple[int, int, int]) -> None:
     planner = make(TopoMAEPlanner)
@@ -179,6 +183,7 @@ def test_what_does_not_fit_one_training_is_not_estimated_for_the_other(make: Mak
     assert estimate_need.cache_info().currsize == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["hippocampus", "cine", "thin slab"])
 def test_resenc_plans_can_be_taken(make: Make, data: str) -> None:
     plan = _plan(make(nnUNetPlannerResEncM), data)

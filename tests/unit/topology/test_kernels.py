@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from nnunet_topomae.topology.solver import kernels
 
 # The caller is in one file, the callee in another, which numba's own cache does not look at.
@@ -30,6 +32,7 @@ print(caller.__file__, caller.caller(1.0), sum(caller.caller.stats.cache_hits.va
 """
 
 
+@pytest.mark.slow
 def test_an_edited_callee_is_seen(tmp_path: Path) -> None:
     package = tmp_path / "solver_copy"
     shutil.copytree(Path(kernels.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))

@@ -75,6 +75,7 @@ def test_gradient_by_finite_differences(options: dict[str, Any]) -> None:
         assert second.grad.view(-1)[index].item() == pytest.approx(slope, abs=1e-8)
 
 
+@pytest.mark.slow
 def test_gradcheck() -> None:
     loss, first = TopologicalLoss(), batch(2, (1, 2, 3, 2, 4))
     assert torch.autograd.gradcheck(lambda x: loss(first, x), (batch(3, (1, 2, 3, 2, 4)).requires_grad_(),), eps=1e-7)

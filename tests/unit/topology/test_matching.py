@@ -140,6 +140,7 @@ def test_points_on_the_diagonal_cost_nothing(solver: Solver) -> None:
     check_certificate(first, second, matching)
 
 
+@pytest.mark.slow
 def test_without_compiled_kernels_the_result_is_the_same() -> None:
     """In a new process, because numba reads the switch when it is imported."""
     program = (

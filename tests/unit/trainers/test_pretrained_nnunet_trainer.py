@@ -20,6 +20,8 @@ from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.exports import load_encoder
 
+pytestmark = pytest.mark.usefixtures("uncounted_macs")
+
 DATASET = "Dataset007_Tiny"
 CASES = [f"c{number}" for number in range(5)]
 SPLITS = [{"train": [case for case in CASES if case != left_out], "val": [left_out]} for left_out in CASES]
@@ -265,3 +267,129 @@ def test_the_network_is_built_alike_for_inference() -> None:
     manager = trainer.configuration_manager
     network = PretrainedNNUNetTrainer.build_network_architecture(trainer.plans_manager, manager, 1, 2, False)
     assert isinstance(network, nn.Module) and network.decoder.deep_supervision is False
+
+
+RESIDUAL = {
+    **NETWORK,
+    "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
+    "arch_kwargs": {
+        **{key: value for key, value in NETWORK["arch_kwargs"].items() if key != "n_conv_per_stage"},
+        "n_blocks_per_stage": [1] * 4,
+    },
+}
+
+
+def _beginning(start: Path | None, fold: int = 0, network: dict[str, Any] = NETWORK, **architecture: str) -> Any:
+    """A pre-training that is to start from a file."""
+    plans = _plans(**{"vit": "none", **architecture})
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration["architecture"] = deepcopy(network)
+    configuration["topomae"].setdefault("pretraining", {})["start"] = None if start is None else str(start)
+    return _trainer(TopoMAEPretrainer, plans, fold)
+
+
+def _nnssl(file: Path, network: nn.Module, channels: int = 1) -> Path:
+    """A checkpoint as nnssl writes it, of a network with its decoder."""
+    own = {name: value + 1 for name, value in network.state_dict().items() if name.startswith(("encoder.", "decoder."))}
+    described = {
+        "architecture_plans": {"arch_class_name": "ResEncL", "arch_kwargs": None, "arch_kwargs_requiring_import": None},
+        "pretrain_plan": {"configurations": {"onemmiso": {"patch_size": [160] * 3, "spacing": [1.0] * 3}}},
+        "pretrain_num_input_channels": channels,
+        "recommended_downstream_patchsize": [160] * 3,
+        "key_to_encoder": "encoder.stages",
+        "key_to_stem": "encoder.stem",
+        "keys_to_in_proj": ["encoder.stem.convs.0.conv", "encoder.stem.convs.0.all_modules.0"],
+        "key_to_lpe": None,
+    }
+    torch.save({"network_weights": own, "nnssl_adaptation_plan": described, "citations": []}, file)
+    return file
+
+
+def test_a_pre_training_starts_from_another_and_has_read_its_images(capsys: pytest.CaptureFixture[str]) -> None:
+    file = _pretrain(vit="none")
+    file = file.rename(file.with_name("earlier.pth"))
+    trainer = _beginning(file)
+    trainer.on_train_start()
+    weights, own = torch.load(file, weights_only=False)["network_weights"], trainer.network.state_dict()
+    assert all(torch.equal(own[name], weights[name]) for name in own)
+    # The earlier one listed made-up hashes of its images. They count as read by this one too.
+    assert set(trainer.images_read.cases) == set(SPLITS[0]["train"]) and not trainer.images_read.unlisted
+    report = json.loads((Path(trainer.output_folder) / "start.json").read_text())
+    assert report["counts"]["missing"] == report["counts"]["unexpected"] == 0
+    assert report["source"]["file"] == str(file) and set(report["images"]["cases"]) == set(SPLITS[0]["train"])
+    assert "pre-training starts from" in capsys.readouterr().out
+    # `-pretrained_weights` names the same file.
+    given = _beginning(None)
+    given.given_weights = file
+    given.on_train_start()
+    assert all(torch.equal(value, weights[name]) for name, value in given.network.state_dict().items())
+
+
+def test_a_start_that_has_seen_a_validation_case_is_refused() -> None:
+    file = _pretrain(vit="none")
+    trainer = _beginning(file, fold=1)
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    with pytest.raises(ValueError, match="validation cases of this fold"):
+        trainer.on_train_start()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
+    assert not (Path(trainer.output_folder) / "start.json").exists()
+
+
+def test_a_pre_training_starts_from_nnssl_which_lists_no_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = _nnssl(tmp_path / "openmind.pth", _beginning(None, network=RESIDUAL).network)
+    trainer = _beginning(file, network=RESIDUAL)
+    trainer.on_train_start()
+    weights, own = torch.load(file, weights_only=True)["network_weights"], trainer.network.state_dict()
+    kept = [name for name in own if name.startswith(("encoder.", "decoder.")) and ".seg_layers." not in name]
+    assert kept and all(torch.equal(own[name], weights[name]) for name in kept)
+    assert list(trainer.images_read.unlisted) == ["openmind.pth"]
+    assert "does not list the images" in capsys.readouterr().out
+    # What is fine-tuned from it says so too.
+    checkpoint = Path(trainer.output_folder) / "checkpoint_final.pth"
+    trainer.save_checkpoint(str(checkpoint))
+    plans = _plans(vit="none")
+    plans["configurations"]["3d_fullres"]["architecture"] = deepcopy(RESIDUAL)
+    tuned = _trainer(PretrainedNNUNetTrainer, plans)
+    tuned.on_train_start()
+    assert "openmind.pth, which lists no images" in capsys.readouterr().out
+
+
+def test_what_is_exported_for_stock_nnunet_starts_a_pre_training_as_nnssls_does(tmp_path: Path) -> None:
+    trainer = _beginning(None, network=RESIDUAL)
+    trainer.images_read = ImagesRead(dict.fromkeys(SPLITS[0]["train"], "hash"))
+    checkpoint, file = Path(trainer.output_folder) / "checkpoint_final.pth", tmp_path / "weights.pth"
+    trainer.save_checkpoint(str(checkpoint))
+    assert main(["export-weights", str(checkpoint), "--for", "nnUNetTrainer", "-o", str(file)]) == 0
+    entry = torch.load(file, weights_only=True)["nnssl_adaptation_plan"]
+    assert entry["architecture_plans"]["arch_class_name"] == RESIDUAL["network_class_name"]
+    assert entry["pretrain_plan"] == {
+        "configurations": {"3d_fullres": {"patch_size": [16, 24, 32], "spacing": [2, 1, 1]}}
+    }
+    again = _beginning(file, network=RESIDUAL)
+    with torch.no_grad():
+        for parameter in again.network.parameters():
+            parameter.zero_()
+    again.on_train_start()
+    weights, own = trainer.network.state_dict(), again.network.state_dict()
+    kept = [name for name in own if name.startswith(("encoder.", "decoder.")) and ".seg_layers." not in name]
+    assert kept and all(torch.equal(own[name], weights[name]) for name in kept)
+
+
+def test_starts_that_do_not_fit_name_both_sides(tmp_path: Path) -> None:
+    residual = _beginning(None, network=RESIDUAL).network
+    file = _nnssl(tmp_path / "openmind.pth", residual)
+    cases = [
+        (file, {"network": NETWORK}, "nnssl's ResEncL, and the plan's network is another one"),
+        (file, {"partner": "unetrpp", "vit": "tiny"}, "this plan pre-trains UNETR"),
+        (_nnssl(tmp_path / "two.pth", residual, channels=2), {"network": RESIDUAL}, "2 channels.*this data set has 1"),
+        (tmp_path / "none.pth", {}, "none.pth, which does not exist"),
+    ]
+    torch.save({"network_weights": {}}, tmp_path / "stock.pth")
+    cases.append((tmp_path / "stock.pth", {}, "no checkpoint of TopoMAEPretrainer .* and none of nnssl"))
+    for start, changes, message in cases:
+        trainer = _beginning(None, **{"network": NETWORK, **changes})
+        trainer.given_weights = start
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            trainer.on_train_start()

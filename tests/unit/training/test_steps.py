@@ -120,6 +120,7 @@ def test_the_gap_is_among_the_terms_where_the_distance_is_not_exact() -> None:
     assert 1e-9 < step(batch, _masks(), 1.0)["topo_gap"].item() <= 0.3
 
 
+@pytest.mark.slow
 def test_pre_training_learns() -> None:
     step, network, batch = _step(TopologyConfig(region_size=7))
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
