@@ -12,17 +12,19 @@ from nnunet_topomae.nnunet.names import CONFIGURATION
 if TYPE_CHECKING:
     from nnunet_topomae.architectures.rule import NetworkShape
     from nnunet_topomae.config import ArchitectureConfig
+    from nnunet_topomae.nnunet.plan import PlanNetwork
 
 ALL_PRESETS = "all"
 
 
 class Subject(NamedTuple):
-    """What is measured."""
+    """What is measured; ``planned`` is the plan's own network, where that is the ViT's partner."""
 
     shape: NetworkShape
     architecture: ArchitectureConfig
     channels: int
     classes: int
+    planned: PlanNetwork | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"patch {format_size(shape.patch_size)}, channels {subject.channels}, classes {subject.classes}")
     print(f"stem {format_size(shape.stem)}, stages {grids}")
     print(f"ViT tokens {format_size(shape.token_grid)} of {format_size(shape.token_size)} voxels")
-    print(f"\n{'network':<16}{'ViT':<10}{'parameters / M':>15}{'MACs / G':>10}")
+    print(f"\n{'network':<22}{'ViT':<10}{'parameters / M':>15}{'MACs / G':>10}")
     for name, preset, parameters, macs in _rows(subject, presets):
-        print(f"{name:<16}{preset:<10}{parameters / 1e6:>15.2f}{macs / 1e9:>10.2f}")
+        print(f"{name:<22}{preset:<10}{parameters / 1e6:>15.2f}{macs / 1e9:>10.2f}")
     print("\nMACs: one forward pass of one crop, convolutions and matrix products.")
     return 0
 
@@ -72,17 +74,22 @@ def _rows(subject: Subject, presets: Sequence[str]) -> Iterator[tuple[str, str, 
 
     from nnunet_topomae.architectures.build import build_copretraining_network, build_fusion_network, build_unetrpp
     from nnunet_topomae.architectures.summary import count_parameters, network_macs
+    from nnunet_topomae.architectures.vit import VIT_PRESETS
 
-    shape, architecture, channels, classes = subject
+    shape, architecture, channels, classes, planned = subject
+    networks: list[tuple[str, str, torch.nn.Module]] = []
     with torch.device("meta"):
-        networks: list[tuple[str, str, torch.nn.Module]] = [
-            ("UNETR++", "-", build_unetrpp(shape, channels, classes, architecture, deep_supervision=False))
-        ]
+        if planned is None:
+            networks.append(("UNETR++", "-", build_unetrpp(shape, channels, classes, architecture, False)))
+        else:
+            networks.append((planned.class_name.rpartition(".")[-1], "-", planned(channels, classes, False)))
         for preset in presets:
             chosen = replace(architecture, vit=preset)  # type: ignore[arg-type]
-            pretraining = build_copretraining_network(shape, channels, chosen)
-            fusion = build_fusion_network(shape, channels, classes, chosen, deep_supervision=False)
-            networks += [("co-pre-training", preset, pretraining), ("fusion", preset, fusion)]
+            pretraining = build_copretraining_network(shape, channels, chosen, planned=planned)
+            networks.append(("co-pre-training" if chosen.has_vit else "pre-training", preset, pretraining))
+            if preset in VIT_PRESETS:
+                fusion = build_fusion_network(shape, channels, classes, chosen, False, planned)
+                networks.append(("fusion", preset, fusion))
     for name, preset, network in networks:
         yield name, preset, count_parameters(network), network_macs(network, shape, channels)
 
@@ -126,6 +133,7 @@ def _from_plan(dataset: str, plans_name: str, configuration: str) -> Subject:
         plan.config.architecture,
         determine_num_input_channels(plans, manager, dataset_json),
         plans.get_label_manager(dataset_json).num_segmentation_heads,
+        plan.network,
     )
 
 

@@ -20,7 +20,7 @@ def test_table_of_a_patch(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "stem 2x4x4, stages 32x32x32 > 16x16x16 > 8x8x8 > 4x4x4" in printed
     assert "ViT tokens 8x8x8 of 8x16x16 voxels" in printed
-    rows = {line[:16].strip(): line[16:].split() for line in printed.splitlines()}
+    rows = {line[:22].strip(): line[22:].split() for line in printed.splitlines()}
     assert rows["UNETR++"] == ["-", "42.95", "47.45"]
     assert rows["fusion"][0] == rows["co-pre-training"][0] == "small"
     assert float(rows["fusion"][1]) == pytest.approx(66.5, rel=0.01)
@@ -71,6 +71,41 @@ def test_table_of_a_plan(
     printed = capsys.readouterr().out
     assert "patch 16x64x48, channels 2, classes 3" in printed
     assert any(line.split()[:2] == ["fusion", "tiny"] for line in printed.splitlines())
+
+
+def test_a_plans_own_network_with_and_without_a_vit(
+    preprocessed: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnunet_topomae.architectures.summary.network_macs", lambda *_: 0)
+    file = preprocessed / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    configuration = plans["configurations"]["3d_fullres"]
+    strides = configuration["architecture"]["arch_kwargs"]["strides"]
+    stages = len(strides)
+    configuration["architecture"] = {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {
+            "n_stages": stages,
+            "features_per_stage": [4, 8, 16, 32, 32, 32][:stages],
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [[3, 3, 3]] * stages,
+            "strides": strides,
+            "n_conv_per_stage": [2] * stages,
+            "n_conv_per_stage_decoder": [2] * (stages - 1),
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "nonlin": "torch.nn.LeakyReLU",
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "nonlin"],
+    }
+    for vit, expected in (
+        ("tiny", [("PlainConvUNet", "-"), ("co-pre-training", "tiny"), ("fusion", "tiny")]),
+        ("none", [("PlainConvUNet", "-"), ("pre-training", "none")]),
+    ):
+        configuration["topomae"] = {"architecture": {"partner": "plan", "vit": vit}}
+        file.write_text(json.dumps(plans))
+        assert parameters("-d", "123") == 0
+        table = [tuple(line.split()[:2]) for line in capsys.readouterr().out.splitlines() if line.endswith("0.00")]
+        assert table == expected
 
 
 def test_missing_plans_and_configurations_are_named(preprocessed: Path) -> None:
