@@ -157,7 +157,7 @@ RECIPES = {
             "co-topological",
             "fusion, co-pre-training, + topological loss",
             **_FUSION,
-            settings={"pretraining.lambda3": 0.0, "pretraining.spatial": False},
+            settings={"pretraining.lambda3": 0.0, "pretraining.spatial": "none"},
         ),
     )
 }

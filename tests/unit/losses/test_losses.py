@@ -185,7 +185,7 @@ def test_disabled_topology_has_no_weight() -> None:
 
 
 def test_without_the_spatial_task_no_term_trains_key_points() -> None:
-    weights = term_weights(PretrainingConfig(spatial=False), TopologyConfig())
+    weights = term_weights(PretrainingConfig(spatial="none"), TopologyConfig())
     assert {name for name, weight in weights.items() if weight == 0.0} == {"spa_vit", "spa_partner", "spa_consis"}
     assert weights["rec_consis"] == pytest.approx(0.1)
 
@@ -198,8 +198,8 @@ def test_without_the_spatial_task_no_term_trains_key_points() -> None:
         ({"lambda1": 0.0, "lambda3": 0.0}, True, ("vit",)),
         ({"lambda1": 1.0, "lambda3": 0.0}, True, ("partner",)),
         ({"lambda1": 0.0, "lambda3": 0.0, "lambda2": 0.5}, True, ("vit",)),
-        ({"lambda1": 0.4, "lambda3": 0.0, "lambda2": 0.5, "spatial": False}, True, ("vit", "partner")),
-        ({"lambda1": 1.0, "spatial": False}, False, ("vit", "partner")),
+        ({"lambda1": 0.4, "lambda3": 0.0, "lambda2": 0.5, "spatial": "none"}, True, ("vit", "partner")),
+        ({"lambda1": 1.0, "spatial": "none"}, False, ("vit", "partner")),
     ],
 )
 def test_trained_branches_are_those_with_a_weight(values, topology, expected) -> None:  # type: ignore[no-untyped-def]
@@ -207,7 +207,7 @@ def test_trained_branches_are_those_with_a_weight(values, topology, expected) ->
 
 
 def test_a_loss_without_any_weight_is_refused() -> None:
-    config = PretrainingConfig(lambda2=0.5, lambda3=0.0, spatial=False)
+    config = PretrainingConfig(lambda2=0.5, lambda3=0.0, spatial="none")
     with pytest.raises(ValueError, match=r"lambda2 = 0.5.*weight 0"):
         trained_branches(config, TopologyConfig(enabled=False))
 
