@@ -99,7 +99,7 @@ class CropLocation:
         lower: first voxel of the crop along (D, H, W); negative where the crop starts before the volume.
         upper: one past the last voxel of the crop; larger than ``volume_shape`` where the crop leaves the volume.
         volume_shape: shape (D, H, W) of the volume.
-        array_shape: shape of the crop's array, to which the voxels are resampled; by default one for one.
+        resampled_to: shape of the crop's array if its voxels are not those of the volume, else None.
 
     Raises:
         ValueError: an empty crop or volume.
@@ -108,13 +108,11 @@ class CropLocation:
     lower: Size3
     upper: Size3
     volume_shape: Size3
-    array_shape: Size3 = None  # type: ignore[assignment]
+    resampled_to: Size3 | None = None
 
     def __post_init__(self) -> None:
         for name in ("lower", "upper", "volume_shape"):
             object.__setattr__(self, name, as_size3(getattr(self, name), name))
-        if self.array_shape is None:
-            object.__setattr__(self, "array_shape", tuple(up - low for low, up in self.bounds))
         if any(size <= 0 for size in self.volume_shape):
             raise ValueError(f"volume_shape must be positive, got {self.volume_shape}")
         if any(u <= lo for lo, u in zip(self.lower, self.upper, strict=True)):
@@ -153,6 +151,11 @@ class CropLocation:
         return cls(lower, (depth, height, width), volume_shape)
 
     @property
+    def array_shape(self) -> Size3:
+        """Shape of the crop's array."""
+        return self.resampled_to or as_size3([up - low for low, up in self.bounds], "array_shape")
+
+    @property
     def bounds(self) -> list[tuple[int, int]]:
         """First voxel and one past the last, axis by axis."""
         return list(zip(self.lower, self.upper, strict=True))
@@ -182,8 +185,11 @@ class CropLocation:
         """The place of the same crop after the whole volume was turned; see :meth:`flipped`."""
         if turn == Turn():
             return self
-        sizes = (self.lower, self.upper, self.volume_shape, self.array_shape)
-        return CropLocation(*((s[turn.axes[0]], s[turn.axes[1]], s[turn.axes[2]]) for s in sizes)).flipped(turn.flips)
+        lower, upper, shape, array = (
+            (sizes[turn.axes[0]], sizes[turn.axes[1]], sizes[turn.axes[2]])
+            for sizes in (self.lower, self.upper, self.volume_shape, self.array_shape)
+        )
+        return CropLocation(lower, upper, shape, self.resampled_to and array).flipped(turn.flips)
 
     def flipped(self, axes: Sequence[int]) -> "CropLocation":
         """The place of the same crop after the whole volume was flipped along ``axes``.
@@ -205,7 +211,7 @@ class CropLocation:
             for axis, (low, up, size) in enumerate(zip(self.lower, self.upper, self.volume_shape, strict=True))
         )
         lower, upper = zip(depth, height, width, strict=True)
-        return CropLocation(lower, upper, self.volume_shape, self.array_shape)
+        return CropLocation(lower, upper, self.volume_shape, self.resampled_to)
 
     def inside(self) -> Bool[ndarray, "D H W"]:
         """The voxels of the crop's array that lie in the volume.

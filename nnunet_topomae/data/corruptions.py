@@ -4,6 +4,7 @@ All work on one crop (C, D, H, W), take an explicit generator, and also work for
 shuffled and painted in the same places, and each has its own intensity curve.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,15 +12,12 @@ from jaxtyping import Float
 from numpy import ndarray
 from numpy.random import Generator
 
-from nnunet_topomae.types import Size3
-
 # Edges of shuffled blocks, at most, and of painted and kept ones, as parts of the crop's edges.
 SHUFFLED_EDGE = 0.1
 PAINTED_EDGES = (1 / 6, 1 / 3)
 KEPT_EDGES = (1 / 2, 4 / 5)
 PAINTED_BLOCKS = 10
-# So many blocks are shuffled in a crop of 96x96x96 voxels; in others, so many per voxel.
-BLOCKS_PER_VOXEL = 5000 / 96**3
+SHUFFLED_BLOCKS = 5000
 CURVE_POINTS = 1000
 
 Crop = Float[ndarray, "C D H W"]
@@ -64,12 +62,11 @@ def shuffle_locally(crop: Crop, rng: Generator) -> Crop:
         rng: source of randomness.
     """
     shuffled = crop.copy()
-    shape = crop.shape[1:]
-    for _ in range(max(1, round(BLOCKS_PER_VOXEL * np.prod(shape)))):
-        block = _block(shape, (0.0, SHUFFLED_EDGE), rng)
-        values = shuffled[(slice(None), *block)]
-        order = rng.permutation(values[0].size)
-        shuffled[(slice(None), *block)] = values.reshape(len(values), -1)[:, order].reshape(values.shape)
+    for place in _blocks(crop.shape[1:], (0.0, SHUFFLED_EDGE), SHUFFLED_BLOCKS, rng):
+        values = shuffled[place]
+        if values[0].size > 1:
+            order = rng.permutation(values[0].size)
+            shuffled[place] = values.reshape(len(values), -1)[:, order].reshape(values.shape)
     return shuffled
 
 
@@ -102,8 +99,7 @@ def paint_inside(crop: Crop, rng: Generator) -> Crop:
         rng: source of randomness.
     """
     painted = crop.copy()
-    for _ in range(rng.integers(1, PAINTED_BLOCKS + 1)):
-        place = (slice(None), *_block(crop.shape[1:], PAINTED_EDGES, rng))
+    for place in _blocks(crop.shape[1:], PAINTED_EDGES, int(rng.integers(1, PAINTED_BLOCKS + 1)), rng):
         painted[place] = rng.random(painted[place].shape)
     return painted
 
@@ -116,17 +112,20 @@ def paint_outside(crop: Crop, rng: Generator) -> Crop:
         rng: source of randomness.
     """
     painted = rng.random(crop.shape).astype(crop.dtype)
-    for _ in range(rng.integers(1, PAINTED_BLOCKS + 1)):
-        place = (slice(None), *_block(crop.shape[1:], KEPT_EDGES, rng))
+    for place in _blocks(crop.shape[1:], KEPT_EDGES, int(rng.integers(1, PAINTED_BLOCKS + 1)), rng):
         painted[place] = crop[place]
     return painted
 
 
-def _block(shape: tuple[int, ...] | Size3, edges: tuple[float, float], rng: Generator) -> tuple[slice, ...]:
-    """A random block in a crop; its edges are parts of the crop's between two shares, at least one voxel."""
-    block = []
-    for size in shape:
-        edge = int(np.clip(round(size * rng.uniform(*edges)), 1, size))
-        start = int(rng.integers(0, size - edge + 1))
-        block.append(slice(start, start + edge))
-    return tuple(block)
+def _blocks(shape: Sequence[int], edges: tuple[float, float], count: int, rng: Generator) -> list[tuple[slice, ...]]:
+    """Places of random blocks in a crop with all its channels.
+
+    The edges of a block are parts of the crop's between two shares, at least one voxel.
+    """
+    size = np.array(shape)
+    drawn = np.clip(np.rint(size * rng.uniform(*edges, size=(count, 3))), 1, size).astype(int)
+    lowest = rng.integers(0, size - drawn + 1)
+    return [
+        (slice(None), *(slice(int(low), int(low + edge)) for low, edge in zip(*block, strict=True)))
+        for block in zip(lowest, drawn, strict=True)
+    ]

@@ -11,6 +11,7 @@ from numpy import ndarray
 from nnunet_topomae.data.loaders import CropLocationLoader, volume_shape
 from nnunet_topomae.data.transforms import Places
 from nnunet_topomae.files import write_json
+from nnunet_topomae.geometry import Turn
 from nnunet_topomae.types import Size3
 
 KEY_POINTS_FILE = "key_points.json"
@@ -78,7 +79,7 @@ def key_point_statistics(
         for _ in range(max(1, crops // len(shapes))):
             source, turn = places.draw(shape, rng)
             placed.append(source.key_points())
-            targets.append(places.key_points(source, turn))
+            targets.append(placed[-1] if turn == Turn() else places.key_points(source, turn))
     of_targets, of_location = (_mean_variance(np.stack(points)) for points in (targets, placed))
     share = of_location / max(of_targets, LARGEST_LOCATION_VARIANCE)
     return KeyPointStatistics(of_targets, of_location, share, len(placed), len(shapes))

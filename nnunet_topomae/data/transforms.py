@@ -48,7 +48,7 @@ class Places:
             location = CropLocation.random(volume_shape, self.patch_size, rng)
         else:
             box = scaled_box(self.patch_size, rng.uniform(*self.scale), volume_shape)
-            location = replace(CropLocation.random(volume_shape, box, rng), array_shape=self.patch_size)
+            location = replace(CropLocation.random(volume_shape, box, rng), resampled_to=self.patch_size)
         turn = Turn()
         for plane in self.planes:
             for _ in range(int(rng.integers(4))):

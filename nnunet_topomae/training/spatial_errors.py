@@ -19,7 +19,7 @@ from nnunet_topomae.vectors import VectorFrame, centre_vectors, from_spherical
 CROPS_PER_CASE = 4
 MOST_CROPS = 200
 # Crops whose mean is the answer without a network; their images are not read.
-PLACES = 2000
+PLACES = 400
 SEED = 1
 MEAN = "mean_answer"
 NAMES = {"vit": "ViT", "partner": "partner"}
@@ -99,11 +99,11 @@ def _draw_places(
 ) -> list[tuple[Float[ndarray, "9 3"], CropLocation, VectorFrame]]:
     """Key points, places and frames of random crops."""
     shapes = [volume_shape(loader.image(case)) for case in list(cases)[:MOST_CROPS]]
-    places = []
+    frame, places = plan.vector_frame(), []
     for number in range(PLACES):
         source, turn = loader.places.draw(shapes[number % len(shapes)], rng)
         points = loader.places.key_points(source, turn)
-        places.append((points, source.turned(turn), plan.vector_frame().turned(turn)))
+        places.append((points, source.turned(turn), frame.turned(turn)))
     return places
 
 
