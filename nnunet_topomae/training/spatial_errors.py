@@ -64,6 +64,7 @@ def measure_spatial_errors(
     plan: Plan,
     cases: Sequence[str],
     device: torch.device,
+    crops_per_case: int = CROPS_PER_CASE,
 ) -> list[SpatialErrors]:
     """Errors on random crops of some cases, augmented as in training.
 
@@ -73,6 +74,7 @@ def measure_spatial_errors(
         plan: tasks, mask ratio and spacing.
         cases: their names; at least one crop of each, 200 in all at most.
         device: device of the network.
+        crops_per_case: at most so many of each.
 
     Returns:
         One entry for each task of the plan.
@@ -83,7 +85,7 @@ def measure_spatial_errors(
     rng, masks = np.random.default_rng(SEED), Generator().manual_seed(SEED)
     measured = []
     for case in list(cases)[:MOST_CROPS]:
-        for _ in range(min(CROPS_PER_CASE, max(1, MOST_CROPS // len(cases)))):
+        for _ in range(min(crops_per_case, max(1, MOST_CROPS // len(cases)))):
             crop = loader.draw_crop(case, rng)
             inputs = crop.volume if loader.boundaries is None else loader.corrupt(crop.volume, case, rng)[0]
             with torch.no_grad():
