@@ -25,6 +25,7 @@ TRAINERS_PLACE = "nnunetv2.training.nnUNetTrainer"
 PLANNERS_PLACE = "nnunetv2.experiment_planning"
 CLASSES = {
     "TopoMAEPretrainer": (TRAINERS_PLACE, "nnunet_topomae.trainers.pretrainer"),
+    "VectorPOSEPretrainer": (TRAINERS_PLACE, "nnunet_topomae.trainers.vectorpose_pretrainer"),
     "TopoMAEFusionTrainer": (TRAINERS_PLACE, "nnunet_topomae.trainers.fusion_trainer"),
     "UNETRPPTrainer": (TRAINERS_PLACE, "nnunet_topomae.trainers.unetrpp_trainer"),
     "UNETRTrainer": (TRAINERS_PLACE, "nnunet_topomae.trainers.unetr_trainer"),

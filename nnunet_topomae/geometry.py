@@ -8,7 +8,8 @@ lower face of the volume to -1 and the upper face to +1.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from math import ceil
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -43,6 +44,46 @@ def as_size3(values: Sequence[int], name: str) -> Size3:
     return int(values[0]), int(values[1]), int(values[2])
 
 
+class Turn(NamedTuple):
+    """How a volume and its crops are turned: axes change places, then some are flipped.
+
+    Attributes:
+        axes: axis i of the turned array is axis ``axes[i]`` of the array before.
+        flips: axes of the turned array that run backwards.
+    """
+
+    axes: Size3 = (0, 1, 2)
+    flips: tuple[int, ...] = ()
+
+    def quarter(self, plane: tuple[int, int]) -> "Turn":
+        """This turn, then a rotation by 90 degrees.
+
+        Args:
+            plane: two axes of the turned array; the first one becomes the second one.
+        """
+        first, second = plane
+        moved = {first: second, second: first}
+        axes = [self.axes[moved.get(axis, axis)] for axis in range(3)]
+        flips = {moved.get(axis, axis) for axis in self.flips} ^ {first}
+        return Turn((axes[0], axes[1], axes[2]), tuple(sorted(flips)))
+
+    def flipped(self, axes: Sequence[int]) -> "Turn":
+        """This turn, then flips.
+
+        Args:
+            axes: distinct axes of the turned array.
+
+        Raises:
+            ValueError: another axis.
+        """
+        _check_axes(axes)
+        return self._replace(flips=tuple(sorted({*self.flips} ^ {*axes})))
+
+    def of_axes(self, values: Sequence[float]) -> tuple[float, float, float]:
+        """Values of the axes before, such as spacings, in the order of the turned array."""
+        return values[self.axes[0]], values[self.axes[1]], values[self.axes[2]]
+
+
 @dataclass(frozen=True)
 class CropLocation:
     """The place of a crop inside a volume, in voxels.
@@ -58,6 +99,7 @@ class CropLocation:
         lower: first voxel of the crop along (D, H, W); negative where the crop starts before the volume.
         upper: one past the last voxel of the crop; larger than ``volume_shape`` where the crop leaves the volume.
         volume_shape: shape (D, H, W) of the volume.
+        resampled_to: shape of the crop's array if its voxels are not those of the volume, else None.
 
     Raises:
         ValueError: an empty crop or volume.
@@ -66,6 +108,7 @@ class CropLocation:
     lower: Size3
     upper: Size3
     volume_shape: Size3
+    resampled_to: Size3 | None = None
 
     def __post_init__(self) -> None:
         for name in ("lower", "upper", "volume_shape"):
@@ -108,6 +151,11 @@ class CropLocation:
         return cls(lower, (depth, height, width), volume_shape)
 
     @property
+    def array_shape(self) -> Size3:
+        """Shape of the crop's array."""
+        return self.resampled_to or as_size3([up - low for low, up in self.bounds], "array_shape")
+
+    @property
     def bounds(self) -> list[tuple[int, int]]:
         """First voxel and one past the last, axis by axis."""
         return list(zip(self.lower, self.upper, strict=True))
@@ -124,11 +172,24 @@ class CropLocation:
         Returns:
             float32 array in [-1, 1], columns in axis order (D, H, W).
         """
+        normalised = 2.0 * self.points() / np.array(self.volume_shape) - 1.0
+        return np.asarray(np.clip(normalised, -1.0, 1.0), dtype=np.float32)
+
+    def points(self) -> Float[ndarray, "9 3"]:
+        """Corners and centre as in :meth:`key_points`, in the voxel frame; they may lie outside the volume."""
         bounds = np.array([self.lower, self.upper], dtype=np.float64)
         corners = [[bounds[end, axis] for axis, end in enumerate(ends)] for ends in product((0, 1), repeat=3)]
-        points = np.array([*corners, bounds.mean(axis=0)])
-        normalised = 2.0 * points / np.array(self.volume_shape) - 1.0
-        return np.asarray(np.clip(normalised, -1.0, 1.0), dtype=np.float32)
+        return np.array([*corners, bounds.mean(axis=0)])
+
+    def turned(self, turn: Turn) -> "CropLocation":
+        """The place of the same crop after the whole volume was turned; see :meth:`flipped`."""
+        if turn == Turn():
+            return self
+        lower, upper, shape, array = (
+            (sizes[turn.axes[0]], sizes[turn.axes[1]], sizes[turn.axes[2]])
+            for sizes in (self.lower, self.upper, self.volume_shape, self.array_shape)
+        )
+        return CropLocation(lower, upper, shape, self.resampled_to and array).flipped(turn.flips)
 
     def flipped(self, axes: Sequence[int]) -> "CropLocation":
         """The place of the same crop after the whole volume was flipped along ``axes``.
@@ -150,15 +211,15 @@ class CropLocation:
             for axis, (low, up, size) in enumerate(zip(self.lower, self.upper, self.volume_shape, strict=True))
         )
         lower, upper = zip(depth, height, width, strict=True)
-        return CropLocation(lower, upper, self.volume_shape)
+        return CropLocation(lower, upper, self.volume_shape, self.resampled_to)
 
     def inside(self) -> Bool[ndarray, "D H W"]:
-        """The voxels of the crop that lie in the volume.
+        """The voxels of the crop's array that lie in the volume.
 
         Returns:
-            bool array of the crop's shape, False where the crop is padded.
+            bool array of the array's shape, False where the crop is padded.
         """
-        mask = np.zeros([up - low for low, up in self.bounds], dtype=bool)
+        mask = np.zeros(self.array_shape, dtype=bool)
         mask[self.inner_slices()] = True
         return mask
 
@@ -168,8 +229,8 @@ class CropLocation:
         Returns:
             Slices along (D, H, W); empty where the crop lies wholly outside the volume.
         """
-        bounds = zip(self.lower, self.upper, self.volume_shape, strict=True)
-        first, second, third = (slice(max(0, -low), max(0, min(up, size) - low)) for low, up, size in bounds)
+        sizes = zip(self.lower, self.upper, self.volume_shape, self.array_shape, strict=True)
+        first, second, third = (_inner_slice(low, up, size, voxels) for low, up, size, voxels in sizes)
         return first, second, third
 
     @property
@@ -177,6 +238,13 @@ class CropLocation:
         """Whether the crop leaves the volume."""
         bounds = zip(self.lower, self.upper, self.volume_shape, strict=True)
         return any(low < 0 or up > size for low, up, size in bounds)
+
+
+def _inner_slice(lower: int, upper: int, size: int, voxels: int) -> slice:
+    """The voxels of an array that spans [lower, upper) whose centres lie in [0, size)."""
+    edge = (upper - lower) / voxels
+    start, stop = (min(voxels, max(0, ceil((face - lower) / edge - 0.5))) for face in (0, size))
+    return slice(start, stop)
 
 
 def flip_key_points(

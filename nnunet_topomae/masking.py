@@ -81,6 +81,16 @@ def random_token_mask(batch: int, grid: Size3, mask_ratio: float, generator: Gen
     return (ranks < hidden).view(batch, *grid)  # (B, N) -> (B, d, h, w)
 
 
+def empty_token_mask(batch: int, grid: Size3) -> TokenMask:
+    """A mask that hides nothing.
+
+    Args:
+        batch: number of samples.
+        grid: tokens along (D, H, W).
+    """
+    return torch.zeros(batch, *grid, dtype=torch.bool)
+
+
 def token_to_voxel_mask(mask: TokenMask, token_size: Size3) -> VoxelMask:
     """Spread a token mask over the voxels.
 
@@ -143,8 +153,7 @@ def inside_mask(locations: Sequence[CropLocation], device: torch.device) -> Voxe
     """
     if not any(location.is_padded for location in locations):
         return None
-    size = [up - low for low, up in locations[0].bounds]
-    mask = torch.zeros(len(locations), 1, *size, dtype=torch.bool, device=device)
+    mask = torch.zeros(len(locations), 1, *locations[0].array_shape, dtype=torch.bool, device=device)
     for sample, location in zip(mask, locations, strict=True):
         sample[(0, *location.inner_slices())] = True
     return mask

@@ -11,6 +11,8 @@ Volume = Float[Tensor, "B C D H W"]
 TokenMask = Bool[Tensor, "B d h w"]
 VoxelMask = Bool[Tensor, "B 1 D H W"]
 KeyPoints = Float[Tensor, "B 9 3"]
+Vectors = Float[Tensor, "B 9 3"]
+VectorTargets = Float[Tensor, "B 9 4"]
 Scalar = Float[Tensor, ""]
 
 Size3 = tuple[int, int, int]

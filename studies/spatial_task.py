@@ -32,9 +32,8 @@ from nnunet_topomae.architectures.build import build_copretraining_network
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import PretrainingConfig, TopologyConfig, TopoMAEConfig
 from nnunet_topomae.data.key_point_statistics import key_point_statistics
-from nnunet_topomae.data.transforms import draw_flip_axes, flip_crop
+from nnunet_topomae.data.transforms import Places, turn_crop
 from nnunet_topomae.files import write_json
-from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.schedules import build_adamw
@@ -56,13 +55,12 @@ def draw_batch(volumes: list[np.ndarray], config: PretrainingConfig, patch: Any,
     crops, points, locations = [], [], []
     for _ in range(BATCH_SIZE):
         volume = volumes[int(rng.integers(len(volumes)))]
-        location = CropLocation.random(volume.shape, patch, rng)
+        places = Places(patch, config.flip_axes, config.flip_frame)
+        location, turn = places.draw(volume.shape, rng)
         crop = torch.from_numpy(crop_and_pad_nd(volume, [list(b) for b in location.bounds], 0))
-        axes = draw_flip_axes(config.flip_axes, rng)
-        flipped, flipped_points = flip_crop(crop[None], location.key_points(), axes, config.flip_frame)
-        crops.append(flipped)
-        points.append(torch.from_numpy(flipped_points))
-        locations.append(location.flipped(axes))
+        crops.append(turn_crop(crop[None], turn))
+        points.append(torch.from_numpy(places.key_points(location, turn)))
+        locations.append(location.turned(turn))
     return {"data": torch.stack(crops), "key_points": torch.stack(points), "locations": locations}
 
 
@@ -112,7 +110,9 @@ def evaluate(
     return {
         "spa": {n: float(np.mean([term[f"spa_{n}"] for term in terms])) for n in NETWORKS},
         "mean_answer": float((targets - mean).square().mean()),
-        "location_variance": key_point_statistics(shapes, patch, section.flip_axes, section.flip_frame).location,
+        "location_variance": key_point_statistics(
+            shapes, Places(patch, section.flip_axes, section.flip_frame)
+        ).location,
     }
 
 

@@ -35,7 +35,7 @@ class TopoMAETrainer(CheckedWeightsTrainer):
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         channels = len(channel_names(dataset_json))
-        self.plan: Plan = read_plan(self.configuration_manager, channels, self.plans_manager.plans)
+        self.plan: Plan = read_plan(self.configuration_manager, channels, self.plans_manager.plans, self.config)
         self.initial_lr = self.section.learning_rate
         self.weight_decay = self.section.weight_decay
         self.save_every: int = max(1, min(50, self.num_epochs // 20))

@@ -41,13 +41,18 @@ class PlannedTrainer(nnUNetTrainer):
         name = plans.get("plans_name", "plans") if isinstance(plans, dict) else "plans"
         check_plans(plans, configuration, f"{name}.json")
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.config = TopoMAEConfig.from_configuration(self.configuration_manager.configuration)
+        self.config = self.read_config(self.configuration_manager.configuration)
         section = self.section
         self.num_epochs = section.epochs
         self.num_iterations_per_epoch = section.iterations_per_epoch
         self.num_val_iterations_per_epoch = section.validation_iterations
         self.seed = secrets.randbits(32) if section.seed is None else section.seed
         self.images_read = ImagesRead()
+
+    @staticmethod
+    def read_config(configuration: dict[str, Any]) -> TopoMAEConfig:
+        """What this training takes from the configuration of a plan."""
+        return TopoMAEConfig.from_configuration(configuration)
 
     @property
     def section(self) -> PretrainingConfig | FinetuningConfig:

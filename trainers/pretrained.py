@@ -37,6 +37,7 @@ class PretrainedTrainer(SupervisedTrainer):
             self.fold,
             self.plan.config.finetuning.pretrained,
             self.given_weights,
+            self.plan.config.finetuning.pretrainer,
         )
 
     def configure_optimizers(self) -> tuple[Optimizer, WarmupSchedule]:

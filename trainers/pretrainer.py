@@ -12,9 +12,9 @@ from torch import Generator, nn
 from torch.optim import Optimizer
 
 from nnunet_topomae.data.cases import ImagesRead
-from nnunet_topomae.data.key_point_statistics import report_key_points
 from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_loader, derive_seed, start_workers
 from nnunet_topomae.data.selection import JointDataset, PretrainingCases, choose_cases
+from nnunet_topomae.data.spatial_task import report_spatial_task
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
 from nnunet_topomae.nnunet.plan import read_plan
 from nnunet_topomae.trainers.base import TopoMAETrainer
@@ -100,7 +100,7 @@ class TopoMAEPretrainer(TopoMAETrainer):
         """Seed the masks of this epoch; before the first one, say what the spatial task can learn."""
         super().on_train_epoch_start()
         if self.current_epoch == 0 and self.local_rank == 0:
-            report_key_points(self.training_loader, Path(self.output_folder), self.print_to_log_file)
+            report_spatial_task(self.training_loader, self.plan, Path(self.output_folder), self.print_to_log_file)
         self.mask_generators["train"].manual_seed(self.seed + 1000 * self.current_epoch + self.local_rank)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, float]:

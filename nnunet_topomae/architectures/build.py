@@ -1,9 +1,9 @@
 """Factories of the networks."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from nnunet_topomae.architectures.copretraining import BRANCHES, Branch, CoPretrainingNetwork, ViTBranch
+from nnunet_topomae.architectures.copretraining import BRANCHES, Branch, CoPretrainingNetwork, SpatialHeads, ViTBranch
 from nnunet_topomae.architectures.fusion import FusionNetwork, TokenFusion
 from nnunet_topomae.architectures.keypoint_head import KeyPointHead
 from nnunet_topomae.architectures.mae import MAEDecoder
@@ -11,8 +11,27 @@ from nnunet_topomae.architectures.partner import Partner, PlannedNetwork, build_
 from nnunet_topomae.architectures.rule import NetworkShape
 from nnunet_topomae.architectures.sparse import SparseMasking
 from nnunet_topomae.architectures.unetr import UNETR, UNETRDecoder
+from nnunet_topomae.architectures.vector_head import SCALES, VectorHead
 from nnunet_topomae.architectures.vit import VIT_PRESETS, ViTEncoder
 from nnunet_topomae.config import ArchitectureConfig
+from nnunet_topomae.types import Size3
+
+
+class Tasks(NamedTuple):
+    """What a pre-training predicts besides the image.
+
+    Attributes:
+        key_points: nine key points of the crop.
+        vectors: nine vectors of the crop.
+        boundaries: a map of boundaries.
+    """
+
+    key_points: bool = True
+    vectors: bool = False
+    boundaries: bool = False
+
+
+ONLY_KEY_POINTS = Tasks()
 
 
 def build_unetrpp(
@@ -96,6 +115,7 @@ def build_copretraining_network(
     branches: Sequence[Branch] = BRANCHES,
     planned: PlannedNetwork | None = None,
     masking: Literal["zero", "sparse"] = "zero",
+    tasks: Tasks = ONLY_KEY_POINTS,
 ) -> CoPretrainingNetwork:
     """The network of masked co-pre-training; its partner rebuilds the image at full resolution only.
 
@@ -107,24 +127,33 @@ def build_copretraining_network(
             not have is never among them.
         planned: builds the plan's own network where that is the partner.
         masking: how its encoder is kept from hidden voxels (architectures/sparse.py).
+        tasks: what the networks predict besides the image.
     """
+    outputs = in_channels * (2 if tasks.boundaries else 1)
     vit = None
     if architecture.has_vit:
         preset = VIT_PRESETS[architecture.vit]
         grid, size = shape.token_grid, shape.token_size
         vit = ViTBranch(
             ViTEncoder(grid, size, in_channels, preset),
-            MAEDecoder(grid, size, in_channels, preset),
-            KeyPointHead(preset.width, grid),
+            MAEDecoder(grid, size, outputs, preset),
+            _heads(tasks, [preset.width], grid),
         )
-    partner = build_partner(shape, in_channels, in_channels, architecture, planned, purpose="reconstruction")
+    partner = build_partner(shape, in_channels, outputs, architecture, planned, purpose="reconstruction")
     return CoPretrainingNetwork(
         vit=vit,
         encoder=partner.encoder,
         decoder=partner.decoder,
-        key_points=KeyPointHead(shape.dims[-1], shape.grids[-1]),
+        heads=_heads(tasks, shape.dims[-SCALES:], shape.grids[-1]),
         token_grid=shape.token_grid,
         token_size=shape.token_size,
         branches=branches,
         masking=SparseMasking(partner.encoder) if masking == "sparse" else None,
+    )
+
+
+def _heads(tasks: Tasks, channels: Sequence[int], grid: Size3) -> SpatialHeads:
+    """Heads on features of one or several scales, of which the last one has the grid."""
+    return SpatialHeads(
+        KeyPointHead(channels[-1], grid) if tasks.key_points else None, VectorHead(channels) if tasks.vectors else None
     )

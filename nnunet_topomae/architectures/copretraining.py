@@ -8,27 +8,33 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_topomae.architectures.keypoint_head import KeyPointHead
+from nnunet_topomae.architectures.layers import Features
 from nnunet_topomae.architectures.mae import MAEDecoder
 from nnunet_topomae.architectures.sparse import SparseMasking
+from nnunet_topomae.architectures.vector_head import SCALES, VectorHead
 from nnunet_topomae.architectures.vit import ViTEncoder, scatter_tokens, tokens_to_grid
 from nnunet_topomae.config import PretrainingConfig
 from nnunet_topomae.masking import CropMask, crop_mask, random_token_mask
-from nnunet_topomae.types import KeyPoints, Size3, Volume
+from nnunet_topomae.types import KeyPoints, Size3, Vectors, Volume
 
 Branch = Literal["vit", "partner"]
 BRANCHES: tuple[Branch, ...] = ("vit", "partner")
 
 
 class BranchOutput(NamedTuple):
-    """What one network predicts.
+    """What one network predicts; None for what the plan does not ask for.
 
     Attributes:
         reconstruction: float32 (B, C, D, H, W), all voxels.
         key_points: float32 (B, 9, 3) in (-1, 1).
+        vectors: float32 (B, 9, 3), see vectors.to_spherical.
+        boundaries: float32 (B, C, D, H, W) in (0, 1).
     """
 
     reconstruction: Volume
-    key_points: KeyPoints
+    key_points: KeyPoints | None
+    vectors: Vectors | None = None
+    boundaries: Volume | None = None
 
 
 class CoPretrainingOutput(NamedTuple):
@@ -48,16 +54,23 @@ class ViTBranch(NamedTuple):
     Attributes:
         encoder: of the visible tokens.
         decoder: rebuilds the crop.
-        key_points: key-point head on the encoder's features.
+        heads: of the spatial task, on the encoder's features.
     """
 
     encoder: ViTEncoder
     decoder: MAEDecoder
-    key_points: KeyPointHead
+    heads: "SpatialHeads"
+
+
+class SpatialHeads(NamedTuple):
+    """What predicts where a crop was taken; None for what the plan does not ask for."""
+
+    key_points: KeyPointHead | None = None
+    vectors: VectorHead | None = None
 
 
 class CoPretrainingNetwork(nn.Module):
-    """ViT masked autoencoder and its partner, each with a key-point head (paper Fig. 2; its partner is UNETR++).
+    """ViT masked autoencoder and its partner, each with heads of the spatial task (paper Fig. 2: UNETR++, key points).
 
     Neither branch can read a hidden voxel: the ViT encodes visible tokens only, and the partner sees hidden voxels as
     0. Without a ViT the partner is pre-trained alone.
@@ -75,7 +88,7 @@ class CoPretrainingNetwork(nn.Module):
         vit: the ViT's autoencoder, None to leave it out.
         encoder: of the partner (architectures/partner.py).
         decoder: of the partner, rebuilding the image.
-        key_points: key-point head on the partner's deepest features.
+        heads: of the spatial task: for key points on the partner's deepest features, for vectors on several scales.
         token_grid: tokens of the mask along (D, H, W).
         token_size: voxels of a token.
         branches: the networks that compute and are trained.
@@ -87,7 +100,7 @@ class CoPretrainingNetwork(nn.Module):
 
     transferred_parts: ClassVar = {"vit": ("vit_encoder",), "partner": ("encoder", "decoder")}
     pretraining_parts: ClassVar = ("vit_decoder", "vit_key_points", "key_points")
-    optional_parts: ClassVar = ("masking",)
+    optional_parts: ClassVar = ("masking", "vit_vectors", "vectors")
     former_parts: ClassVar = ("fusion",)
 
     def __init__(
@@ -95,7 +108,7 @@ class CoPretrainingNetwork(nn.Module):
         vit: ViTBranch | None,
         encoder: nn.Module,
         decoder: nn.Module,
-        key_points: KeyPointHead,
+        heads: SpatialHeads,
         token_grid: Size3,
         token_size: Size3,
         branches: Sequence[Branch] = BRANCHES,
@@ -103,27 +116,28 @@ class CoPretrainingNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if vit is not None:
-            self.vit_encoder, self.vit_decoder, self.vit_key_points = vit
+            self.vit_encoder, self.vit_decoder, (self.vit_key_points, self.vit_vectors) = vit
         self.encoder = encoder
         self.decoder = decoder
-        self.key_points = key_points
+        self.key_points, self.vectors = heads
         self.token_grid = token_grid
         self.token_size = token_size
         self.masking = masking
-        own = (encoder, decoder, key_points) if masking is None else (encoder, decoder, key_points, masking)
-        parts: dict[Branch, tuple[nn.Module, ...]] = {"vit": vit or (), "partner": own}
+        of_vit = () if vit is None else (vit.encoder, vit.decoder, *vit.heads)
+        parts = {"vit": of_vit, "partner": (encoder, decoder, *heads, masking)}
         self.branches = tuple(name for name in branches if parts.get(name) != ())
         if not self.branches or not set(self.branches) <= set(BRANCHES):
             raise ValueError(f"branches must be one or both of {', '.join(BRANCHES)}, got {tuple(branches)}")
         for name in set(BRANCHES) - set(self.branches):
             for module in parts[name]:
-                module.requires_grad_(False)
+                if module is not None:
+                    module.requires_grad_(False)
 
     @property
     def partner_prefixes(self) -> tuple[str, ...]:
         """Beginnings of the names of the partner's parameters."""
-        own = ("encoder.", "decoder.", "key_points.")
-        return own if self.masking is None else (*own, "masking.")
+        parts = ("encoder", "decoder", "key_points", "vectors", "masking")
+        return tuple(f"{part}." for part in parts if getattr(self, part) is not None)
 
     def forward(
         self, data: Volume, mask: CropMask, on_vit: Callable[[BranchOutput], None] | None = None
@@ -154,7 +168,7 @@ class CoPretrainingNetwork(nn.Module):
         grid = self.vit_encoder.grid
         background = torch.zeros(len(data), math.prod(grid), tokens.shape[-1], dtype=tokens.dtype, device=data.device)
         features = tokens_to_grid(scatter_tokens(tokens, mask.visible, background), grid)
-        return BranchOutput(reconstruction, self.vit_key_points(features))
+        return _branch_output(reconstruction, [features], data.shape[1], self.vit_key_points, self.vit_vectors)
 
     def forward_partner(self, data: Volume, mask: CropMask) -> BranchOutput:
         """The partner's branch, on a crop whose hidden voxels are 0.
@@ -168,7 +182,23 @@ class CoPretrainingNetwork(nn.Module):
         else:
             features = self.masking(self.encoder, data, mask.hidden)
         reconstruction = cast(Tensor, self.decoder(features))
-        return BranchOutput(reconstruction, self.key_points(features[-1]))
+        return _branch_output(reconstruction, features[-SCALES:], data.shape[1], self.key_points, self.vectors)
+
+
+def _branch_output(
+    reconstruction: Volume,
+    features: Sequence[Features],
+    channels: int,
+    key_points: KeyPointHead | None,
+    vectors: VectorHead | None,
+) -> BranchOutput:
+    """Run the heads; what the decoder gives beyond the image's channels are boundaries."""
+    return BranchOutput(
+        reconstruction[:, :channels],
+        None if key_points is None else key_points(features[-1]),
+        None if vectors is None else vectors(features),
+        reconstruction[:, channels:].sigmoid() if reconstruction.shape[1] > channels else None,
+    )
 
 
 def example_inputs(network: nn.Module, batch: int, device: torch.device | str) -> tuple[CropMask, ...]:

@@ -14,6 +14,7 @@ from nnunet_topomae.nnunet.names import (
     SEEDED_NNUNET_TRAINER,
     UNETR_TRAINER,
     UNETRPP_TRAINER,
+    VECTORPOSE_PRETRAINER,
 )
 
 PLANNERS = {
@@ -56,6 +57,10 @@ _VIT_INTO_FUSION = {**_VIT_ONLY, "finetuning.transfer_parts": "vit"}
 # nnU-Net's own network, as nnU-Net plans it, in UNETR++'s place.
 _NNUNET: dict[str, Any] = {"plans": "nnUNetPlans", "pretrainer": PRETRAINER}
 _OWN_PARTNER = {"architecture.partner": "plan"}
+
+# UNETR++ alone, as in the recipe `unetrpp`, which is their control.
+_VECTORPOSE: dict[str, Any] = {"trainer": FUSION_TRAINER, "pretrainer": VECTORPOSE_PRETRAINER}
+_UNETRPP_ALONE = {"architecture.vit": "none", "finetuning.pretrainer": VECTORPOSE_PRETRAINER}
 
 RECIPES = {
     recipe.name: recipe
@@ -157,7 +162,26 @@ RECIPES = {
             "co-topological",
             "fusion, co-pre-training, + topological loss",
             **_FUSION,
-            settings={"pretraining.lambda3": 0.0, "pretraining.spatial": False},
+            settings={"pretraining.lambda3": 0.0, "pretraining.spatial": "none"},
+        ),
+        Recipe(
+            "topomae-vectors",
+            "fusion, all losses, vectors in place of key points",
+            **_FUSION,
+            settings={"pretraining.spatial": "vectors"},
+        ),
+        Recipe("vectorpose", "UNETR++, VectorPOSE", **_VECTORPOSE, settings=_UNETRPP_ALONE),
+        Recipe(
+            "vectorpose-vp",
+            "UNETR++, VectorPOSE's vectors",
+            **_VECTORPOSE,
+            settings={**_UNETRPP_ALONE, "vectorpose.tasks": "vectors"},
+        ),
+        Recipe(
+            "vectorpose-bfr",
+            "UNETR++, VectorPOSE's boundaries",
+            **_VECTORPOSE,
+            settings={**_UNETRPP_ALONE, "vectorpose.tasks": "boundary"},
         ),
     )
 }
@@ -166,7 +190,6 @@ RECIPES = {
 NOT_AVAILABLE = {
     "nnformer": "no maintained package: the research code pins torch 1.8 and a fork of nnU-Net v1",
     "transunet": "no maintained package; a 2D network with ImageNet weights",
-    "vectorpose": "the pre-trainer does not exist yet",
 }
 
 

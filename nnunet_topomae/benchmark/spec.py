@@ -91,7 +91,7 @@ class BenchmarkSpec:
         return next(recipe for recipe in self.recipes if recipe.name == name)
 
 
-SECTIONS = ("architecture.", "pretraining.", "topology.", "finetuning.")
+SECTIONS = ("architecture.", "pretraining.", "topology.", "vectorpose.", "finetuning.")
 _LISTS = {"datasets": int, "folds": int, "seeds": int, "label_fractions": float}
 _TABLES = ("settings", "paper", "slurm", "environment")
 # Settings besides the plan's section.

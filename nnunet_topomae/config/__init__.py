@@ -5,22 +5,27 @@ below. Below every field stands what it means; `docs/reference/plan-keys.md` is 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from nnunet_topomae.config.checked import Checked, Rule, closest, convert, did_you_mean
+from nnunet_topomae.config.pretraining import PretrainingConfig, TrainingConfig, VectorPOSEConfig
+from nnunet_topomae.config.rules import ABOVE_0, AT_LEAST_0, AT_LEAST_1, AXES, FOUR
+
+__all__ = [
+    "ArchitectureConfig",
+    "FinetuningConfig",
+    "PretrainingConfig",
+    "TopoMAEConfig",
+    "TopologyConfig",
+    "VectorPOSEConfig",
+    "check_settings",
+]
 
 SECTION = "topomae"
 FROM_SCRATCH = "scratch"
 # What settings may name outside of the section; which values fit depends on the plan (plans/variants.py).
 CONFIGURATION_KEYS = ("patch_size", "batch_size")
-
-ABOVE_0 = Rule(lambda value: value > 0, "above 0")
-AT_LEAST_0 = Rule(lambda value: value >= 0, "at least 0")
-AT_LEAST_1 = Rule(lambda value: value >= 1, "at least 1")
-UNIT = Rule(lambda value: 0 <= value <= 1, "0 to 1")
-AXES = Rule(lambda values: set(values) <= {0, 1, 2} and len(set(values)) == len(values), "distinct axes out of 0, 1, 2")
-FOUR = Rule(lambda values: len(values) == 4 and min(values) > 0, "four positive numbers")
 
 
 @dataclass(frozen=True)
@@ -123,91 +128,8 @@ class TopologyConfig(Checked):
         return self.every * self.warmup_factor(epoch)
 
 
-class _TrainingConfig(Checked):
-    """What the two trainings have in common."""
-
-    iterations_per_epoch: int
-
-    @classmethod
-    def in_todays_words(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Plans and checkpoints of earlier versions give the warm-up in epochs."""
-        if not isinstance(values.get("warmup_epochs"), int):
-            return values
-        steps_per_epoch = values.get("iterations_per_epoch", cls.iterations_per_epoch)
-        rest = {key: value for key, value in values.items() if key != "warmup_epochs"}
-        return {"warmup_steps": values["warmup_epochs"] * steps_per_epoch, **rest}
-
-
 @dataclass(frozen=True)
-class PretrainingConfig(_TrainingConfig):
-    """Masked co-pre-training. The paper's values stand in brackets."""
-
-    NAME: ClassVar[str] = "topomae.pretraining"
-
-    mask_ratio: Annotated[float, Rule(lambda value: 0 < value < 1, "above 0 and below 1")] = 0.5
-    """Fraction of hidden tokens (paper: 0.5)."""
-    partner_masking: Literal["zero", "sparse"] = "zero"
-    """How the ViT's partner is kept from hidden voxels: `zero` sets them to 0 at its input. `sparse`, for nnU-Net's own
-    network only, also hides them again after every convolution, takes the statistics of norms from visible voxels, and
-    gives the decoder learned mask tokens (Tian et al. 2023)."""
-    lambda1: Annotated[float, UNIT] = 0.5
-    """Weight of the partner's branch against the ViT's (paper: 0.5); without a ViT the partner's is 1."""
-    lambda2: Annotated[float, Rule(lambda value: 0 <= value <= 0.5, "0 to 0.5")] = 0.1
-    """Weight of each of the topological and the spatial term in a branch (paper: 0.1)."""
-    spatial: bool = True
-    """Train on key points at all, with L_spa and L_spa-consis; false is for ablations."""
-    lambda3: Annotated[float, AT_LEAST_0] = 0.1
-    """Weight of the two consistency terms (paper: 0.1); without a ViT there are none."""
-    epochs: Annotated[int, ABOVE_0] = 200
-    """Epochs of `iterations_per_epoch` (paper: 10,000 passes over the cases, which are 120 to 160 of ours)."""
-    iterations_per_epoch: Annotated[int, ABOVE_0] = 250
-    """Training steps per epoch (nnU-Net: 250)."""
-    validation_iterations: Annotated[int, ABOVE_0] = 10
-    """Monitoring steps per epoch, on fixed crops of the fold's training cases. nnU-Net calls them validation, but no
-    validation case is read."""
-    preview_every: Annotated[int, AT_LEAST_0] = 50
-    """Epochs between pictures of reconstructions, in `monitoring/epoch_N`; 0 makes them at the end only."""
-    learning_rate: Annotated[float, ABOVE_0] = 1.5e-4
-    """Peak of the schedule (paper: base rate 6.4e-3)."""
-    partner_learning_rate: Annotated[float | None, ABOVE_0] = None
-    """Peak of the schedule for the ViT's partner; null takes `learning_rate`."""
-    weight_decay: Annotated[float, AT_LEAST_0] = 0.05
-    """AdamW's decay of weight matrices (paper: 0.005)."""
-    betas: Annotated[
-        tuple[float, float],
-        Rule(lambda values: len(values) == 2 and all(0 <= beta < 1 for beta in values), "two numbers in [0, 1)"),
-    ] = (0.9, 0.95)
-    """Decay rates of AdamW's two averages (Zhou et al. 2023)."""
-    warmup_steps: Annotated[int, AT_LEAST_0] = 2500
-    """Steps of linear warm-up before the cosine schedule; at most a tenth of all steps is used."""
-    clip: Annotated[float, ABOVE_0] = 1.0
-    """Largest gradient norm."""
-    flip_axes: Annotated[tuple[int, ...], AXES] = ()
-    """Spatial axes along which crops are flipped at random; none by default, as in the paper. Flips slow the spatial
-    task down, because anatomy that is nearly symmetric does not show them."""
-    flip_frame: Literal["volume", "crop"] = "volume"
-    """What a flip does to the key points. `volume` treats the whole volume as flipped, so that coordinates are
-    mirrored and position still fits appearance. `crop` keeps the coordinates of the volume as it was, so that the
-    spatial task mostly asks which axes were flipped."""
-    start: str | None = None
-    """Checkpoint to start from: of an earlier pre-training, whose images then count as read by this one too, or of
-    nnssl. `-pretrained_weights FILE` does the same. With null, weights start fresh."""
-    unlabeled: bool = True
-    """Also read the images that `nnunet-topomae preprocess-unlabeled` prepared, if there are any."""
-    patients: str | None = None
-    """How to derive the patient from a case's name, so that no scan of a validation patient is read: a regular
-    expression with one group, searched in the name, or the path of a JSON table from case to patient. With null, every
-    case is a patient of its own."""
-    seed: Annotated[int | None, AT_LEAST_0] = None
-    """Seed of masks and weights; null draws one."""
-
-    def previews_after(self, epochs: int) -> bool:
-        """Whether pictures are due after so many epochs; those of the end are made anyway."""
-        return self.preview_every > 0 and epochs % self.preview_every == 0 and epochs < self.epochs
-
-
-@dataclass(frozen=True)
-class FinetuningConfig(_TrainingConfig):
+class FinetuningConfig(TrainingConfig):
     """Supervised training: of the fusion network, and of networks from scratch."""
 
     NAME: ClassVar[str] = "topomae.finetuning"
@@ -215,6 +137,9 @@ class FinetuningConfig(_TrainingConfig):
     pretrained: str | None = None
     """Where the pre-trained weights come from: null finds the pre-training of the same data set, plans, configuration
     and fold; a path is a checkpoint file; `scratch` trains without one."""
+    pretrainer: Literal["TopoMAEPretrainer", "VectorPOSEPretrainer"] = "TopoMAEPretrainer"
+    """Whose pre-training of the fold is taken where `pretrained` is null. VectorPOSE trains the partner alone: set
+    `transfer_parts` to `partner`, or `architecture.vit` to `none`."""
     transfer: Literal["same_plan", "resample"] = "same_plan"
     """`same_plan` refuses a checkpoint of another plan, `resample` adapts its weights to this one."""
     transfer_parts: Literal["both", "vit", "partner"] = "both"
@@ -266,6 +191,7 @@ class TopoMAEConfig(Checked):
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     topology: TopologyConfig = field(default_factory=TopologyConfig)
+    vectorpose: VectorPOSEConfig = field(default_factory=VectorPOSEConfig)
     finetuning: FinetuningConfig = field(default_factory=FinetuningConfig)
 
     def __post_init__(self) -> None:
@@ -289,6 +215,31 @@ class TopoMAEConfig(Checked):
             ValueError: unknown key or value out of range, with its full name and what is allowed.
         """
         return cls.read(configuration.get(SECTION, {}))
+
+    def for_vectorpose(self) -> "TopoMAEConfig":
+        """What `VectorPOSEPretrainer` trains: the partner alone, on vectors and boundaries, without topology.
+
+        A branch weights each term of the reconstruction with 1 - 2 lambda2 and each spatial term with lambda2, so 1/3
+        makes all weights equal.
+        """
+        own = self.vectorpose
+        lambda2 = {"both": 1.0 / 3.0, "vectors": 0.5, "boundary": 0.0}[own.tasks]
+        pretraining = replace(
+            self.pretraining,
+            spatial="none" if own.tasks == "boundary" else "vectors",
+            target="boundary",
+            lambda1=1.0,
+            lambda2=lambda2,
+            lambda3=0.0,
+            partner_masking="zero",
+            partner_learning_rate=None,
+            flip_frame="volume",
+            **{item.name: getattr(own, item.name) for item in fields(own) if item.name != "tasks"},
+        )
+        architecture = replace(self.architecture, vit="none")
+        return replace(
+            self, architecture=architecture, pretraining=pretraining, topology=replace(self.topology, enabled=False)
+        )
 
     def to_plan(self) -> dict[str, Any]:
         """The section as JSON-serialisable nested dictionaries."""

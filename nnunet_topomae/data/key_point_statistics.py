@@ -9,9 +9,9 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from nnunet_topomae.data.loaders import CropLocationLoader, volume_shape
-from nnunet_topomae.data.transforms import draw_flip_axes
+from nnunet_topomae.data.transforms import Places
 from nnunet_topomae.files import write_json
-from nnunet_topomae.geometry import CropLocation, FlipFrame, flip_key_points
+from nnunet_topomae.geometry import Turn
 from nnunet_topomae.types import Size3
 
 KEY_POINTS_FILE = "key_points.json"
@@ -29,7 +29,7 @@ class KeyPointStatistics:
     Attributes:
         targets: variance of the targets as the training draws them, flips included. It is the error L_spa of a
             network that ignores the image and always answers the mean target.
-        location: variance without flips: of the crops' places alone.
+        location: variance without flips and rotations: of the crops' places alone.
         share: ``location`` as a part of ``targets``, or of 1/3 where that is larger. 1/3 is the variance of a point
             anywhere in the image. With ``targets`` below it, 1 % means that crops can move by a tenth of the image.
         crops: number of crops drawn.
@@ -52,28 +52,21 @@ class KeyPointStatistics:
             lines.append(
                 f"warning: the place of a crop carries only {100 * self.share:.2f} % of what it could. The patch is "
                 "about as large as the images, so the spatial task has hardly anything to learn about position. "
-                "Plan a smaller patch, or set pretraining.spatial to false."
+                "Plan a smaller patch, or set pretraining.spatial to none."
             )
         return lines
 
 
 def key_point_statistics(
-    shapes: Sequence[Size3],
-    patch_size: Size3,
-    flip_axes: Sequence[int],
-    flip_frame: FlipFrame,
-    crops: int = CROPS,
-    seed: int = SEED,
+    shapes: Sequence[Size3], places: Places, crops: int = CROPS, seed: int = SEED
 ) -> KeyPointStatistics:
     """Draw crops as the loader does, without reading images, and measure their key points.
 
     Args:
         shapes: shapes (D, H, W) of the volumes in voxels; each gets equally many crops.
-        patch_size: shape of a crop in voxels.
-        flip_axes: axes that may be flipped.
-        flip_frame: frame of flipped key points.
+        places: where crops are taken from, and how they are turned.
         crops: about how many crops to draw.
-        seed: seed of the crops and flips.
+        seed: seed of the crops.
 
     Raises:
         ValueError: no volume.
@@ -84,21 +77,20 @@ def key_point_statistics(
     placed, targets = [], []
     for shape in shapes:
         for _ in range(max(1, crops // len(shapes))):
-            points = CropLocation.random(shape, patch_size, rng).key_points()
-            placed.append(points)
-            targets.append(flip_key_points(points, draw_flip_axes(flip_axes, rng), flip_frame))
+            source, turn = places.draw(shape, rng)
+            placed.append(source.key_points())
+            targets.append(placed[-1] if turn == Turn() else places.key_points(source, turn))
     of_targets, of_location = (_mean_variance(np.stack(points)) for points in (targets, placed))
     share = of_location / max(of_targets, LARGEST_LOCATION_VARIANCE)
     return KeyPointStatistics(of_targets, of_location, share, len(placed), len(shapes))
 
 
-def loader_statistics(loader: CropLocationLoader) -> KeyPointStatistics:
-    """Statistics of the crops that a loader draws, from the shapes of at most 100 of its cases."""
+def loader_shapes(loader: CropLocationLoader) -> list[Size3]:
+    """Shapes of the images of at most 100 of a loader's cases; no image is read."""
     cases = sorted(map(str, loader.indices))
     if len(cases) > MAX_CASES:
         cases = sorted(np.random.default_rng(SEED).choice(cases, MAX_CASES, replace=False).tolist())
-    shapes = [volume_shape(loader.image(case)) for case in cases]
-    return key_point_statistics(shapes, loader.crop_size, loader.flip_axes, loader.flip_frame)
+    return [volume_shape(loader.image(case)) for case in cases]
 
 
 def report_key_points(loader: CropLocationLoader, folder: Path, report: Callable[[str], None]) -> None:
@@ -109,7 +101,7 @@ def report_key_points(loader: CropLocationLoader, folder: Path, report: Callable
         folder: where the training writes its results.
         report: called with every line for the log.
     """
-    statistics = loader_statistics(loader)
+    statistics = key_point_statistics(loader_shapes(loader), loader.places)
     for line in statistics.lines():
         report(line)
     path = folder / KEY_POINTS_FILE

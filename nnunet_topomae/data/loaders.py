@@ -16,12 +16,15 @@ from numpy.random import Generator
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from nnunet_topomae.data.boundary_task import BoundaryTask
+from nnunet_topomae.data.corruptions import Corruption
 from nnunet_topomae.data.topology_target import TopologyTarget
-from nnunet_topomae.data.transforms import draw_flip_axes, flip_crop
+from nnunet_topomae.data.transforms import Places, resample_crop, square_planes, turn_crop
 from nnunet_topomae.data.worker_errors import WorkerErrors
-from nnunet_topomae.geometry import CropLocation, FlipFrame, as_size3
+from nnunet_topomae.geometry import CropLocation, FlipFrame, Turn, as_size3
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.types import Size3
+from nnunet_topomae.vectors import VectorFrame, vector_targets
 
 MONITORING_SEED = 0
 
@@ -37,11 +40,19 @@ class CaseSource(Protocol):
 
 
 class Crop(NamedTuple):
-    """One augmented crop: voxels (C, D, H, W), key points (9, 3), and its place in the volume, flipped alike."""
+    """One augmented crop.
+
+    Attributes:
+        volume: voxels (C, D, H, W).
+        key_points: (9, 3), see geometry.flip_key_points.
+        location: place of the crop in its volume, both turned alike.
+        turn: how they were turned.
+    """
 
     volume: Tensor
     key_points: np.ndarray
     location: CropLocation
+    turn: Turn
 
 
 class CropLocationLoader(nnUNetDataLoader):
@@ -58,6 +69,10 @@ class CropLocationLoader(nnUNetDataLoader):
         seed: seed of this loader's generators.
         flip_frame: whether key points are those of the flipped volume or of the volume as it was, see
             geometry.flip_key_points.
+        scale: smallest and largest factor between the box that is read and the crop.
+        planes: pairs of axes in whose planes crops are rotated by 0 to 270 degrees.
+        vectors: how the batch's ``vectors`` are measured; None leaves them out.
+        corruption: corrupts crops, for the batch's ``inputs`` and ``boundaries``; None leaves them out.
         target: called with every augmented crop and the generator; its results are the batch's ``target_topology``.
         target_every: call it in every n-th batch only; the other batches have no ``target_topology``.
     """
@@ -73,12 +88,16 @@ class CropLocationLoader(nnUNetDataLoader):
         flip_frame: FlipFrame = "volume",
         target: TopologyTarget | None = None,
         target_every: int = 1,
+        scale: tuple[float, float] = (1.0, 1.0),
+        planes: Sequence[tuple[int, int]] = (),
+        vectors: VectorFrame | None = None,
+        corruption: Corruption | None = None,
     ) -> None:
         super().__init__(dataset, batch_size, patch_size, patch_size, label_manager)
-        self.crop_size = patch_size  # nnU-Net's own attribute `patch_size` has no fixed type
-        self.flip_axes = tuple(flip_axes)
+        self.places = Places(patch_size, tuple(flip_axes), flip_frame, scale, tuple(planes))
         self.seed = seed
-        self.flip_frame: FlipFrame = flip_frame
+        self.vectors = vectors
+        self.boundaries = None if corruption is None else BoundaryTask(corruption)
         self.target = target
         self.target_every = target_every
         self.errors = WorkerErrors()
@@ -95,7 +114,7 @@ class CropLocationLoader(nnUNetDataLoader):
         return self._data.load_case(case)[0]
 
     def cut(self, case: str, image: Any, location: CropLocation) -> Float[Tensor, "C D H W"]:
-        """Read a crop of a case's image, padded with zeros outside the volume.
+        """Read a crop of a case's image, padded with zeros outside the volume and resampled to its array's shape.
 
         Args:
             case: its name, for the error.
@@ -118,15 +137,16 @@ class CropLocationLoader(nnUNetDataLoader):
                 f"case {case} holds NaN or infinite voxels in {location.lower} to {location.upper}. Correct its image "
                 "in nnUNet_raw and preprocess again with nnUNetv2_preprocess."
             )
-        return volume
+        return resample_crop(volume, location.array_shape)
 
     def generate_train_batch(self) -> dict[str, Any]:
         """Draw a batch.
 
         Returns:
             ``data`` (B, C, D, H, W) float32, ``key_points`` (B, 9, 3) float32, ``locations``: the places of the
-            crops in their volumes, both flipped, whatever the frame of the key points, ``keys`` and, with a target,
-            ``target_topology``: its results, one a sample.
+            crops in their volumes, both turned, whatever the frame of the key points, and ``keys``. Where they are
+            asked for, ``vectors`` (B, 9, 4), see vectors.vector_targets, ``inputs``: the corrupted crops, and
+            ``boundaries``, both (B, C, D, H, W), and ``target_topology``: the target's results, one a sample.
         """
         with self.errors.reported():
             return self._draw_batch()
@@ -136,25 +156,48 @@ class CropLocationLoader(nnUNetDataLoader):
             self._rng = np.random.default_rng([self.seed, self.thread_id])
         with torch.no_grad(), threadpool_limits(limits=1, user_api=None):
             keys = [str(self._rng.choice(self.indices)) for _ in range(self.batch_size)]
-            crops = [self._draw_crop(case, self._rng) for case in keys]
+            crops = [self.draw_crop(case, self._rng) for case in keys]
             batch = {
                 "data": torch.stack([crop.volume for crop in crops]),
                 "key_points": torch.from_numpy(np.stack([crop.key_points for crop in crops])),
                 "locations": [crop.location for crop in crops],
                 "keys": keys,
             }
+            if self.vectors is not None:
+                targets = [vector_targets(crop.location, self.vectors.turned(crop.turn)) for crop in crops]
+                batch["vectors"] = torch.from_numpy(np.stack(targets))
+            if self.boundaries is not None:
+                pairs = [self.corrupt(crop.volume, case, self._rng) for crop, case in zip(crops, keys, strict=True)]
+                batch["inputs"], batch["boundaries"] = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
             if self.target is not None and self._batches % self.target_every == 0:
                 batch["target_topology"] = [self.target(crop.volume, self._rng) for crop in crops]
         self._batches += 1
         return batch
 
-    def _draw_crop(self, case: str, rng: Generator) -> Crop:
+    def corrupt(
+        self, volume: Float[Tensor, "C D H W"], case: str, rng: Generator
+    ) -> tuple[Float[Tensor, "C D H W"], Float[Tensor, "C D H W"]]:
+        """A corrupted copy of a crop, and its boundaries; for loaders with a corruption.
+
+        Args:
+            volume: the crop.
+            case: whose intensities say what is dark and bright.
+            rng: source of randomness.
+        """
+        assert self.boundaries is not None
+        return self.boundaries(volume, self.boundaries.range_of(case, self.image), rng)
+
+    def draw_crop(self, case: str, rng: Generator) -> Crop:
+        """A random crop of a case, augmented.
+
+        Args:
+            case: its name.
+            rng: source of randomness.
+        """
         image = self.image(case)
-        location = CropLocation.random(volume_shape(image), self.crop_size, rng)
-        volume = self.cut(case, image, location)
-        axes = draw_flip_axes(self.flip_axes, rng)
-        volume, key_points = flip_crop(volume, location.key_points(), axes, self.flip_frame)
-        return Crop(volume.contiguous(), key_points, location.flipped(axes))
+        source, turn = self.places.draw(volume_shape(image), rng)
+        volume = turn_crop(self.cut(case, image, source), turn)
+        return Crop(volume.contiguous(), self.places.key_points(source, turn), source.turned(turn), turn)
 
 
 def volume_shape(image: Any) -> Size3:
@@ -175,7 +218,7 @@ def build_pretraining_loader(
     Args:
         dataset: preprocessed cases.
         batch_size: crops in a batch.
-        plan: patch size, flips and topology policy.
+        plan: patch size, augmentation, tasks and topology policy.
         label_manager: asked for by nnU-Net's loader.
         seed: seed of the training's crops; None gives the fixed crops of monitoring, where every batch has its target
             topology, whatever `topology.every` says.
@@ -191,6 +234,10 @@ def build_pretraining_loader(
         pretraining.flip_frame,
         TopologyTarget(topology) if topology.enabled else None,
         1 if seed is None else topology.every,
+        pretraining.scale,
+        square_planes(plan.shape.patch_size, plan.spacing) if pretraining.rotate else (),
+        plan.vector_frame() if pretraining.vectors else None,
+        Corruption(pretraining.shuffle, pretraining.bezier, pretraining.paint) if pretraining.boundaries else None,
     )
 
 

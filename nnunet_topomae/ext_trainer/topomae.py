@@ -10,6 +10,7 @@ from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
 from nnunet_topomae.trainers.seeded_trainer import SeededNNUNetTrainer
 from nnunet_topomae.trainers.unetr_trainer import UNETRTrainer
 from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
+from nnunet_topomae.trainers.vectorpose_pretrainer import VectorPOSEPretrainer
 
 __all__ = [
     "MONAITrainer",
@@ -19,4 +20,5 @@ __all__ = [
     "TopoMAEPretrainer",
     "UNETRPPTrainer",
     "UNETRTrainer",
+    "VectorPOSEPretrainer",
 ]

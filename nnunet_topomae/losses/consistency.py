@@ -3,9 +3,11 @@
 Both terms train both networks: neither side is detached.
 """
 
+import torch
+
 from nnunet_topomae.losses.reconstruction import hidden_mse
-from nnunet_topomae.losses.spatial import key_point_mse
-from nnunet_topomae.types import KeyPoints, Scalar, Volume, VoxelMask
+from nnunet_topomae.losses.spatial import key_point_mse, vector_l1
+from nnunet_topomae.types import KeyPoints, Scalar, Vectors, VectorTargets, Volume, VoxelMask
 
 
 def reconstruction_consistency(
@@ -39,3 +41,17 @@ def spatial_consistency(vit: KeyPoints, partner: KeyPoints) -> Scalar:
         A scalar, at least 0.
     """
     return key_point_mse(vit, partner)
+
+
+def vector_consistency(vit: Vectors, partner: Vectors, target: VectorTargets) -> Scalar:
+    """The same for vectors; our addition, as VectorPOSE trains one network.
+
+    Args:
+        vit: vectors (B, 9, 3) of the ViT, see vectors.to_spherical.
+        partner: vectors (B, 9, 3) of its partner.
+        target: says how much the angles count (B, 9, 4).
+
+    Returns:
+        A scalar, at least 0.
+    """
+    return vector_l1(vit, torch.cat([partner, target[..., 3:].to(partner)], dim=-1))

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from nnunet_topomae.architectures.copretraining import Branch, BranchOutput, CoPretrainingOutput
 from nnunet_topomae.config import PretrainingConfig, TopologyConfig
-from nnunet_topomae.losses.consistency import reconstruction_consistency, spatial_consistency
-from nnunet_topomae.losses.reconstruction import hidden_mse
-from nnunet_topomae.losses.spatial import key_point_mse
+from nnunet_topomae.losses.consistency import reconstruction_consistency, spatial_consistency, vector_consistency
+from nnunet_topomae.losses.reconstruction import hidden_mse, inside_l1
+from nnunet_topomae.losses.spatial import key_point_mse, vector_l1
 from nnunet_topomae.topology import TopologicalLoss
-from nnunet_topomae.types import KeyPoints, Scalar, Volume, VoxelMask
+from nnunet_topomae.types import KeyPoints, Scalar, VectorTargets, Volume, VoxelMask
 
 
 class TopologicalTerms(NamedTuple):
@@ -20,6 +20,32 @@ class TopologicalTerms(NamedTuple):
 
     vit: Scalar | None = None
     partner: Scalar | None = None
+
+
+class PoseTargets(NamedTuple):
+    """What VectorPOSE's tasks ask for; None for a task that the plan does not have.
+
+    Attributes:
+        vectors: true vectors, and how much their angles count (B, 9, 4).
+        boundaries: of the clean crop (B, C, D, H, W), in [0, 1].
+    """
+
+    vectors: VectorTargets | None = None
+    boundaries: Volume | None = None
+
+
+NO_POSE = PoseTargets()
+
+
+def rebuilt_voxels(hidden: VoxelMask, output: CoPretrainingOutput) -> VoxelMask:
+    """The voxels that the networks rebuild: hidden ones, or all where crops are corrupted.
+
+    Args:
+        hidden: mask (B, 1, D, H, W), True = hidden.
+        output: of the networks; they also predict boundaries where crops are corrupted.
+    """
+    corrupted = any(branch.boundaries is not None for branch in output.present().values())
+    return torch.ones_like(hidden) if corrupted else hidden
 
 
 def compose_reconstruction(
@@ -73,8 +99,10 @@ def build_topological_loss(config: TopologyConfig) -> TopologicalLoss | None:
 def term_weights(pretraining: PretrainingConfig, topology: TopologyConfig, with_vit: bool = True) -> dict[str, float]:
     """Weight of every term in the overall loss (paper Sec. II-C; lambdas 0.5, 0.1, 0.1).
 
+    Vectors have the weights of key points. Each of the two terms of boundary-focused reconstruction has that of L_MSE.
+
     Args:
-        pretraining: the lambdas, and whether there is a spatial task.
+        pretraining: the lambdas, the spatial task and the target of the reconstruction.
         topology: whether there is a topological term, and its extra factor `topology.weight` (paper: 1).
         with_vit: whether the plan has a ViT; without one the partner's loss is all.
 
@@ -91,11 +119,18 @@ def term_weights(pretraining: PretrainingConfig, topology: TopologyConfig, with_
         l1, l3 = 1.0, 0.0
     topo = l2 * topology.weight if topology.enabled else 0.0
     branches = {"vit": 1.0 - l1, "partner": l1}
-    weights = {"spa_consis": l3 if pretraining.spatial else 0.0, "rec_consis": l3}
+    weights = {"spa_consis": l3 if pretraining.key_points else 0.0, "rec_consis": l3}
+    if pretraining.vectors:
+        weights["vec_consis"] = l3
     for name, share in branches.items():
-        weights[f"mse_{name}"] = share * (1.0 - 2.0 * l2)
+        reconstruction = share * (1.0 - 2.0 * l2)
+        weights[f"mse_{name}"] = reconstruction if pretraining.masks else 0.0
         weights[f"topo_{name}"] = share * topo
-        weights[f"spa_{name}"] = share * l2 if pretraining.spatial else 0.0
+        weights[f"spa_{name}"] = share * l2 if pretraining.key_points else 0.0
+        if pretraining.boundaries:
+            weights |= {f"clean_{name}": reconstruction, f"edge_{name}": reconstruction}
+        if pretraining.vectors:
+            weights[f"vec_{name}"] = share * l2
     return weights
 
 
@@ -105,7 +140,7 @@ def trained_branches(
     """The networks that are trained: those with a term whose weight is not 0. The other one need not compute.
 
     Args:
-        pretraining: the lambdas, and whether there is a spatial task.
+        pretraining: the lambdas, the spatial task and the target of the reconstruction.
         topology: whether there is a topological term, and its extra factor.
         with_vit: whether the plan has a ViT.
 
@@ -116,10 +151,12 @@ def trained_branches(
         ValueError: every term has weight 0.
     """
     weights = term_weights(pretraining, topology, with_vit)
-    consistency = weights["spa_consis"] + weights["rec_consis"]
+    consistency = sum(weight for name, weight in weights.items() if name.endswith("_consis"))
     branches: tuple[Branch, ...] = ("vit", "partner")
     trained = tuple(
-        name for name in branches if consistency + sum(weights[f"{term}_{name}"] for term in ("mse", "topo", "spa"))
+        name
+        for name in branches
+        if consistency + sum(weight for term, weight in weights.items() if term.endswith(f"_{name}"))
     )
     if not trained:
         raise ValueError(
@@ -131,10 +168,10 @@ def trained_branches(
 
 
 class CoPretrainingLoss(nn.Module):
-    """Weighted sum of the eight terms.
+    """Weighted sum of the eight terms, or of those that the plan has in their place.
 
     Args:
-        pretraining: lambdas.
+        pretraining: lambdas, spatial task and target of the reconstruction.
         topology: whether the topological terms take part, and their extra factor.
         with_vit: whether the plan has a ViT.
     """
@@ -142,6 +179,7 @@ class CoPretrainingLoss(nn.Module):
     def __init__(self, pretraining: PretrainingConfig, topology: TopologyConfig, with_vit: bool = True) -> None:
         super().__init__()
         self.weights = term_weights(pretraining, topology, with_vit)
+        self.masks = pretraining.masks
 
     def forward(
         self,
@@ -152,30 +190,39 @@ class CoPretrainingLoss(nn.Module):
         topology: TopologicalTerms | None = None,
         topology_scale: float = 1.0,
         inside: VoxelMask | None = None,
+        pose: PoseTargets = NO_POSE,
     ) -> dict[str, Tensor]:
         """Compute all terms.
 
         Args:
-            output: reconstructions and key points of the networks; None for a network that is not trained.
-            data: the unmasked crop (B, C, D, H, W).
-            hidden: voxel mask (B, 1, D, H, W), True = hidden.
+            output: what the networks predict; None for a network that is not trained.
+            data: the crop (B, C, D, H, W), neither masked nor corrupted.
+            hidden: voxel mask (B, 1, D, H, W), True = hidden; nothing is hidden if only boundaries are the target.
             key_points: true key points (B, 9, 3).
             topology: the topological terms, or None in steps without them.
             topology_scale: factor of the topological weight, see config.TopologyConfig.training_factor.
             inside: voxel mask (B, 1, D, H, W), False at padded voxels, which no term counts; None where nothing is
                 padded.
+            pose: true vectors and boundaries, where the networks predict them.
 
         Returns:
             the terms by name, unweighted, and their weighted sum as ``total``. Absent are the two ``topo_*`` entries
-            without ``topology``, and the terms of a network that is not trained.
+            without ``topology``, the terms of a network that is not trained, and of what it does not predict.
         """
         terms: dict[str, Tensor] = {}
         for name, branch in output.present().items():
-            terms[f"mse_{name}"] = hidden_mse(branch.reconstruction, data, hidden, inside)
-            terms[f"spa_{name}"] = key_point_mse(branch.key_points, key_points)
+            if self.masks:
+                terms[f"mse_{name}"] = hidden_mse(branch.reconstruction, data, hidden, inside)
+            if branch.boundaries is not None and pose.boundaries is not None:
+                terms[f"clean_{name}"] = inside_l1(branch.reconstruction, data, inside)
+                terms[f"edge_{name}"] = inside_l1(branch.boundaries, pose.boundaries, inside)
+            if branch.key_points is not None:
+                terms[f"spa_{name}"] = key_point_mse(branch.key_points, key_points)
+            if branch.vectors is not None and pose.vectors is not None:
+                terms[f"vec_{name}"] = vector_l1(branch.vectors, pose.vectors)
         vit, partner = output
         if vit is not None and partner is not None:
-            terms |= self._consistency(vit, partner, hidden, inside)
+            terms |= self._consistency(vit, partner, rebuilt_voxels(hidden, output), inside, pose.vectors)
         if topology is not None:
             terms |= {f"topo_{name}": term for name, term in topology._asdict().items() if term is not None}
         terms["total"] = self._weighted_sum(terms, topology_scale)
@@ -183,12 +230,19 @@ class CoPretrainingLoss(nn.Module):
 
     @staticmethod
     def _consistency(
-        vit: BranchOutput, partner: BranchOutput, hidden: VoxelMask, inside: VoxelMask | None
+        vit: BranchOutput,
+        partner: BranchOutput,
+        rebuilt: VoxelMask,
+        inside: VoxelMask | None,
+        vectors: VectorTargets | None,
     ) -> dict[str, Tensor]:
-        return {
-            "spa_consis": spatial_consistency(vit.key_points, partner.key_points),
-            "rec_consis": reconstruction_consistency(vit.reconstruction, partner.reconstruction, hidden, inside),
-        }
+        terms: dict[str, Tensor] = {}
+        if vit.key_points is not None and partner.key_points is not None:
+            terms["spa_consis"] = spatial_consistency(vit.key_points, partner.key_points)
+        if vit.vectors is not None and partner.vectors is not None and vectors is not None:
+            terms["vec_consis"] = vector_consistency(vit.vectors, partner.vectors, vectors)
+        terms["rec_consis"] = reconstruction_consistency(vit.reconstruction, partner.reconstruction, rebuilt, inside)
+        return terms
 
     def _weighted_sum(self, terms: Mapping[str, Tensor], topology_scale: float) -> Tensor:
         scales = {name: topology_scale if name.startswith("topo_") else 1.0 for name in terms}

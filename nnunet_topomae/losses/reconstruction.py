@@ -1,4 +1,4 @@
-"""L_MSE: mean squared reconstruction error on hidden voxels (paper Sec. II, as in MAE)."""
+"""Reconstruction errors: L_MSE on hidden voxels (paper Sec. II, as in MAE), and VectorPOSE's on all voxels."""
 
 from nnunet_topomae.types import Scalar, Volume, VoxelMask
 
@@ -36,3 +36,20 @@ def hidden_mse(reconstruction: Volume, target: Volume, hidden: VoxelMask, inside
     count = (counted.sum() * reconstruction.shape[1]).clamp(min=1)
     squared = (reconstruction.float() - target.float()).square()
     return (squared * counted).sum() / count
+
+
+def inside_l1(output: Volume, target: Volume, inside: VoxelMask | None = None) -> Scalar:
+    """Mean absolute difference over the voxels inside the volume, in float32 (Zhang et al. 2022).
+
+    Args:
+        output: volume (B, C, D, H, W).
+        target: volume of the same shape.
+        inside: mask (B, 1, D, H, W), False at padded voxels; None where nothing is padded.
+
+    Returns:
+        A scalar: the mean over all counted voxels and channels of the batch, 0 if there are none.
+    """
+    errors = (output.float() - target.float()).abs()
+    if inside is None:
+        return errors.mean()
+    return (errors * inside).sum() / (inside.sum() * output.shape[1]).clamp(min=1)

@@ -1,6 +1,8 @@
-"""L_spa: mean squared error of the nine key points (paper Sec. II-B)."""
+"""Losses of the spatial task: L_spa for key points (paper Sec. II-B), and that of VectorPOSE's vectors."""
 
-from nnunet_topomae.types import KeyPoints, Scalar
+import torch
+
+from nnunet_topomae.types import KeyPoints, Scalar, Vectors, VectorTargets
 
 
 def key_point_mse(predicted: KeyPoints, target: KeyPoints) -> Scalar:
@@ -19,3 +21,30 @@ def key_point_mse(predicted: KeyPoints, target: KeyPoints) -> Scalar:
         0.25
     """
     return (predicted.float() - target.float()).square().mean()
+
+
+def vector_l1(predicted: Vectors, target: VectorTargets) -> Scalar:
+    """Sum of the mean absolute errors of radius, polar angle and azimuth, in float32 (Zhang et al. 2022).
+
+    The ends of the azimuth's range, -1 and 1, are one direction, so its error is at most 1. The mean over the angles is
+    weighted; it is 0 if no angle counts.
+
+    Args:
+        predicted: coordinates (B, 9, 3), see vectors.to_spherical.
+        target: true coordinates, and how much the angles count (B, 9, 4), see vectors.vector_targets.
+
+    Returns:
+        A scalar in [0, 3].
+
+    Example:
+        >>> import torch
+        >>> predicted = torch.tensor([0.5, 0.5, -0.9]).expand(1, 9, 3)
+        >>> target = torch.tensor([0.5, 0.5, 0.9, 1.0]).expand(1, 9, 4)
+        >>> round(vector_l1(predicted, target).item(), 4)  # not 1.8
+        0.2
+    """
+    errors = (predicted.float() - target[..., :3].float()).abs()
+    radius, polar, azimuth = errors.unbind(dim=-1)
+    weights = target[..., 3].float()
+    angles = polar + torch.minimum(azimuth, 2.0 - azimuth)
+    return radius.mean() + (weights * angles).sum() / weights.sum().clamp(min=torch.finfo(torch.float32).eps)

@@ -3,6 +3,7 @@
 import re
 
 PRETRAINER = "TopoMAEPretrainer"
+VECTORPOSE_PRETRAINER = "VectorPOSEPretrainer"
 FUSION_TRAINER = "TopoMAEFusionTrainer"
 UNETRPP_TRAINER = "UNETRPPTrainer"
 UNETR_TRAINER = "UNETRTrainer"

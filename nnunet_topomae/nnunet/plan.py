@@ -12,6 +12,9 @@ from torch import nn
 
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
 from nnunet_topomae.config import TopoMAEConfig
+from nnunet_topomae.geometry import as_size3
+from nnunet_topomae.types import Size3
+from nnunet_topomae.vectors import VectorFrame, find_slice_axis
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Plan:
         spacing: target spacing in mm along (D, H, W).
         facts: JSON values that must agree between pre-training and fine-tuning.
         network: the plan's own network, where that is the ViT's partner; else None.
+        transpose_forward: nnU-Net's: which axis of the images becomes each axis of the preprocessed arrays.
     """
 
     config: TopoMAEConfig
@@ -85,6 +89,21 @@ class Plan:
     spacing: tuple[float, float, float]
     facts: dict[str, Any]
     network: PlanNetwork | None = None
+    transpose_forward: Size3 = (0, 1, 2)
+
+    def slice_axis(self) -> tuple[int, str]:
+        """The axis from slice to slice, and why it is that one."""
+        chosen = self.config.pretraining.slice_axis
+        if chosen == "auto":
+            return find_slice_axis(self.spacing, self.transpose_forward)
+        return "DHW".index(chosen), "pretraining.slice_axis says so"
+
+    def vector_frame(self) -> VectorFrame:
+        """How the vectors of the spatial task are measured."""
+        axis, pretraining = self.slice_axis()[0], self.config.pretraining
+        in_plane = max(other for other in range(3) if other != axis)
+        polar = axis if pretraining.polar_axis == "slice" else in_plane
+        return VectorFrame(self.spacing, axis, polar, pretraining.angle_weights == "radius")
 
 
 # What nnU-Net's CTNormalization clips and scales by.
@@ -92,14 +111,19 @@ _CT_STATISTICS = ("percentile_00_5", "percentile_99_5", "mean", "std")
 
 
 def read_plan(
-    configuration: ConfigurationManager, channels: int | None = None, plans: Mapping[str, Any] | None = None
+    configuration: ConfigurationManager,
+    channels: int | None = None,
+    plans: Mapping[str, Any] | None = None,
+    config: TopoMAEConfig | None = None,
 ) -> Plan:
     """Read and check one configuration.
 
     Args:
         configuration: nnU-Net's configuration manager.
         channels: number of input channels, recorded in the facts.
-        plans: content of the plans file, whose intensities are recorded in the facts.
+        plans: content of the plans file, whose intensities are recorded in the facts, and which says how axes were
+            transposed.
+        config: what a training makes of the `topomae` section; None takes the section as it is.
 
     Raises:
         ValueError: a 2D configuration, a cascade's second stage, a patch that the rule cannot take, or a wrong
@@ -110,7 +134,8 @@ def read_plan(
             "the second stage of a cascade takes the first stage's segmentation as input, which pre-training on "
             "images cannot provide. Use 3d_fullres or 3d_lowres."
         )
-    config = TopoMAEConfig.from_configuration(configuration.configuration)
+    written = TopoMAEConfig.from_configuration(configuration.configuration)
+    config = written if config is None else config
     network = partner_network(configuration, config)
     shape = derive_network_shape(
         configuration.patch_size,
@@ -119,8 +144,9 @@ def read_plan(
         None if network is None else network.features,
     )
     depth, height, width = (float(value) for value in configuration.spacing)
-    facts = plan_facts(configuration, config, channels, plans)
-    return Plan(config, shape, (depth, height, width), facts, network)
+    facts = plan_facts(configuration, written, channels, plans)
+    transposed = as_size3((plans or {}).get("transpose_forward", (0, 1, 2)), "transpose_forward")
+    return Plan(config, shape, (depth, height, width), facts, network, transposed)
 
 
 def partner_network(configuration: ConfigurationManager, config: TopoMAEConfig) -> PlanNetwork | None:

@@ -78,13 +78,13 @@ def write_checkpoint(
         trainer: what is saved.
         filename: checkpoint file.
         role: which kind of training it is.
-        config: the plan's `topomae` section.
+        config: what the training made of the plan's `topomae` section.
         images: what the training has read.
         steps: steps of the next epoch that are done already; 0 at the end of an epoch.
     """
-    facts = plan_facts(
-        trainer.configuration_manager, config, len(channel_names(trainer.dataset_json)), trainer.plans_manager.plans
-    )
+    configuration, channels = trainer.configuration_manager, len(channel_names(trainer.dataset_json))
+    written = TopoMAEConfig.from_configuration(configuration.configuration)
+    facts = plan_facts(configuration, written, channels, trainer.plans_manager.plans)
     described = describe(role, config, facts, make_manifest(trainer, images))
     save_atomically({**training_state(trainer), ENTRY: {**described, STEPS: steps}}, filename)
 

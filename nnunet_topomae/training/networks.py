@@ -1,6 +1,6 @@
 """The networks that a plan asks for."""
 
-from nnunet_topomae.architectures.build import build_copretraining_network
+from nnunet_topomae.architectures.build import Tasks, build_copretraining_network
 from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
 from nnunet_topomae.losses.copretraining import trained_branches
 from nnunet_topomae.nnunet.plan import Plan
@@ -24,4 +24,5 @@ def pretraining_network(plan: Plan, in_channels: int) -> CoPretrainingNetwork:
         trained_branches(pretraining, plan.config.topology, architecture.has_vit),
         plan.network,
         pretraining.partner_masking,
+        Tasks(pretraining.key_points, pretraining.vectors, pretraining.boundaries),
     )

@@ -17,9 +17,20 @@ if TYPE_CHECKING:
 # Crops are shown as they are stored: what is compared is a crop with its reconstructions. The image may have any
 # orientation, and the plan may have permuted its axes, so the planes carry no anatomical names.
 PLANES = ("across D", "across H", "across W")
-COLUMNS = ("input", "masked", "vit", "partner")
-TITLES = dict(zip(COLUMNS, ("Input", "Masked", "ViT reconstruction", "Partner's reconstruction"), strict=True))
-_OPTIONAL = ("vit", "partner", "key_points_vit", "key_points_partner")
+TITLES = {
+    "input": "Input",
+    "masked": "Masked",
+    "vit": "ViT reconstruction",
+    "partner": "Partner's reconstruction",
+    "boundaries": "Boundaries",
+    "boundaries_vit": "ViT's boundaries",
+    "boundaries_partner": "Partner's boundaries",
+}
+COLUMNS = tuple(TITLES)
+_OPTIONAL = (
+    *("vit", "partner", "key_points_vit", "key_points_partner"),
+    *("boundaries", "boundaries_vit", "boundaries_partner"),
+)
 HIDDEN_COLOUR = (0.16, 0.30, 0.44)
 _CROP_BOUNDS = ("lower", "upper", "volume_shape")
 
@@ -31,7 +42,7 @@ class Preview:
     Attributes:
         case: case identifier, also the name of the files.
         input: the crop (D, H, W).
-        masked: the crop as the partner sees it, hidden voxels blanked.
+        masked: the crop as the partner sees it: corrupted where boundaries are predicted, hidden voxels blanked.
         hidden: voxel mask, True = hidden.
         vit: reconstruction by the ViT-MAE; None where it was not trained.
         partner: reconstruction by its partner; None where it was not trained.
@@ -40,6 +51,9 @@ class Preview:
         key_points_true: nine key points in the normalised frame of the volume (paper Sec. II-B).
         key_points_vit: prediction of the ViT branch, or None.
         key_points_partner: prediction of the partner's branch, or None.
+        boundaries: true boundaries in [0, 1]; None where they are not predicted.
+        boundaries_vit: prediction of the ViT branch, or None.
+        boundaries_partner: prediction of the partner's branch, or None.
 
     Raises:
         ValueError: a spacing that is not positive, or a case name that is not a plain file name.
@@ -56,6 +70,9 @@ class Preview:
     key_points_true: Float[ndarray, "9 3"]
     key_points_vit: Float[ndarray, "9 3"] | None
     key_points_partner: Float[ndarray, "9 3"] | None
+    boundaries: Float[ndarray, "D H W"] | None = None
+    boundaries_vit: Float[ndarray, "D H W"] | None = None
+    boundaries_partner: Float[ndarray, "D H W"] | None = None
 
     def __post_init__(self) -> None:
         if not self.case or Path(self.case).name != self.case:
@@ -70,6 +87,19 @@ class Preview:
     def columns(self) -> tuple[str, ...]:
         """Names of the volumes that there are, out of COLUMNS."""
         return tuple(name for name in COLUMNS if getattr(self, name) is not None)
+
+    def shown(self, column: str) -> Float[ndarray, "D H W"]:
+        """A column's values: reconstructions have the input at voxels that the network did not have to rebuild."""
+        values: Float[ndarray, "D H W"] = getattr(self, column)
+        if column in ("vit", "partner") and self.boundaries is None:
+            return np.where(self.hidden, values, self.input)
+        return values
+
+    def title(self, column: str) -> str:
+        """Title of a column."""
+        if column != "masked" or self.boundaries is None:
+            return TITLES[column]
+        return "Corrupted and masked" if self.hidden.any() else "Corrupted"
 
     def save(self, folder: Path) -> None:
         """Write `<case>.npz` and `<case>.png` into ``folder``; neither is ever seen half written."""
@@ -102,10 +132,11 @@ class Preview:
 
 
 def preview_figure(preview: Preview) -> "Figure":
-    """Draw input, masked input and the reconstructions in three planes through the centre of the crop.
+    """Draw what the networks see and predict in three planes through the centre of the crop.
 
-    All panels share one grey window, the 0.5 to 99.5 percentile of the input; hidden voxels are blue in the masked
-    column. The reconstructions have the input at visible voxels, where masked autoencoders learn nothing. Pixels have
+    Images share one grey window, the 0.5 to 99.5 percentile of the input, boundaries have theirs from 0 to 1. Hidden
+    voxels are blue in the masked column. Reconstructions of masked crops have the input at visible voxels, where masked
+    autoencoders learn nothing; those of corrupted crops are shown as they are. Pixels have
     the aspect of the voxels in mm. Planes are named after the array's axes: the crop is in the orientation of the
     preprocessed image, which need not be the radiological one.
     """
@@ -116,23 +147,22 @@ def preview_figure(preview: Preview) -> "Figure":
     extent = np.array(preview.input.shape) * np.array(preview.spacing)  # mm
     heights = [extent[_plane_axes(plane)[0]] / extent[_plane_axes(plane)[1]] for plane in range(3)]
     shown = preview.columns
-    width = 9.0 * len(shown) / len(COLUMNS)
+    width = 2.25 * len(shown)
     figure = Figure(figsize=(width, 0.3 + 2.2 * sum(heights)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, len(shown), gridspec_kw={"height_ratios": heights}, squeeze=False)
     for plane, plane_name in enumerate(PLANES):
         rows, columns = _plane_axes(plane)
-        hidden, visible = _slice(preview.hidden, plane), _slice(preview.input, plane)
         for axis, name in zip(axes[plane], shown, strict=True):
-            composed = np.where(hidden, _slice(getattr(preview, name), plane), visible)
-            pixels = _grey(composed, low, high)
+            window = (0.0, 1.0) if name.startswith("boundaries") else (low, high)
+            pixels = _grey(_slice(preview.shown(name), plane), *window)
             if name == "masked":
-                pixels[hidden] = HIDDEN_COLOUR
+                pixels[_slice(preview.hidden, plane)] = HIDDEN_COLOUR
             aspect = preview.spacing[rows] / preview.spacing[columns]
             axis.imshow(pixels, aspect=aspect, interpolation="nearest", origin="upper" if plane == 0 else "lower")
             axis.set(xticks=[], yticks=[])
             if plane == 0:
-                axis.set_title(TITLES[name], fontsize=10)
+                axis.set_title(preview.title(name), fontsize=10)
         axes[plane][0].set_ylabel(plane_name, fontsize=10)
     return figure
 

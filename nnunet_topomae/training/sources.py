@@ -96,6 +96,7 @@ class PretrainingSource:
         fold: fold number or ``all``.
         choice: the plan's ``topomae.finetuning.pretrained``.
         given: the file of ``-pretrained_weights``, which goes before the plan's choice.
+        pretrainer: trainer whose pre-training of the fold is taken where neither names a file.
     """
 
     results: Path
@@ -105,6 +106,7 @@ class PretrainingSource:
     fold: int | str
     choice: str | None = None
     given: Path | None = None
+    pretrainer: str = PRETRAINER
 
     @property
     def from_scratch(self) -> bool:
@@ -118,7 +120,7 @@ class PretrainingSource:
             return self.given
         if self.choice is not None:
             return Path(self.choice).expanduser()
-        folder = f"{PRETRAINER}__{self.plans}__{self.configuration}"
+        folder = f"{self.pretrainer}__{self.plans}__{self.configuration}"
         return self.results / folder / f"fold_{self.fold}" / FINAL_CHECKPOINT
 
     def require(self) -> Path:
@@ -143,7 +145,9 @@ class PretrainingSource:
                 "Remove the key to use this fold's own pre-training, or correct the path."
             )
         unfinished = any(self.file.parent.glob("checkpoint_*.pth"))
-        command = f"nnUNetv2_train {self.dataset} {self.configuration} {self.fold} -tr {PRETRAINER} -p {self.plans}"
+        command = (
+            f"nnUNetv2_train {self.dataset} {self.configuration} {self.fold} -tr {self.pretrainer} -p {self.plans}"
+        )
         raise FileNotFoundError(
             f"no {'finished ' if unfinished else ''}pre-training for this fold: {self.file} does not exist.\n"
             f"Run first:    {command}{' --c' if unfinished else ''}\n"

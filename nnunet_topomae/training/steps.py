@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.copretraining import BranchOutput, CoPretrainingOutput
 from nnunet_topomae.data.topology_target import TargetTopology
-from nnunet_topomae.losses.copretraining import CoPretrainingLoss, TopologicalTerms, compose_reconstruction
-from nnunet_topomae.masking import crop_mask, inside_mask, random_token_mask
+from nnunet_topomae.losses.copretraining import CoPretrainingLoss, PoseTargets, TopologicalTerms, compose_reconstruction
+from nnunet_topomae.masking import CropMask, crop_mask, empty_token_mask, inside_mask, random_token_mask
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import PendingLoss, TopologicalLoss
 from nnunet_topomae.training.devices import is_distributed
@@ -114,7 +114,7 @@ class CoPretrainingStep:
 
         Args:
             batch: from data.loaders.CropLocationLoader; without ``target_topology`` L_topo is not computed, without
-                ``locations`` no voxel is taken for padding.
+                ``locations`` no voxel is taken for padding, without ``inputs`` the networks see the clean crops.
             generator: source of the token masks, on the CPU: the ViT lists its visible tokens there.
             topology_scale: factor of L_topo's weight, see config.TopologyConfig.training_factor; at 0 the term is not
                 computed.
@@ -123,28 +123,32 @@ class CoPretrainingStep:
             the terms by name, see losses.copretraining.CoPretrainingLoss. ``topo_gap`` is there only if L_topo is not
             exact: the largest relative gap of its matchings.
         """
-        ratio = self.plan.config.pretraining.mask_ratio
-        tokens = random_token_mask(len(batch["data"]), self.plan.shape.token_grid, ratio, generator)
-        mask = crop_mask(tokens, self.plan.shape.token_size, self.device)
-        data = batch["data"].to(self.device, non_blocking=True)
-        key_points = batch["key_points"].to(self.device, non_blocking=True)
+        mask = draw_mask(self.plan, len(batch["data"]), generator, self.device)
+        data, key_points = self._move(batch["data"]), self._move(batch["key_points"])
+        inputs = self._move(batch["inputs"]) if "inputs" in batch else data
+        pose = PoseTargets(*(self._move(batch[name]) if name in batch else None for name in PoseTargets._fields))
         inside = inside_mask(batch.get("locations", ()), self.device)
         if self.topological_loss is None or topology_scale == 0.0 or "target_topology" not in batch:
-            terms: dict[str, Tensor] = self.loss(self.network(data, mask), data, mask.hidden, key_points, inside=inside)
+            output = self.network(inputs, mask)
+            terms: dict[str, Tensor] = self.loss(output, data, mask.hidden, key_points, inside=inside, pose=pose)
             return terms
         pending: dict[str, PendingLoss] = {}
+        rebuilt = torch.ones_like(mask.hidden) if "inputs" in batch else mask.hidden
 
         def start_vit(branch: BranchOutput) -> None:
-            pending["vit"] = self._start_topology(branch.reconstruction, data, mask.hidden, inside, batch)
+            pending["vit"] = self._start_topology(branch.reconstruction, data, rebuilt, inside, batch)
 
-        output = self.network(data, mask, torch.compiler.disable(start_vit))
+        output = self.network(inputs, mask, torch.compiler.disable(start_vit))
         if output.partner is not None:
-            pending["partner"] = self._start_topology(output.partner.reconstruction, data, mask.hidden, inside, batch)
+            pending["partner"] = self._start_topology(output.partner.reconstruction, data, rebuilt, inside, batch)
         topology, gap = self._finish_topology(pending, output, batch.get("keys", ()))
-        terms = self.loss(output, data, mask.hidden, key_points, topology, topology_scale, inside)
+        terms = self.loss(output, data, mask.hidden, key_points, topology, topology_scale, inside, pose)
         if gap > EXACT_GAP:
             terms["topo_gap"] = terms["total"].new_tensor(gap)
         return terms
+
+    def _move(self, values: Tensor) -> Tensor:
+        return values.to(self.device, non_blocking=True)
 
     def _finish_topology(
         self, pending: Mapping[str, PendingLoss], output: CoPretrainingOutput, cases: Iterable[str]
@@ -192,6 +196,23 @@ class CoPretrainingStep:
             target_diagrams=[target.diagrams for target in targets],
             region_origin=origins or None,
         )
+
+
+def draw_mask(plan: Plan, batch: int, generator: Generator, device: torch.device) -> CropMask:
+    """What a plan hides of a batch of crops: random tokens, or nothing where only boundaries are the target.
+
+    Args:
+        plan: token grid and mask ratio.
+        batch: number of crops.
+        generator: on the CPU.
+        device: of the result.
+    """
+    pretraining, shape = plan.config.pretraining, plan.shape
+    if pretraining.masks:
+        tokens = random_token_mask(batch, shape.token_grid, pretraining.mask_ratio, generator)
+    else:
+        tokens = empty_token_mask(batch, shape.token_grid)
+    return crop_mask(tokens, shape.token_size, device)
 
 
 def detach_terms(terms: Mapping[str, Scalar]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Validation of a pre-training: how well both networks rebuild fixed crops of the fold's training cases."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,17 @@ import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
 from skimage.metrics import structural_similarity
-from torch import Generator
+from torch import Generator, Tensor
 
 from nnunet_topomae.architectures.copretraining import BranchOutput, CoPretrainingOutput
 from nnunet_topomae.data.loaders import CropLocationLoader, volume_shape
 from nnunet_topomae.files import write_json
 from nnunet_topomae.geometry import CropLocation
-from nnunet_topomae.masking import CropMask, crop_mask, random_token_mask
+from nnunet_topomae.masking import CropMask
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.previews import Preview
+from nnunet_topomae.training.spatial_errors import measure_spatial_errors
+from nnunet_topomae.training.steps import draw_mask
 
 PREVIEW_CASES = 4
 
@@ -36,7 +38,7 @@ def reconstruction_metrics(
     Args:
         reconstruction: the network's output.
         target: the crop.
-        hidden: voxels that count: hidden ones inside the volume.
+        hidden: voxels that count: those inside the volume that are hidden, or all where crops are corrupted.
 
     Raises:
         ValueError: no voxel counts.
@@ -116,7 +118,10 @@ class ReconstructionValidation:
                 preview.save(folder / "previews")
         mean = _mean(list(results.values()))
         report(f"Mean reconstruction: {mean}")
-        summary = {"reconstruction": {"mean": mean, "cases": results}}
+        summary: dict[str, Any] = {"reconstruction": {"mean": mean, "cases": results}}
+        for errors in measure_spatial_errors(self.predict, self.loader, self.plan, cases, self.device):
+            report(errors.line())
+            summary.setdefault("spatial", {})[errors.task] = {**errors.of, "crops": errors.crops}
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "summary.json", summary, indent=2)
         return summary
@@ -125,41 +130,62 @@ class ReconstructionValidation:
         image = self.loader.image(case)
         location = CropLocation.centred(volume_shape(image), self.plan.shape.patch_size)
         volume = self.loader.cut(case, image, location)
-        true = location.key_points()
+        inputs, boundaries = volume, None
+        if self.plan.config.pretraining.boundaries:
+            inputs, boundaries = self.loader.corrupt(volume, case, np.random.default_rng(seed))
         mask = self._mask(location, seed)
         hidden = mask.hidden[0, 0].cpu().numpy()
         with torch.no_grad():
-            output = self.predict(volume[None].to(self.device), mask)
-        counted = hidden & location.inside()
-        images, points, metrics = {}, {}, {}
-        for name, branch in output.present().items():
-            image, points[name] = _to_numpy(branch)
-            images[name] = image[0]
-            metrics[name] = reconstruction_metrics(image, volume.numpy(), counted)
-            metrics[name]["key_point_error_mm"] = key_point_error_mm(points[name], true, location, self.plan.spacing)
-        first = volume[0].numpy()
-        preview = Preview(
+            output = self.predict(inputs[None].to(self.device), mask)
+        counted = location.inside() if boundaries is not None else hidden & location.inside()
+        found = {name: _to_numpy(branch) for name, branch in output.present().items()}
+        metrics = {}
+        for name, branch in found.items():
+            metrics[name] = reconstruction_metrics(branch["reconstruction"], volume.numpy(), counted)
+            if "key_points" in branch:
+                error = key_point_error_mm(branch["key_points"], location.key_points(), location, self.plan.spacing)
+                metrics[name]["key_point_error_mm"] = error
+            if boundaries is not None:
+                errors = np.abs(branch["boundaries"] - boundaries.numpy())[:, counted]
+                metrics[name]["boundary_error"] = float(errors.mean())
+        return self._preview(case, volume, inputs, boundaries, hidden, location, found), metrics
+
+    def _preview(
+        self,
+        case: str,
+        volume: Float[Tensor, "C D H W"],
+        inputs: Float[Tensor, "C D H W"],
+        boundaries: Float[Tensor, "C D H W"] | None,
+        hidden: Bool[ndarray, "D H W"],
+        location: CropLocation,
+        found: Mapping[str, Mapping[str, ndarray]],
+    ) -> Preview:
+        """The first channel of everything."""
+        shown: dict[str, Any] = {}
+        for name in ("vit", "partner"):
+            branch = found.get(name, {})
+            shown[name] = branch["reconstruction"][0] if branch else None
+            shown[f"boundaries_{name}"] = branch["boundaries"][0] if "boundaries" in branch else None
+            shown[f"key_points_{name}"] = branch.get("key_points")
+        return Preview(
             case=case,
-            input=first,
-            masked=np.where(hidden, np.float32(0), first),
+            input=volume[0].numpy(),
+            masked=np.where(hidden, np.float32(0), inputs[0].numpy()),
             hidden=hidden,
-            vit=images.get("vit"),
-            partner=images.get("partner"),
+            boundaries=None if boundaries is None else boundaries[0].numpy(),
             spacing=self.plan.spacing,
             crop=location,
-            key_points_true=true,
-            key_points_vit=points.get("vit"),
-            key_points_partner=points.get("partner"),
+            key_points_true=location.key_points(),
+            **shown,
         )
-        return preview, metrics
 
     def _mask(self, location: CropLocation, seed: int) -> CropMask:
-        """The first mask of a seed that hides some voxel of the volume."""
-        generator, shape = Generator().manual_seed(seed), self.plan.shape
+        """The first mask of a seed that hides some voxel of the volume, if the plan hides any."""
+        generator = Generator().manual_seed(seed)
         while True:
-            tokens = random_token_mask(1, shape.token_grid, self.plan.config.pretraining.mask_ratio, generator)
-            mask = crop_mask(tokens, shape.token_size, self.device)
-            if (mask.hidden[0, 0].cpu().numpy() & location.inside()).any():
+            mask = draw_mask(self.plan, 1, generator, self.device)
+            hidden = mask.hidden[0, 0].cpu().numpy()
+            if not self.plan.config.pretraining.masks or (hidden & location.inside()).any():
                 return mask
 
 
@@ -171,6 +197,6 @@ def _mean(results: Sequence[CaseMetrics]) -> CaseMetrics:
     }
 
 
-def _to_numpy(branch: BranchOutput) -> tuple[Float[ndarray, "C D H W"], Float[ndarray, "9 3"]]:
-    """Reconstruction and key points of the only sample, float32 on the CPU."""
-    return branch.reconstruction[0].float().cpu().numpy(), branch.key_points[0].float().cpu().numpy()
+def _to_numpy(branch: BranchOutput) -> dict[str, ndarray]:
+    """What a network predicts of the only sample, by name, float32 on the CPU."""
+    return {name: value[0].float().cpu().numpy() for name, value in branch._asdict().items() if value is not None}

@@ -490,20 +490,29 @@ def test_a_real_training_is_stopped_continued_and_killed(workspace: Path) -> Non
     third.wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), seconds=10)
 
 
-def test_nnunets_own_network_is_pre_trained_and_trained(workspace: Path) -> None:
+@pytest.mark.parametrize(
+    ("trainer", "architecture", "section", "expected"),
+    [
+        ("TopoMAEPretrainer", {"vit": "none"}, {"partner_masking": "sparse"}, {"mse_partner", "spa_partner"}),
+        ("VectorPOSEPretrainer", {}, {}, {"clean_partner", "edge_partner", "vec_partner"}),
+    ],
+)
+def test_nnunets_own_network_is_pre_trained_and_trained(
+    workspace: Path, trainer: str, architecture: dict[str, Any], section: dict[str, Any], expected: set[str]
+) -> None:
     import torch
 
-    name = _variant(workspace, "ownNetwork", epochs=1)
+    name = _variant(workspace, f"ownNetwork{trainer}", epochs=1, pretrainer=trainer)
     file = workspace / "preprocessed" / DATASET / f"{name}.json"
     plans = json.loads(file.read_text())
-    section = plans["configurations"]["3d_fullres"]["topomae"]
-    section["architecture"] |= {"partner": "plan", "vit": "none"}
-    section["pretraining"] |= {"partner_masking": "sparse", "epochs": 1}
+    values = plans["configurations"]["3d_fullres"]["topomae"]
+    values["architecture"] |= {"partner": "plan", **architecture}
+    values["pretraining"] |= {"epochs": 1, **section}
     file.write_text(json.dumps(plans))
-    _train("TopoMAEPretrainer", name)
-    (epoch,) = (_fold(workspace, "TopoMAEPretrainer", name) / "metrics.jsonl").read_text().splitlines()
+    _train(trainer, name)
+    (epoch,) = (_fold(workspace, trainer, name) / "metrics.jsonl").read_text().splitlines()
     terms = json.loads(epoch)["train"]
-    assert {"mse_partner", "spa_partner"} <= set(terms) and not any(key.endswith("_vit") for key in terms)
+    assert expected <= set(terms) and not any(key.endswith("_vit") for key in terms)
     _train("PretrainedNNUNetTrainer", name)
     fold = _fold(workspace, "PretrainedNNUNetTrainer", name)
     assert json.loads((fold / "transfer.json").read_text())["source"]["partner"] is True

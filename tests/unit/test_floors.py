@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path for folder in ("nnunet_topomae", "trainers", "plans") for path in (ROOT / folder).rglob("*.py"))
 
 PLACES = {
-    **dict.fromkeys(("types", "geometry", "masking", "config", "files"), 0),
+    **dict.fromkeys(("types", "geometry", "masking", "vectors", "config", "files"), 0),
     **dict.fromkeys(("topology", "losses", "architectures", "evaluation"), 1),
     **dict.fromkeys(("nnunet", "data", "training", "datasets"), 2),
     **dict.fromkeys(("trainers", "plans", "ext_trainer"), 3),

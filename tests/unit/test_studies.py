@@ -157,6 +157,25 @@ def test_spatial_task(study: Study, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == printed
 
 
+def test_boundary(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study("boundary").main(["--quick", "--out", str(tmp_path / "out.json")])
+    assert "| 16^3 | 0.3 |" in capsys.readouterr().out
+    assert all(row["largest_difference"] < 0.01 for row in read(tmp_path / "out.json")["rows"])
+
+
+@pytest.mark.slow
+def test_vector_task(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module, out = study("vector_task"), tmp_path / "out.json"
+    chosen = ["VectorPOSE", "masked, key points"]
+    module.main(["--quick", "--out", str(out), "--variants", *chosen])
+    variants = read(out)["phantoms"]["variants"]
+    assert list(variants) == chosen and set(variants["VectorPOSE"]["vectors"]) == {"partner", "mean_answer", "crops"}
+    assert all(run[task]["partner"]["mm"] > 0 for run in variants.values() for task in run if task != "cpu_s")
+    printed = capsys.readouterr().out
+    module.main(["--table", str(out)])
+    assert capsys.readouterr().out == printed
+
+
 @pytest.mark.slow
 def test_topology(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"

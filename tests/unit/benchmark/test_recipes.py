@@ -35,6 +35,7 @@ def _config(name: str) -> TopoMAEConfig:
         ("co-reconstruction", {"mse_vit", "mse_partner"}, "both", None),
         ("co-spatial", {"mse_vit", "mse_partner", "spa_vit", "spa_partner"}, "both", None),
         ("co-topological", {"mse_vit", "mse_partner", "topo_vit", "topo_partner"}, "both", None),
+        ("topomae-vectors", {term.replace("spa_", "vec_") for term in BOTH}, "both", None),
     ],
 )
 def test_what_a_recipe_trains_and_transfers(name: str, trained: set[str], transferred: str, row: str | None) -> None:
@@ -45,6 +46,23 @@ def test_what_a_recipe_trains_and_transfers(name: str, trained: set[str], transf
     assert config.topology.enabled == any(term.startswith("topo") for term in trained)
     assert config.finetuning.transfer_parts == transferred
     assert find_recipe(name).paper_row == row
+
+
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [
+        ("vectorpose", {"clean_partner", "edge_partner", "vec_partner"}),
+        ("vectorpose-vp", {"vec_partner"}),
+        ("vectorpose-bfr", {"clean_partner", "edge_partner"}),
+    ],
+)
+def test_vectorpose_trains_unetrpp_alone_with_equal_weights(name: str, trained: set[str]) -> None:
+    recipe, written = find_recipe(name), _config(name)
+    config = written.for_vectorpose()
+    weights = CoPretrainingLoss(config.pretraining, config.topology, config.architecture.has_vit).weights
+    assert {term for term, weight in weights.items() if weight > 0} == trained
+    assert len({round(weights[term], 6) for term in trained}) == 1
+    assert not written.architecture.has_vit and recipe.pretrainer == written.finetuning.pretrainer
 
 
 def test_the_ladder_is_cumulative() -> None:

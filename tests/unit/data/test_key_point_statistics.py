@@ -11,6 +11,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_topomae.data.key_point_statistics import key_point_statistics, report_key_points
 from nnunet_topomae.data.loaders import CropLocationLoader
+from nnunet_topomae.data.transforms import Places
 
 SHAPE, PATCH = (20, 31, 46), (8, 20, 15)
 ALL = (0, 1, 2)
@@ -22,19 +23,19 @@ def location_variance(shape: tuple[int, ...], patch: tuple[int, ...]) -> float:
 
 
 def test_without_flips_the_targets_are_the_places_alone() -> None:
-    found = key_point_statistics([SHAPE], PATCH, (), "volume")
+    found = key_point_statistics([SHAPE], Places(PATCH))
     assert found.targets == found.location == pytest.approx(location_variance(SHAPE, PATCH), rel=0.05)
     assert found.share == pytest.approx(3 * found.location)
     assert (found.crops, found.cases) == (4000, 1)
 
 
 def test_flips_of_the_volume_add_no_variance() -> None:
-    found = key_point_statistics([SHAPE], PATCH, ALL, "volume")
+    found = key_point_statistics([SHAPE], Places(PATCH, ALL, "volume"))
     assert found.targets == pytest.approx(location_variance(SHAPE, PATCH), rel=0.05)
 
 
 def test_flips_of_the_crop_add_the_distance_of_its_corners() -> None:
-    found = key_point_statistics([SHAPE], PATCH, ALL, "crop")
+    found = key_point_statistics([SHAPE], Places(PATCH, ALL, "crop"))
     # A corner is at either end of the crop, half its length P / N away from the middle; the centre never moves.
     of_flips = 8 / 9 * np.mean([(p / n) ** 2 for n, p in zip(SHAPE, PATCH, strict=True)])
     assert found.location == pytest.approx(location_variance(SHAPE, PATCH), rel=0.05)
@@ -42,28 +43,26 @@ def test_flips_of_the_crop_add_the_distance_of_its_corners() -> None:
 
 
 @pytest.mark.parametrize("frame", ["volume", "crop"])
-def test_a_patch_as_large_as_the_images_is_warned_of(frame: str) -> None:
-    large = key_point_statistics([(20, 31, 46), (19, 30, 45)], (20, 32, 46), ALL, frame, crops=400)
+def test_a_patch_as_large_as_the_images_is_warned_of(frame: Any) -> None:
+    large = key_point_statistics([(20, 31, 46), (19, 30, 45)], Places((20, 32, 46), ALL, frame), crops=400)
     assert large.share < 0.01
     assert large.lines()[-1].startswith("warning: the place of a crop carries only")
-    assert len(key_point_statistics([SHAPE], PATCH, ALL, frame, crops=400).lines()) == 1
+    assert len(key_point_statistics([SHAPE], Places(PATCH, ALL, frame), crops=400).lines()) == 1
 
 
 def test_one_percent_is_a_crop_that_moves_by_a_tenth() -> None:
-    assert key_point_statistics([(1000, 1000, 1000)], (900, 900, 900), (), "volume").share == pytest.approx(
-        0.01, rel=0.1
-    )
+    assert key_point_statistics([(1000, 1000, 1000)], Places((900, 900, 900))).share == pytest.approx(0.01, rel=0.1)
 
 
 def test_same_seed_same_numbers() -> None:
-    arguments = ([SHAPE], PATCH, ALL, "crop", 300)
+    arguments = ([SHAPE], Places(PATCH, ALL, "crop"), 300)
     assert key_point_statistics(*arguments, seed=3) == key_point_statistics(*arguments, seed=3)
     assert key_point_statistics(*arguments, seed=3) != key_point_statistics(*arguments, seed=4)
 
 
 def test_no_volume() -> None:
     with pytest.raises(ValueError, match="at least one volume"):
-        key_point_statistics([], PATCH, (), "volume")
+        key_point_statistics([], Places(PATCH))
 
 
 class _Unread:
@@ -93,7 +92,7 @@ def test_a_loaders_cases_are_opened_not_read_and_at_most_a_hundred(tmp_path: Pat
     cases.opened.clear()  # nnU-Net's loader opens one case for its channels
     report_key_points(loader, tmp_path, lines.append)
     assert len(cases.opened) == len(set(cases.opened)) == 100
-    found = key_point_statistics([SHAPE] * 100, PATCH, (0,), "crop")
+    found = key_point_statistics([SHAPE] * 100, Places(PATCH, (0,), "crop"))
     assert json.loads((tmp_path / "key_points.json").read_text()) == {
         "targets": found.targets,
         "location": found.location,

@@ -10,10 +10,13 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig, TopologyConfig, TopoMAEConfig
+from nnunet_topomae.data.corruptions import Corruption
 from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_loader
 from nnunet_topomae.data.topology_target import TopologyTarget
+from nnunet_topomae.data.transforms import scaled_box, square_planes
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import TopologyRegion, persistence_diagrams
+from nnunet_topomae.vectors import VectorFrame
 
 
 class _Cases(nnUNetDatasetNumpy):
@@ -70,6 +73,92 @@ def test_volume_of_coordinates_gives_back_its_key_points(frame: str) -> None:
             np.testing.assert_array_equal(starts_at_row_0, direction > 0 if frame == "crop" else [True] * 3)
             seen.add((case, *direction))
     assert len(seen) == 16  # both cases in all eight orientations
+
+
+def _axes_and_corners(volume: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Where the array's axes point in the original volume (rows, unit vectors), and the coordinates of the nine points.
+
+    Read from inner voxels, as those at the faces of a magnified crop are not interpolated.
+    """
+    values = volume.numpy().astype(np.float64)
+    first, last = ([round(share * size) for size in values.shape[1:]] for share in (0.3, 0.6))
+    base, ends = values[(slice(None), *first)], []
+    for axis in range(3):
+        place = [last[axis] if axis == other else first[other] for other in range(3)]
+        ends.append((values[(slice(None), *place)] - base) / (last[axis] - first[axis]))
+    steps = np.array(ends)  # (array axis, coordinate) per voxel
+    corners = [[(row >> (2 - axis)) & 1 for axis in range(3)] for row in range(8)] + [[0.5] * 3]
+    offsets = np.array(corners) * values.shape[1:] - 0.5 - first
+    return steps / np.linalg.norm(steps, axis=1, keepdims=True), base + offsets @ steps
+
+
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.5, 1.5)])
+@pytest.mark.parametrize(
+    ("spacing", "slice_axis", "polar_axis"),
+    [((1.0, 1.0, 1.0), 0, 2), ((1.0, 1.0, 1.0), 1, 1), ((3.0, 0.5, 0.5), 0, 2), ((1.0, 1.0, 4.0), 2, 1)],
+)
+def test_volume_of_coordinates_gives_back_its_vectors(
+    scale: tuple[float, float], spacing: tuple[float, float, float], slice_axis: int, polar_axis: int
+) -> None:
+    shapes = {"a": (15, 22, 14), "b": (14, 16, 20)}
+    frame = VectorFrame(spacing, slice_axis, polar_axis)
+    planes = square_planes((8, 8, 8), spacing)
+    assert len(planes) == (3 if len(set(spacing)) == 1 else 1)
+    volumes = {case: _coordinates(shape) for case, shape in shapes.items()}
+    loader = _loader(volumes, (8, 8, 8), scale=scale, planes=planes, vectors=frame)
+    orientations, factors = set(), set()
+    for _ in range(24):
+        batch = next(loader)
+        for volume, targets, case in zip(batch["data"], batch["vectors"].numpy(), batch["keys"], strict=True):
+            axes, points = _axes_and_corners(volume)
+            size = np.array(shapes[case]) * spacing
+            target = np.array(shapes[case]) / 2
+            target[slice_axis] = points[8, slice_axis]
+            vectors = (target - points) * spacing @ axes.T
+            length = np.linalg.norm(vectors, axis=1)
+            radius = np.linalg.norm(np.delete(size, slice_axis)) / 2
+            np.testing.assert_allclose(targets[:, 0], np.minimum(1, length / radius), atol=1e-5)
+            np.testing.assert_allclose(np.cos(np.pi * targets[:, 1]) * length, vectors[:, polar_axis], atol=1e-4)
+            first, second = (axis for axis in range(3) if axis != polar_axis)
+            across = np.sin(np.pi * targets[:, 1]) * length
+            np.testing.assert_allclose(across * np.cos(np.pi * targets[:, 2]), vectors[:, first], atol=1e-4)
+            np.testing.assert_allclose(across * np.sin(np.pi * targets[:, 2]), vectors[:, second], atol=1e-4)
+            orientations.add(tuple(np.rint(axes).astype(int).ravel()))
+            factors.add(round(float(np.ptp(points[:8, 0]) / 8), 3))
+    assert len(orientations) > 12 and (len(factors) > 3) == (scale != (1.0, 1.0))
+    assert all(0.4 < factor < 1.6 for factor in factors)
+
+
+def test_rotations_alone_keep_left_and_right() -> None:
+    planes = square_planes((6, 6, 6), (1.0, 1.0, 1.0))
+    loader = _loader({"a": _coordinates((11, 12, 13))}, (6, 6, 6), planes=planes, flip_axes=())
+    turned = [_axes_and_corners(volume)[0] for _ in range(30) for volume in next(loader)["data"]]
+    assert {round(float(np.linalg.det(axes))) for axes in turned} == {1}
+    assert len({tuple(np.rint(axes).astype(int).ravel()) for axes in turned}) > 15  # of the 24 rotations of a cube
+
+
+def test_a_scaled_box_grows_no_further_than_the_volume() -> None:
+    assert scaled_box((8, 8, 8), 1.5, (10, 20, 6)) == (10, 12, 8)
+    assert scaled_box((8, 8, 8), 0.5, (10, 20, 2)) == (4, 4, 4)
+    assert scaled_box((1, 8, 8), 0.25, (1, 8, 8)) == (1, 2, 2)
+    loader = _loader({"a": _coordinates((9, 20, 20))}, (8, 8, 8), scale=(1.5, 1.5), flip_axes=())
+    (location, _) = next(loader)["locations"]
+    assert [up - low for low, up in location.bounds] == [9, 12, 12] and not location.is_padded
+
+
+def test_corrupted_crops_come_with_their_clean_ones_and_boundaries() -> None:
+    rng = np.random.default_rng(0)
+    volume = 900 + 400 * (rng.random((2, 12, 14, 16)) < 0.5).astype(np.float32)
+    volume[1] = 7.0  # a channel without contrast
+    corruption = Corruption(shuffle=1.0, bezier=1.0, paint=1.0)
+    batch = next(_loader({"a": volume}, (8, 10, 12), corruption=corruption))
+    assert batch["inputs"].shape == batch["boundaries"].shape == batch["data"].shape
+    assert not torch.equal(batch["inputs"], batch["data"])
+    assert set(batch["data"][:, 0].unique().tolist()) == {900.0, 1300.0}
+    assert batch["inputs"][:, 0].min() > 890 and batch["inputs"][:, 0].max() < 1310  # in the image's own intensities
+    assert batch["boundaries"][:, 0].max() > 0 and torch.all(batch["boundaries"][:, 1] == 0)
+    again = next(_loader({"a": volume}, (8, 10, 12), corruption=corruption))
+    assert torch.equal(batch["inputs"], again["inputs"])
 
 
 def test_crop_larger_than_the_volume_is_centred_padded_and_clamped() -> None:

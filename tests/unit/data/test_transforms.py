@@ -1,9 +1,11 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from nnunet_topomae.data.transforms import draw_flip_axes, flip_crop
-from nnunet_topomae.geometry import CropLocation
+from nnunet_topomae.data.transforms import Places, draw_flip_axes, turn_crop
+from nnunet_topomae.geometry import CropLocation, Turn
 
 
 def test_draw_flip_axes_uses_only_allowed_axes_and_all_of_them() -> None:
@@ -14,13 +16,14 @@ def test_draw_flip_axes_uses_only_allowed_axes_and_all_of_them() -> None:
 
 @pytest.mark.parametrize("frame", ["volume", "crop"])
 @pytest.mark.parametrize("axes", [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
-def test_flipped_coordinate_volume_shows_its_key_points_at_the_corners(axes: tuple[int, ...], frame: str) -> None:
+def test_flipped_coordinate_volume_shows_its_key_points_at_the_corners(axes: tuple[int, ...], frame: Any) -> None:
     shape = (9, 13, 17)
     location = CropLocation((1, 2, 3), (6, 10, 15), shape)
     # Coordinates of voxel centres in the voxel frame; a corner of the crop lies half a voxel outside its corner voxel.
     centres = np.stack(np.meshgrid(*[np.arange(s) + 0.5 for s in shape], indexing="ij"))
     crop = torch.from_numpy(centres[:, 1:6, 2:10, 3:15])
-    flipped, points = flip_crop(crop.float(), location.key_points(), axes, frame)
+    turn = Turn().flipped(axes)
+    flipped, points = turn_crop(crop.float(), turn), Places((5, 8, 12), flip_frame=frame).key_points(location, turn)
     mirror = [-1 if frame == "volume" and axis in axes else 1 for axis in range(3)]  # the flipped volume's coordinates
     for row in range(8):
         ends = [(row >> (2 - axis)) & 1 for axis in range(3)]
@@ -35,6 +38,5 @@ def test_flipped_coordinate_volume_shows_its_key_points_at_the_corners(axes: tup
 
 def test_flip_keeps_the_voxels_themselves() -> None:
     volume = torch.arange(2 * 3 * 4 * 5, dtype=torch.float32).view(2, 3, 4, 5)
-    points = CropLocation((0, 0, 0), (3, 4, 5), (3, 4, 5)).key_points()
-    flipped, _ = flip_crop(volume, points, (1,))
+    flipped = turn_crop(volume, Turn(flips=(1,)))
     assert torch.equal(flipped, torch.from_numpy(volume.numpy()[:, :, ::-1].copy()))

@@ -11,13 +11,14 @@ from nnunet_topomae.config import PretrainingConfig, TopologyConfig
 from nnunet_topomae.losses.consistency import reconstruction_consistency, spatial_consistency
 from nnunet_topomae.losses.copretraining import (
     CoPretrainingLoss,
+    PoseTargets,
     TopologicalTerms,
     compose_reconstruction,
     term_weights,
     trained_branches,
 )
-from nnunet_topomae.losses.reconstruction import hidden_mse
-from nnunet_topomae.losses.spatial import key_point_mse
+from nnunet_topomae.losses.reconstruction import hidden_mse, inside_l1
+from nnunet_topomae.losses.spatial import key_point_mse, vector_l1
 from nnunet_topomae.topology import TopologicalLoss
 
 SHAPE = (2, 3, 4, 5, 6)
@@ -185,7 +186,7 @@ def test_disabled_topology_has_no_weight() -> None:
 
 
 def test_without_the_spatial_task_no_term_trains_key_points() -> None:
-    weights = term_weights(PretrainingConfig(spatial=False), TopologyConfig())
+    weights = term_weights(PretrainingConfig(spatial="none"), TopologyConfig())
     assert {name for name, weight in weights.items() if weight == 0.0} == {"spa_vit", "spa_partner", "spa_consis"}
     assert weights["rec_consis"] == pytest.approx(0.1)
 
@@ -198,8 +199,8 @@ def test_without_the_spatial_task_no_term_trains_key_points() -> None:
         ({"lambda1": 0.0, "lambda3": 0.0}, True, ("vit",)),
         ({"lambda1": 1.0, "lambda3": 0.0}, True, ("partner",)),
         ({"lambda1": 0.0, "lambda3": 0.0, "lambda2": 0.5}, True, ("vit",)),
-        ({"lambda1": 0.4, "lambda3": 0.0, "lambda2": 0.5, "spatial": False}, True, ("vit", "partner")),
-        ({"lambda1": 1.0, "spatial": False}, False, ("vit", "partner")),
+        ({"lambda1": 0.4, "lambda3": 0.0, "lambda2": 0.5, "spatial": "none"}, True, ("vit", "partner")),
+        ({"lambda1": 1.0, "spatial": "none"}, False, ("vit", "partner")),
     ],
 )
 def test_trained_branches_are_those_with_a_weight(values, topology, expected) -> None:  # type: ignore[no-untyped-def]
@@ -207,7 +208,7 @@ def test_trained_branches_are_those_with_a_weight(values, topology, expected) ->
 
 
 def test_a_loss_without_any_weight_is_refused() -> None:
-    config = PretrainingConfig(lambda2=0.5, lambda3=0.0, spatial=False)
+    config = PretrainingConfig(lambda2=0.5, lambda3=0.0, spatial="none")
     with pytest.raises(ValueError, match=r"lambda2 = 0.5.*weight 0"):
         trained_branches(config, TopologyConfig(enabled=False))
 
@@ -245,6 +246,64 @@ def test_topology_weight_is_a_factor_of_the_topological_terms_only() -> None:
     plain, tenfold = (term_weights(PretrainingConfig(), TopologyConfig(weight=weight)) for weight in (1.0, 10.0))
     changed = {name: tenfold[name] / value for name, value in plain.items() if tenfold[name] != value}
     assert changed == {"topo_vit": pytest.approx(10.0), "topo_partner": pytest.approx(10.0)}
+
+
+def test_vectors_across_the_seam_of_the_azimuth_are_near() -> None:
+    predicted = torch.tensor([[0.5, 0.25, 0.98], [0.5, 0.25, -0.98]]).repeat_interleave(9, 0).view(2, 9, 3)
+    predicted.requires_grad_(True)
+    target = torch.tensor([0.4, 0.45, -0.98, 1.0]).expand(2, 9, 4)
+    loss = vector_l1(predicted, target)
+    assert loss.item() == pytest.approx(0.1 + 0.2 + (0.04 + 0.0) / 2, rel=1e-4)
+    loss.backward()
+    assert predicted.grad[0, :, 2].lt(0).all()  # to -0.98 the way from 0.98 is up, across the seam
+    assert torch.isfinite(predicted.grad).all()
+
+
+def test_angles_without_weight_do_not_count() -> None:
+    predicted = torch.full((1, 9, 3), 0.5, requires_grad=True)
+    target = torch.zeros(1, 9, 4)
+    loss = vector_l1(predicted, target)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.5)
+    assert torch.all(predicted.grad[..., 1:] == 0) and torch.isfinite(predicted.grad).all()
+    target = torch.zeros(1, 9, 4)
+    target[0, 3] = torch.tensor([0.5, 0.2, 0.4, 0.01])  # only this vector has a direction
+    assert vector_l1(predicted, target).item() == pytest.approx(0.5 * 8 / 9 + 0.3 + 0.1, rel=1e-5)
+
+
+def test_both_spatial_tasks_and_both_targets_are_weighted_alike() -> None:
+    output, data, hidden, points = _batch(12)
+    generator = torch.Generator().manual_seed(12)
+    vectors = [torch.rand(2, 9, 3, generator=generator) for _ in output]
+    edges = [torch.rand(SHAPE, generator=generator) for _ in output]
+    pairs = zip(output, vectors, edges, strict=True)
+    output = CoPretrainingOutput(*(branch._replace(vectors=v, boundaries=e) for branch, v, e in pairs))
+    pose = PoseTargets(torch.rand(2, 9, 4, generator=generator), torch.rand(SHAPE, generator=generator))
+    config = PretrainingConfig(spatial="both", target="both", lambda1=0.3, lambda2=0.2, lambda3=0.7)
+    terms = CoPretrainingLoss(config, TopologyConfig(enabled=False))(output, data, hidden, points, pose=pose)
+    found = {name: value.item() for name, value in terms.items()}
+    assert found["clean_vit"] == pytest.approx((output.vit.reconstruction - data).abs().mean().item())
+    assert found["edge_vit"] == pytest.approx((edges[0] - pose.boundaries).abs().mean().item())
+    expected = 0.0
+    for name, share in (("vit", 0.7), ("partner", 0.3)):
+        expected += share * 0.6 * (found[f"mse_{name}"] + found[f"clean_{name}"] + found[f"edge_{name}"])
+        expected += share * 0.2 * (found[f"spa_{name}"] + found[f"vec_{name}"])
+    expected += 0.7 * (found["spa_consis"] + found["vec_consis"] + found["rec_consis"])
+    assert found["total"] == pytest.approx(expected, rel=1e-5)
+    whole = reconstruction_consistency(
+        output.vit.reconstruction, output.partner.reconstruction, torch.ones_like(hidden)
+    )
+    assert found["rec_consis"] == pytest.approx(whole.item())  # corrupted crops are rebuilt everywhere
+
+
+def test_padding_does_not_count_in_the_error_of_boundaries() -> None:
+    target = torch.zeros(SHAPE)
+    inside = torch.ones(2, 1, *SHAPE[2:], dtype=torch.bool)
+    inside[1, :, :2] = False
+    output = torch.where(inside, torch.full(SHAPE, 0.25), torch.full(SHAPE, 99.0))
+    assert inside_l1(output, target, inside).item() == pytest.approx(0.25)
+    assert inside_l1(target + 0.5, target).item() == pytest.approx(0.5)
+    assert inside_l1(output, target, torch.zeros_like(inside)).item() == 0.0
 
 
 def test_composition() -> None:

@@ -11,6 +11,7 @@ from nnunet_topomae.architectures.copretraining import BranchOutput, CoPretraini
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig, TopoMAEConfig
 from nnunet_topomae.data.loaders import CropLocationLoader
+from nnunet_topomae.data.transforms import Places
 from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.masking import CropMask
 from nnunet_topomae.nnunet.plan import Plan
@@ -49,6 +50,8 @@ class _Loader(CropLocationLoader):
 
     def __init__(self, volume: torch.Tensor) -> None:
         self.volume = volume
+        self.places = Places((16, 24, 8))
+        self.boundaries = None
 
     def image(self, case: str) -> torch.Tensor:
         return self.volume
@@ -77,7 +80,8 @@ def test_validation_shows_what_was_trained_and_measures_no_padding(tmp_path: Pat
     assert summary["mean"][branch]["ssim"] > 0.85
     assert json.loads((tmp_path / "summary.json").read_text())["reconstruction"] == summary
     assert [f"PSNR {name}" in lines[0] for name in ("vit", "partner")] == [branch == "vit", branch == "partner"]
-    assert lines[-1].startswith("Mean reconstruction")
+    assert lines[-2].startswith("Mean reconstruction")
+    assert lines[-1].startswith("key points of 8 random crops") and lines[-1].endswith("did not learn them")
     assert Preview.load(tmp_path / "previews" / "a.npz").columns == ("input", "masked", branch)
 
 
