@@ -96,8 +96,15 @@ class TopologyConfig(Checked):
     """Homology dimensions that enter the sum: 0 components, 1 loops, 2 voids."""
     normalisation: Literal["paper", "per_voxel"] = "per_voxel"
     """`paper` takes the distance itself, `per_voxel` divides it by the square root of the number of voxels."""
-    weight: Annotated[float, Rule(lambda value: value > 0, "above 0; enabled = false leaves the term out")] = 1.0
-    """Factor of the term, in addition to `pretraining.lambda2`; 1 is the paper's overall loss."""
+    weight: Annotated[
+        float | Literal["auto"],
+        Rule(lambda value: value == "auto" or value > 0, "above 0; enabled = false leaves the term out"),
+    ] = 1.0
+    """Factor of the term, in addition to `pretraining.lambda2`; 1 is the paper's overall loss. `auto` starts with 1 and
+    adapts the factor of each network, so that the term's share of the gradient stays near `auto_share`."""
+    auto_share: Annotated[float, Rule(lambda value: 0 < value < 1, "above 0 and below 1")] = 0.1
+    """Wanted share of the term where `weight` is `auto`: the norm of its gradient over the sum of the norms of all
+    terms, as `pretraining.gradients_every` measures it."""
     every: Annotated[int, AT_LEAST_1] = 1
     """Compute the term in every n-th training step only, with n times the weight, so that its mean weight before
     clipping is the same. Logged terms are unweighted, and monitoring computes the term in all steps."""
@@ -113,6 +120,11 @@ class TopologyConfig(Checked):
     """Worker threads; 0 takes the number of cores, at most 8."""
     time_limit: Annotated[float | None, ABOVE_0] = 300.0
     """Seconds that a training step waits for the term before it goes on without it; null waits for ever."""
+
+    @property
+    def initial_weight(self) -> float:
+        """Factor of the term before anything is adapted."""
+        return 1.0 if isinstance(self.weight, str) else self.weight
 
     def warmup_factor(self, epoch: int) -> float:
         """Factor of the term's weight in ``epoch``: 0 in the first epoch, 1 after the warm-up."""
@@ -167,6 +179,9 @@ class PretrainingConfig(_TrainingConfig):
     validation case is read."""
     preview_every: Annotated[int, AT_LEAST_0] = 50
     """Epochs between pictures of reconstructions, in `monitoring/epoch_N`; 0 makes them at the end only."""
+    gradients_every: Annotated[int, AT_LEAST_0] = 10
+    """Epochs between measurements of the share that every term of the loss has in the gradient of each encoder; 0
+    measures nothing. It costs one backward pass per term, on one fixed batch of monitoring."""
     learning_rate: Annotated[float, ABOVE_0] = 1.5e-4
     """Peak of the schedule (paper: base rate 6.4e-3)."""
     partner_learning_rate: Annotated[float | None, ABOVE_0] = None
@@ -276,6 +291,11 @@ class TopoMAEConfig(Checked):
             raise ValueError(
                 f"plan value {SECTION}.pretraining.partner_masking = 'sparse' needs {SECTION}.architecture.partner = "
                 "'plan': UNETR++'s attention has no sparse form here"
+            )
+        if self.topology.weight == "auto" and self.pretraining.gradients_every == 0:
+            raise ValueError(
+                f"plan value {SECTION}.topology.weight = 'auto' needs {SECTION}.pretraining.gradients_every above 0: "
+                "the weight follows from the measured gradients"
             )
 
     @classmethod

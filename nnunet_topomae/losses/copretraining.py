@@ -89,7 +89,7 @@ def term_weights(pretraining: PretrainingConfig, topology: TopologyConfig, with_
     l1, l2, l3 = pretraining.lambda1, pretraining.lambda2, pretraining.lambda3
     if not with_vit:
         l1, l3 = 1.0, 0.0
-    topo = l2 * topology.weight if topology.enabled else 0.0
+    topo = l2 * topology.initial_weight if topology.enabled else 0.0
     branches = {"vit": 1.0 - l1, "partner": l1}
     weights = {"spa_consis": l3 if pretraining.spatial else 0.0, "rec_consis": l3}
     for name, share in branches.items():
@@ -133,6 +133,10 @@ def trained_branches(
 class CoPretrainingLoss(nn.Module):
     """Weighted sum of the eight terms.
 
+    Attributes:
+        weights: of every term.
+        factors: further factors of some terms, which a training may adapt.
+
     Args:
         pretraining: lambdas.
         topology: whether the topological terms take part, and their extra factor.
@@ -142,6 +146,7 @@ class CoPretrainingLoss(nn.Module):
     def __init__(self, pretraining: PretrainingConfig, topology: TopologyConfig, with_vit: bool = True) -> None:
         super().__init__()
         self.weights = term_weights(pretraining, topology, with_vit)
+        self.factors: dict[str, float] = {}
 
     def forward(
         self,
@@ -178,7 +183,7 @@ class CoPretrainingLoss(nn.Module):
             terms |= self._consistency(vit, partner, hidden, inside)
         if topology is not None:
             terms |= {f"topo_{name}": term for name, term in topology._asdict().items() if term is not None}
-        terms["total"] = self._weighted_sum(terms, topology_scale)
+        terms["total"] = torch.stack(list(self.weighted(terms, topology_scale).values())).sum()
         return terms
 
     @staticmethod
@@ -190,6 +195,16 @@ class CoPretrainingLoss(nn.Module):
             "rec_consis": reconstruction_consistency(vit.reconstruction, partner.reconstruction, hidden, inside),
         }
 
-    def _weighted_sum(self, terms: Mapping[str, Tensor], topology_scale: float) -> Tensor:
+    def weighted(self, terms: Mapping[str, Tensor], topology_scale: float = 1.0) -> dict[str, Tensor]:
+        """What every term adds to ``total``.
+
+        Args:
+            terms: by name, unweighted; others than the terms of the sum, such as ``total``, are left out.
+            topology_scale: as in :meth:`forward`.
+        """
         scales = {name: topology_scale if name.startswith("topo_") else 1.0 for name in terms}
-        return torch.stack([self.weights[name] * scales[name] * term for name, term in terms.items()]).sum()
+        return {
+            name: self.weights[name] * self.factors.get(name, 1.0) * scales[name] * term
+            for name, term in terms.items()
+            if name in self.weights
+        }
