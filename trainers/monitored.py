@@ -1,21 +1,33 @@
 """What pre-training measures of itself every few epochs."""
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from torch import Generator, Tensor
 
+from nnunet_topomae.data.labelled_crops import LabelledCrop, read_labelled_crop, spread
+from nnunet_topomae.data.loaders import CropLocationLoader
+from nnunet_topomae.data.selection import PretrainingCases
 from nnunet_topomae.trainers.base import TopoMAETrainer
 from nnunet_topomae.training.gradients import GradientWatch
+from nnunet_topomae.training.probe import PROBE_CASES, plateau, probe_all
 from nnunet_topomae.training.record import read_epochs
 from nnunet_topomae.training.steps import CoPretrainingStep
 
 
 class MonitoredTrainer(TopoMAETrainer):
-    """Pre-training that says where its gradient goes; not trained itself. Subclasses set ``step``."""
+    """Pre-training that says where its gradient goes and what its encoders are good for; not trained itself.
+
+    Subclasses set ``step``, and define ``chosen`` and ``build_loader``.
+    """
 
     step: CoPretrainingStep
+    chosen: PretrainingCases
+
+    def build_loader(self, cases: list[str]) -> CropLocationLoader:
+        """Reads images of training cases."""
+        raise NotImplementedError
 
     @cached_property
     def gradients(self) -> GradientWatch:
@@ -46,7 +58,29 @@ class MonitoredTrainer(TopoMAETrainer):
         """
         return self.gradients(batch, generator, 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale())
 
+    @cached_property
+    def labelled_crops(self) -> list[LabelledCrop]:
+        """Fixed crops of a few training cases with their labels, for the probe."""
+        cases = spread(self.chosen.labelled, PROBE_CASES)
+        folder, ignored = self.preprocessed_dataset_folder, self.label_manager.ignore_label
+        loader, labelled = self.build_loader(cases), self.dataset_class(folder, cases)
+        crops = []
+        for case in cases:
+            read = partial(loader.cut, case, loader.image(case))
+            segmentation = labelled.load_case(case)[1]
+            crops.append(read_labelled_crop(case, segmentation, self.plan.shape.patch_size, ignored, read))
+        return [crop for crop in crops if crop is not None]
+
+    def reason_to_end(self) -> str | None:
+        """Also where the probe has been on a plateau, if the plan asks for that."""
+        return super().reason_to_end() or plateau(self.records(), self.config.pretraining.plateau_probes)
+
     def write_record(self, epoch: int) -> None:
-        """The epoch's record, with what was measured."""
+        """The epoch's record, with what was measured; the first process of several probes alone."""
         self.notes |= self.gradients.found
+        if self.config.pretraining.probe_after(epoch + 1) and self.local_rank == 0:
+            start, end = (self.logger.get_value(f"epoch_{name}_timestamps", step=epoch) for name in ("start", "end"))
+            encoders = self.gradients.network.eval().trained_encoders
+            log, crops = self.print_to_log_file, lambda: self.labelled_crops
+            self.notes |= probe_all(encoders, crops, self.device, end - start, log)
         super().write_record(epoch)

@@ -21,7 +21,7 @@ def plot_terms(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     Args:
         records: one per epoch: its number ``epoch``, the terms of ``train`` and ``validation`` by name, and in some
-            epochs ``gradient_shares`` by encoder and term.
+            epochs ``gradient_shares`` by encoder and term, and ``probe`` with the Dice of every encoder.
         path: the PNG file.
     """
     names = list(dict.fromkeys(name for r in records for part in ("train", "validation") for name in r[part]))
@@ -60,6 +60,9 @@ def measured_series(records: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
             panel = found.setdefault(f"share of the gradient, {encoder}", {})
             for term, share in shares.items():
                 panel.setdefault(term, []).append((record["epoch"], share))
+        for encoder, dice in record.get("probe", {}).items():
+            if encoder != "seconds":
+                found.setdefault("probe, mean Dice", {}).setdefault(encoder, []).append((record["epoch"], dice))
     return found
 
 
