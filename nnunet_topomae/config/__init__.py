@@ -266,6 +266,16 @@ class FinetuningConfig(_TrainingConfig):
     """Peak of the schedule for freshly initialised weights (paper: base rate 1e-1)."""
     pretrained_learning_rate: Annotated[float, ABOVE_0] = 3e-4
     """Peak of the schedule for pre-trained weights; by default the same as for fresh ones, as in the paper."""
+    schedule: Literal["full", "warmup", "staged", "layer_decay", "head_only"] = "full"
+    """How pre-trained weights start to learn. `full`: all weights from the first step. `warmup`: the rate of
+    pre-trained weights rises linearly over the first `stage_epochs`. `staged`: the encoders are frozen for
+    `stage_epochs`, then all weights learn. `layer_decay`: the deeper below its encoder's output a layer is, the slower
+    it learns. `head_only`: only fresh weights learn."""
+    stage_epochs: Annotated[int, ABOVE_0] = 50
+    """Length of the first stage of `warmup` and `staged`; below `epochs`."""
+    layer_decay: Annotated[float, Rule(lambda value: 0 < value < 1, "above 0 and below 1")] = 0.75
+    """Factor of the learning rate from each layer of a pre-trained encoder to the next one below, for `schedule` =
+    `layer_decay`."""
     sgd_learning_rate: Annotated[float, ABOVE_0] = 1e-2
     """Peak of the schedule for fresh weights in `PretrainedNNUNetTrainer`, which trains with SGD (nnU-Net: 0.01)."""
     sgd_pretrained_learning_rate: Annotated[float, ABOVE_0] = 1e-2
@@ -288,6 +298,29 @@ class FinetuningConfig(_TrainingConfig):
     """Decides which cases belong to the share; a smaller share is part of a larger one."""
     seed: Annotated[int | None, AT_LEAST_0] = None
     """Seed of the weights; null draws one."""
+
+    def __post_init__(self) -> None:
+        """Check the values, and that there is a second stage.
+
+        Raises:
+            ValueError: values that do not fit each other.
+        """
+        super().__post_init__()
+        if self.schedule in ("warmup", "staged") and self.stage_epochs >= self.epochs:
+            raise ValueError(
+                f"plan value {self.NAME}.stage_epochs = {self.stage_epochs} must be below {self.NAME}.epochs = "
+                f"{self.epochs}, or the first stage of schedule = {self.schedule!r} would be the whole training"
+            )
+
+    @property
+    def first_stage(self) -> int:
+        """Steps of the first stage."""
+        return self.stage_epochs * self.iterations_per_epoch
+
+    @property
+    def warmup_used(self) -> int:
+        """Steps of a warm-up: those that the plan wants, at most a tenth of all."""
+        return min(self.warmup_steps, self.epochs * self.iterations_per_epoch // 10)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def test_a_read_out_of_separable_features_is_perfect_and_one_of_noise_is_not() -
 
 
 def test_features_of_the_vit_are_maps_of_its_middle_and_last_layer() -> None:
-    encoder = ViTEncoder((2, 1, 3), (4, 6, 2), 1, ViTPreset(width=12, depth=4, heads=2)).eval()
+    encoder = ViTEncoder((2, 1, 3), (4, 6, 2), 1, ViTPreset(12, 4, 2, 6, 1, 1)).eval()
     maps = encoder_features(encoder, torch.rand(1, 8, 6, 6))
     assert [tuple(features.shape) for features in maps] == [(1, 12, 2, 1, 3)] * 2
 
