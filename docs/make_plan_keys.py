@@ -52,8 +52,11 @@ def _describe_kind(kind: Any) -> tuple[str, list[str]]:
     if origin is Literal:
         return "word", [f"`{value}`" for value in arguments]
     if origin in (Union, types.UnionType):
-        name, allowed = _describe_kind(next(part for part in arguments if part is not type(None)))
-        return f"{name}, or null", allowed
+        kinds = [part for part in arguments if part is not type(None)]
+        first, *words = sorted(kinds, key=lambda part: get_origin(part) is Literal)
+        name, allowed = _describe_kind(first)
+        others = [text for part in words for text in _describe_kind(part)[1]]
+        return ", or ".join([name, *others, *["null"] * (len(kinds) < len(arguments))]), allowed
     if origin is tuple:
         return f"list of {TYPES[arguments[0]]}s", []
     return TYPES[kind], []

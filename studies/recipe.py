@@ -37,11 +37,13 @@ from nnunet_topomae.architectures.layers import LEAKY_SLOPE, Pointwise, use_chan
 from nnunet_topomae.architectures.partner import declare_partner
 from nnunet_topomae.architectures.roles import part_prefixes
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
-from nnunet_topomae.config import ArchitectureConfig
+from nnunet_topomae.config import ArchitectureConfig, FinetuningConfig
 from nnunet_topomae.files import write_json
 from nnunet_topomae.masking import crop_mask, random_token_mask
 from nnunet_topomae.nnunet.plan import PlanNetwork
-from nnunet_topomae.training.schedules import build_adamw, build_sgd
+from nnunet_topomae.training.finetuning import prepare_schedule
+from nnunet_topomae.training.schedules import PACE, Pace, build_adamw, build_sgd
+from nnunet_topomae.training.steps import leave_out_frozen
 from nnunet_topomae.training.transfer import transfer, transferred_parts
 
 TINY = ArchitectureConfig(vit="tiny", dims=(16, 32, 64, 128), depth=1)
@@ -77,6 +79,7 @@ class Variant:
         pretrain_head: initial scale of UNETR++'s reconstruction head.
         pretrain_vit: initial scale of the ViT's reconstruction head: `xavier` or `small`.
         slow: factor of the learning rate of pre-trained weights.
+        schedule: the plan's `finetuning.schedule`; a stage of `warmup` and `staged` is a quarter of the training.
     """
 
     network: str = "unetrpp"
@@ -103,6 +106,7 @@ class Variant:
     pretrain_vit: str = "xavier"
     masking: str = "zero"
     slow: float = 1.0
+    schedule: str = "full"
 
 
 NNUNET = Variant(network="nnunet", optimiser="sgd", lr=1e-2, decay=3e-5, clip=12.0, ds="nnunet")
@@ -184,18 +188,26 @@ def _scale(weight: Tensor, name: str) -> None:
         nn.init.normal_(weight, std=std)
 
 
-def build_optimisers(network: nn.Module, variant: Variant) -> list[torch.optim.Optimizer]:
+def build_optimisers(network: nn.Module, variant: Variant, steps: int = 4) -> list[torch.optim.Optimizer]:
     """The optimiser, or two of them for `muon`."""
     slow = variant.slow * variant.lr if variant.slow != 1.0 else None
+    section = FinetuningConfig(
+        epochs=steps,
+        iterations_per_epoch=1,
+        stage_epochs=steps // 4,
+        warmup_steps=variant.warmup,
+        schedule=variant.schedule,
+    )
+    paces = prepare_schedule(network, section, part_prefixes(network, network.fresh_parts), str)
     fresh = part_prefixes(network, network.fresh_parts) if slow else ()
     if variant.optimiser == "sgd":
-        optimiser = build_sgd(network, variant.lr, slow, fresh)
+        optimiser = build_sgd(network, variant.lr, slow, fresh, paces)
         for group in optimiser.param_groups:
             group["weight_decay"] = variant.decay
         return [optimiser]
     if variant.optimiser == "adamw":
         betas = (0.9, variant.beta2)
-        return [build_adamw(network, variant.lr, variant.decay, betas, slow, fresh)]
+        return [build_adamw(network, variant.lr, variant.decay, betas, slow, fresh, paces)]
     matrices = [p for name, p in network.named_parameters() if p.ndim == 2]
     others = [p for name, p in network.named_parameters() if p.ndim != 2]
     return [
@@ -218,7 +230,7 @@ def train(variant: Variant, crops: dict[str, Any], steps: int, seed: int) -> dic
     network = build_network(variant, crops)
     if pretraining:
         transfer(pretraining["weights"], network, transferred_parts(network, "both"))
-    optimisers = build_optimisers(network, variant)
+    optimisers = build_optimisers(network, variant, steps)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(variant.ema or 0.9)
     )
@@ -231,13 +243,14 @@ def train(variant: Variant, crops: dict[str, Any], steps: int, seed: int) -> dic
         weight_dice=1,
         dice_class=MemoryEfficientSoftDiceLoss,
     )
+    paces = [[Pace(*group.get(PACE, ())) for group in optimiser.param_groups] for optimiser in optimisers]
     losses, norms, first_std, start = [], [], 0.0, time.process_time()
     network.train()
     for step in range(steps):
         data, target = crops["batches"][order[step % len(order)]]
-        for optimiser, rates in zip(optimisers, peaks, strict=True):
-            for group, peak in zip(optimiser.param_groups, rates, strict=True):
-                group["lr"] = peak * factor(step, steps, variant.warmup)
+        for optimiser, rates, of_groups in zip(optimisers, peaks, paces, strict=True):
+            for group, peak, pace in zip(optimiser.param_groups, rates, of_groups, strict=True):
+                group["lr"] = peak * factor(step, steps, variant.warmup) * pace.at(step)
             optimiser.zero_grad()
         outputs = network(data.float())
         if step == 0:
@@ -246,6 +259,7 @@ def train(variant: Variant, crops: dict[str, Any], steps: int, seed: int) -> dic
         loss.backward()
         norms.append(float(nn.utils.clip_grad_norm_(network.parameters(), variant.clip)))
         for optimiser in optimisers:
+            leave_out_frozen(optimiser)
             optimiser.step()
         if variant.ema:
             average.update_parameters(network)

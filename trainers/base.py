@@ -40,6 +40,8 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         self.weight_decay = self.section.weight_decay
         self.save_every: int = max(1, min(50, self.num_epochs // 20))
         self.epoch_terms: dict[str, dict[str, float]] = {}
+        # Further entries of the epoch's record.
+        self.notes: dict[str, Any] = {}
         self.step_of_epoch = 0
         self.bar: Any = None
         self.skipped = SkippedSteps()
@@ -121,7 +123,9 @@ class TopoMAETrainer(CheckedWeightsTrainer):
             "seconds": times[1] - times[0],
             "learning_rate": self.logger.get_value("lrs", step=epoch),
             **self.epoch_terms,
+            **self.notes,
         }
+        self.notes = {}
         if self.skipped.total:
             record["skipped_steps"] = self.skipped.total
         records = write_epoch(Path(self.output_folder), record)

@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import nn
 
-from nnunet_topomae.trainers.resumable import ResumableTrainer
+from nnunet_topomae.trainers.endable import EndableTrainer
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.sources import check_origin_of_weights, receive_given_weights
 
 
-class CheckedWeightsTrainer(ResumableTrainer):
+class CheckedWeightsTrainer(EndableTrainer):
     """Trainer that starts only with weights whose origin it knows; not trained itself.
 
     Weights may come from this training's own checkpoint (`--c`), from `load_initial_weights`, or be fresh.

@@ -1,11 +1,13 @@
 """Supervised training that starts from the pre-training of the same fold; of which network, its subclasses say."""
 
 from pathlib import Path
+from typing import Any
 
 from torch.optim import Optimizer
 
 from nnunet_topomae.trainers.supervised import SupervisedTrainer
 from nnunet_topomae.training.devices import unwrap
+from nnunet_topomae.training.finetuning import prepare_schedule, without_pretraining
 from nnunet_topomae.training.pretrained import Target, load_pretraining
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
 from nnunet_topomae.training.sources import PretrainingSource
@@ -41,17 +43,29 @@ class PretrainedTrainer(SupervisedTrainer):
         )
 
     def configure_optimizers(self) -> tuple[Optimizer, WarmupSchedule]:
-        """AdamW; fresh parts may learn faster than pre-trained ones."""
+        """AdamW with the plan's schedule of pre-trained weights; fresh ones may learn faster."""
         section = self.plan.config.finetuning
-        slow = None if self.source.from_scratch else section.pretrained_learning_rate
         optimizer = build_adamw(
             unwrap(self.network),
             section.learning_rate,
             section.weight_decay,
-            slow_learning_rate=slow,
-            fast_prefixes=() if slow is None else self.parts.fresh,
+            **self.pretrained_groups(section.pretrained_learning_rate),
         )
         return optimizer, self.build_schedule(optimizer, poly)
+
+    def pretrained_groups(self, learning_rate: float) -> dict[str, Any]:
+        """What the optimiser must know of pre-trained weights; nothing without any.
+
+        Args:
+            learning_rate: their peak.
+        """
+        section, log = self.plan.config.finetuning, self.print_to_log_file
+        if self.source.from_scratch:
+            without_pretraining(section, log)
+            return {"slow_learning_rate": None}
+        fresh = self.parts.fresh
+        paces = prepare_schedule(unwrap(self.network), section, fresh, log)
+        return {"slow_learning_rate": learning_rate, "fast_prefixes": fresh, "paces": paces}
 
     def load_initial_weights(self) -> None:
         """Load the pre-trained weights, unless the plan asks for training from scratch."""

@@ -18,7 +18,8 @@ class PretrainedNNUNetTrainer(PretrainedTrainer):
     """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr PretrainedNNUNetTrainer [-p PLANS] [-pretrained_weights FILE]`.
 
     The network is the plan's, with nnU-Net's loss, augmentation and SGD. Only the start differs: pre-trained weights, a
-    warm-up, and a learning rate of their own. Needs plans whose `topomae.architecture.partner` is `plan`.
+    warm-up, and the plan's schedule and learning rate for them. Needs plans whose `topomae.architecture.partner` is
+    `plan`.
     """
 
     @staticmethod
@@ -59,7 +60,6 @@ class PretrainedNNUNetTrainer(PretrainedTrainer):
     def configure_optimizers(self) -> tuple[Optimizer, WarmupSchedule]:
         """nnU-Net's SGD with a warm-up; pre-trained weights may learn more slowly."""
         section = self.plan.config.finetuning
-        slow = None if self.source.from_scratch else section.sgd_pretrained_learning_rate
-        fresh = () if slow is None else self.parts.fresh
-        optimizer = build_sgd(unwrap(self.network), section.sgd_learning_rate, slow, fresh)
+        groups = self.pretrained_groups(section.sgd_pretrained_learning_rate)
+        optimizer = build_sgd(unwrap(self.network), section.sgd_learning_rate, **groups)
         return optimizer, self.build_schedule(optimizer, poly)

@@ -17,7 +17,7 @@ from nnunet_topomae.data.selection import JointDataset, PretrainingCases, choose
 from nnunet_topomae.data.spatial_task import report_spatial_task
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
 from nnunet_topomae.nnunet.plan import read_plan
-from nnunet_topomae.trainers.base import TopoMAETrainer
+from nnunet_topomae.trainers.monitored import MonitoredTrainer
 from nnunet_topomae.training.checkpoints import ignore_former_parts
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.networks import pretraining_network
@@ -28,7 +28,7 @@ from nnunet_topomae.training.steps import CoPretrainingStep, autocast, detach_te
 from nnunet_topomae.training.validation import PREVIEW_CASES
 
 
-class TopoMAEPretrainer(TopoMAETrainer):
+class TopoMAEPretrainer(MonitoredTrainer):
     """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr TopoMAEPretrainer [-p PLANS] [-pretrained_weights FILE]`.
 
     Reads the fold's training cases and unlabelled images; validation patients stay unseen, labels unused.
@@ -126,7 +126,7 @@ class TopoMAEPretrainer(TopoMAETrainer):
     def validation_step(self, batch: dict[str, Any]) -> dict[str, float]:
         """All terms of one fixed batch, with the full weight of L_topo."""
         with autocast(self.device):
-            return detach_terms(self.step(batch, self.mask_generators["validation"], topology_scale=1.0))
+            return detach_terms(self.monitor(batch, self.mask_generators["validation"]))
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, float]]) -> None:
         """Average the terms of the fixed batches."""

@@ -3,11 +3,11 @@
 from typing import Any
 
 from nnunet_topomae.data.cases import ImagesRead
-from nnunet_topomae.trainers.resumable import ResumableTrainer
+from nnunet_topomae.trainers.endable import EndableTrainer
 from nnunet_topomae.training.supervision import choose_labelled, choose_mirror_axes, record_training_cases
 
 
-class SeededNNUNetTrainer(ResumableTrainer):
+class SeededNNUNetTrainer(EndableTrainer):
     """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr SeededNNUNetTrainer [-p PLANS]`.
 
     Network, optimiser, loss and augmentation are nnU-Net's. The plan's `topomae.finetuning` says for how many epochs

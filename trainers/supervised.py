@@ -10,6 +10,7 @@ from nnunet_topomae.architectures.unetrpp import DEEP_SUPERVISION_WEIGHTS, deep_
 from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.trainers.base import TopoMAETrainer
 from nnunet_topomae.training.devices import unwrap
+from nnunet_topomae.training.finetuning import without_pretraining
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
 from nnunet_topomae.training.steps import autocast
 from nnunet_topomae.training.supervision import choose_labelled, choose_mirror_axes, record_training_cases, to_device
@@ -48,6 +49,7 @@ class SupervisedTrainer(TopoMAETrainer):
     def configure_optimizers(self) -> tuple[Optimizer, WarmupSchedule]:
         """AdamW with linear warm-up and polynomial decay."""
         section = self.plan.config.finetuning
+        without_pretraining(section, self.print_to_log_file)
         optimizer = build_adamw(unwrap(self.network), section.learning_rate, section.weight_decay)
         return optimizer, self.build_schedule(optimizer, poly)
 

@@ -134,6 +134,11 @@ class CoPretrainingNetwork(nn.Module):
                     module.requires_grad_(False)
 
     @property
+    def trained_encoders(self) -> dict[str, nn.Module]:
+        """The part of every branch that is trained which all terms of its loss reach."""
+        return {name: self.get_submodule(self.transferred_parts[name][0]) for name in self.branches}
+
+    @property
     def partner_prefixes(self) -> tuple[str, ...]:
         """Beginnings of the names of the partner's parameters."""
         parts = ("encoder", "decoder", "key_points", "vectors", "masking")

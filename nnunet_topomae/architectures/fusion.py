@@ -50,10 +50,12 @@ class FusionNetwork(nn.Module):
 
     Attributes:
         pretrained_parts: parts that pre-training provides.
+        encoder_parts: those of them that encode.
         fresh_parts: the rest, within them or next to them.
     """
 
     pretrained_parts: ClassVar = ("vit_encoder", "encoder", "decoder")
+    encoder_parts: ClassVar = ("vit_encoder", "encoder")
     fresh_parts: ClassVar = ("fusion", "decoder.seg_layers")
 
     def __init__(self, vit_encoder: ViTEncoder, fusion: TokenFusion, encoder: nn.Module, decoder: nn.Module) -> None:

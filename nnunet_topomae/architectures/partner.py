@@ -33,6 +33,7 @@ class Partner(nn.Module):
 
     Attributes:
         pretrained_parts: parts that pre-training provides.
+        encoder_parts: those of them that encode.
         fresh_parts: the rest, within them.
 
     Args:
@@ -42,6 +43,7 @@ class Partner(nn.Module):
     """
 
     pretrained_parts: ClassVar = ("encoder", "decoder")
+    encoder_parts: ClassVar = ("encoder",)
     fresh_parts: ClassVar = ("decoder.seg_layers",)
 
     def __init__(self, name: str, encoder: nn.Module, decoder: nn.Module) -> None:
@@ -144,9 +146,11 @@ def declare_partner(network: Any) -> nn.Module:
         ValueError: it has no such parts.
     """
     check_partner(network)
-    network.pretrained_parts, network.fresh_parts = Partner.pretrained_parts, Partner.fresh_parts
+    for role in ("pretrained_parts", "encoder_parts", "fresh_parts"):
+        setattr(network, role, getattr(Partner, role))
     first = next(name for name, module in network.encoder.named_modules() if isinstance(module, nn.Conv3d))
     network.encoder.resampled_as = {f"{first}.weight": Resampling.CHANNELS}
+    network.encoder.layers_from_input = ("stages",)
     network.decoder.stages_coarse_to_fine = ("stages", "transpconvs", "seg_layers")
     return cast(nn.Module, network)
 

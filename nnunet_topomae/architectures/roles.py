@@ -7,8 +7,11 @@ A module declares roles in class attributes next to its parameters; names are re
 * ``stages_coarse_to_fine``: lists of modules that are numbered from the coarsest stage on. Stages of two plans belong
   together from the finest one on.
 
-A network that is fine-tuned declares ``fresh_parts`` and ``pretrained_parts``, that of pre-training what of it is
-transferred (:class:`~nnunet_topomae.architectures.copretraining.CoPretrainingNetwork`).
+* ``layers_from_input``: of an encoder, lists of modules that are numbered from the input on, all of the same length.
+  ``after_layers`` are its parts behind the last of them; what is in neither comes before the first.
+
+A network that is fine-tuned declares its ``encoder_parts``, ``fresh_parts`` and ``pretrained_parts``, that of
+pre-training what of it is transferred (:class:`~nnunet_topomae.architectures.copretraining.CoPretrainingNetwork`).
 
 Every name is looked up in the network, so a parameter that is renamed without its declaration raises an error.
 """
@@ -83,7 +86,8 @@ def check_declarations(network: nn.Module) -> None:
             parent, _, last = name.rpartition(".")
             if not hasattr(module.get_submodule(parent), last):
                 raise AttributeError(f"{type(module).__name__} declares {name} in resampled_as, but has no such part")
-        part_prefixes(module, getattr(module, "stages_coarse_to_fine", ()))
+        for role in ("stages_coarse_to_fine", "layers_from_input", "after_layers", "encoder_parts"):
+            part_prefixes(module, getattr(module, role, ()))
 
 
 def part_prefixes(network: nn.Module, parts: Iterable[str]) -> tuple[str, ...]:
@@ -109,6 +113,26 @@ def coarse_to_fine_prefixes(network: nn.Module) -> tuple[str, ...]:
         for path, module in network.named_modules()
         for name in getattr(module, "stages_coarse_to_fine", ())
     )
+
+
+def layers_below_output(encoder: nn.Module) -> dict[str, int]:
+    """How deep below the encoder's output every parameter is: 1 in the last layer, one more in each layer before it.
+
+    Args:
+        encoder: declares its ``layers_from_input``.
+
+    Raises:
+        AttributeError: it declares a part that it does not have.
+    """
+    lists: tuple[str, ...] = encoder.layers_from_input  # type: ignore[assignment]
+    after = part_prefixes(encoder, getattr(encoder, "after_layers", ()))
+    last = max(len(list(encoder.get_submodule(name).children())) for name in lists)
+    depths = {}
+    for name, _ in encoder.named_parameters():
+        head, _, rest = name.partition(".")
+        layer = int(rest.partition(".")[0]) + 1 if head in lists else last if name.startswith(after) else 0
+        depths[name] = last + 1 - layer
+    return depths
 
 
 def _join(path: str, name: str) -> str:

@@ -95,10 +95,12 @@ class UNETR(nn.Module):
 
     Attributes:
         pretrained_parts: parts that pre-training provides.
+        encoder_parts: those of them that encode.
         fresh_parts: the rest.
     """
 
     pretrained_parts: ClassVar = ("vit_encoder",)
+    encoder_parts: ClassVar = ("vit_encoder",)
     fresh_parts: ClassVar = ("unetr_decoder",)
 
     def __init__(self, vit_encoder: ViTEncoder, unetr_decoder: UNETRDecoder) -> None:

@@ -50,6 +50,8 @@ class ViTEncoder(nn.Module):
     """
 
     resampled_as: ClassVar = {"patch_embedding.weight": Resampling.TOKEN_EMBEDDING}
+    layers_from_input: ClassVar = ("blocks",)
+    after_layers: ClassVar = ("norm",)
     positions: Tensor
 
     def __init__(

@@ -101,8 +101,15 @@ class TopologyConfig(Checked):
     """Homology dimensions that enter the sum: 0 components, 1 loops, 2 voids."""
     normalisation: Literal["paper", "per_voxel"] = "per_voxel"
     """`paper` takes the distance itself, `per_voxel` divides it by the square root of the number of voxels."""
-    weight: Annotated[float, Rule(lambda value: value > 0, "above 0; enabled = false leaves the term out")] = 1.0
-    """Factor of the term, in addition to `pretraining.lambda2`; 1 is the paper's overall loss."""
+    weight: Annotated[
+        float | Literal["auto"],
+        Rule(lambda value: value == "auto" or value > 0, "above 0; enabled = false leaves the term out"),
+    ] = 1.0
+    """Factor of the term, in addition to `pretraining.lambda2`; 1 is the paper's overall loss. `auto` starts with 1 and
+    adapts the factor of each network, so that the term's share of the gradient stays near `auto_share`."""
+    auto_share: Annotated[float, Rule(lambda value: 0 < value < 1, "above 0 and below 1")] = 0.1
+    """Wanted share of the term where `weight` is `auto`: the norm of its gradient over the sum of the norms of all
+    terms, as `pretraining.gradients_every` measures it."""
     every: Annotated[int, AT_LEAST_1] = 1
     """Compute the term in every n-th training step only, with n times the weight, so that its mean weight before
     clipping is the same. Logged terms are unweighted, and monitoring computes the term in all steps."""
@@ -118,6 +125,11 @@ class TopologyConfig(Checked):
     """Worker threads; 0 takes the number of cores, at most 8."""
     time_limit: Annotated[float | None, ABOVE_0] = 300.0
     """Seconds that a training step waits for the term before it goes on without it; null waits for ever."""
+
+    @property
+    def initial_weight(self) -> float:
+        """Factor of the term before anything is adapted."""
+        return 1.0 if isinstance(self.weight, str) else self.weight
 
     def warmup_factor(self, epoch: int) -> float:
         """Factor of the term's weight in ``epoch``: 0 in the first epoch, 1 after the warm-up."""
@@ -158,6 +170,16 @@ class FinetuningConfig(TrainingConfig):
     """Peak of the schedule for freshly initialised weights (paper: base rate 1e-1)."""
     pretrained_learning_rate: Annotated[float, ABOVE_0] = 3e-4
     """Peak of the schedule for pre-trained weights; by default the same as for fresh ones, as in the paper."""
+    schedule: Literal["full", "warmup", "staged", "layer_decay", "head_only"] = "full"
+    """How pre-trained weights start to learn. `full`: all weights from the first step. `warmup`: the rate of
+    pre-trained weights rises linearly over the first `stage_epochs`. `staged`: the encoders are frozen for
+    `stage_epochs`, then all weights learn. `layer_decay`: the deeper below its encoder's output a layer is, the slower
+    it learns. `head_only`: only fresh weights learn."""
+    stage_epochs: Annotated[int, ABOVE_0] = 50
+    """Length of the first stage of `warmup` and `staged`; below `epochs`."""
+    layer_decay: Annotated[float, Rule(lambda value: 0 < value < 1, "above 0 and below 1")] = 0.75
+    """Factor of the learning rate from each layer of a pre-trained encoder to the next one below, for `schedule` =
+    `layer_decay`."""
     sgd_learning_rate: Annotated[float, ABOVE_0] = 1e-2
     """Peak of the schedule for fresh weights in `PretrainedNNUNetTrainer`, which trains with SGD (nnU-Net: 0.01)."""
     sgd_pretrained_learning_rate: Annotated[float, ABOVE_0] = 1e-2
@@ -180,6 +202,29 @@ class FinetuningConfig(TrainingConfig):
     """Decides which cases belong to the share; a smaller share is part of a larger one."""
     seed: Annotated[int | None, AT_LEAST_0] = None
     """Seed of the weights; null draws one."""
+
+    def __post_init__(self) -> None:
+        """Check the values, and that there is a second stage.
+
+        Raises:
+            ValueError: values that do not fit each other.
+        """
+        super().__post_init__()
+        if self.schedule in ("warmup", "staged") and self.stage_epochs >= self.epochs:
+            raise ValueError(
+                f"plan value {self.NAME}.stage_epochs = {self.stage_epochs} must be below {self.NAME}.epochs = "
+                f"{self.epochs}, or the first stage of schedule = {self.schedule!r} would be the whole training"
+            )
+
+    @property
+    def first_stage(self) -> int:
+        """Steps of the first stage."""
+        return self.stage_epochs * self.iterations_per_epoch
+
+    @property
+    def warmup_used(self) -> int:
+        """Steps of a warm-up: those that the plan wants, at most a tenth of all."""
+        return min(self.warmup_steps, self.epochs * self.iterations_per_epoch // 10)
 
 
 @dataclass(frozen=True)
@@ -205,6 +250,11 @@ class TopoMAEConfig(Checked):
             raise ValueError(
                 f"plan value {SECTION}.pretraining.partner_masking = 'sparse' needs {SECTION}.architecture.partner = "
                 "'plan': UNETR++'s attention has no sparse form here"
+            )
+        if self.topology.weight == "auto" and self.pretraining.gradients_every == 0:
+            raise ValueError(
+                f"plan value {SECTION}.topology.weight = 'auto' needs {SECTION}.pretraining.gradients_every above 0: "
+                "the weight follows from the measured gradients"
             )
 
     @classmethod

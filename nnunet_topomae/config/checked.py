@@ -1,7 +1,7 @@
 """Frozen dataclasses that check their values by the annotations of their fields, however they are made.
 
 A field says its type and, with ``Annotated[type, Rule]``, which values it takes. Supported are `bool`, `int`, `float`,
-`str`, `Literal`, tuples of one type, `X | None` and other checked classes.
+`str`, `Literal`, tuples of one type, `X | None`, `X | Literal` and other checked classes.
 """
 
 import types
@@ -115,8 +115,7 @@ def _as_kind(kind: Any, value: Any, name: str) -> Any:
             raise ValueError(f"plan value {name} = {value!r} is not one of {', '.join(map(repr, arguments))}")
         return value
     if origin in (Union, types.UnionType):
-        inner = next(argument for argument in arguments if argument is not type(None))
-        return None if value is None else _as_kind(inner, value, name)
+        return _as_one_of(arguments, value, name)
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise ValueError(f"plan value {name} = {value!r} must be a list")
@@ -124,6 +123,23 @@ def _as_kind(kind: Any, value: Any, name: str) -> Any:
     if issubclass(kind, Checked):
         return value if isinstance(value, kind) else kind.read(value)
     return _as_scalar(kind, value, name)
+
+
+def _as_one_of(kinds: Sequence[Any], value: Any, name: str) -> Any:
+    """The value as None or one of some words, where these are allowed, else as the type next to them."""
+    if value is None and type(None) in kinds:
+        return None
+    first, *others = sorted((kind for kind in kinds if kind is not type(None)), key=_is_literal)
+    words = [word for kind in others for word in get_args(kind)]
+    if value in words:
+        return value
+    if isinstance(value, str) and words:
+        raise ValueError(f"plan value {name} = {value!r} must be of type {first.__name__}, or {', '.join(words)}")
+    return _as_kind(first, value, name)
+
+
+def _is_literal(kind: Any) -> bool:
+    return get_origin(kind) is Literal
 
 
 def _as_scalar(kind: type, value: Any, name: str) -> Any:

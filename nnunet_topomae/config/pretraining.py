@@ -57,6 +57,14 @@ class PretrainingConfig(TrainingConfig):
     validation case is read."""
     preview_every: Annotated[int, AT_LEAST_0] = 50
     """Epochs between pictures of reconstructions, in `monitoring/epoch_N`; 0 makes them at the end only."""
+    gradients_every: Annotated[int, AT_LEAST_0] = 10
+    """Epochs between measurements of the share that every term of the loss has in the gradient of each encoder; 0
+    measures nothing. It costs one backward pass per term, on one fixed batch of monitoring."""
+    probe_every: Annotated[int, AT_LEAST_0] = 0
+    """Epochs between probes: a linear read-out of the frozen encoders is fitted to the labels of a few training cases
+    and scored by Dice on other training cases. 0 makes none; 10 is a good choice. Labels train no weight."""
+    plateau_probes: Annotated[int, AT_LEAST_0] = 0
+    """End pre-training after so many probes in a row without a better Dice; 0 trains for all epochs."""
     learning_rate: Annotated[float, ABOVE_0] = 1.5e-4
     """Peak of the schedule (paper: base rate 6.4e-3)."""
     partner_learning_rate: Annotated[float | None, ABOVE_0] = None
@@ -142,13 +150,25 @@ class PretrainingConfig(TrainingConfig):
         return self.target != "masked"
 
     def __post_init__(self) -> None:
-        """Check the values, and that there is one meaning of every place."""
+        """Check the values, that there is one meaning of every place, and something to stop by.
+
+        Raises:
+            ValueError: values that do not fit each other.
+        """
         super().__post_init__()
+        if self.plateau_probes and not self.probe_every:
+            raise ValueError(
+                f"plan value {self.NAME}.plateau_probes = {self.plateau_probes} needs {self.NAME}.probe_every above 0"
+            )
         if self.flip_frame == "crop" and (self.vectors or self.rotate):
             raise ValueError(
                 f"plan value {self.NAME}.flip_frame = 'crop' is for key points of flipped crops only. Set it to "
                 "'volume' to use vectors or rotations."
             )
+
+    def probe_after(self, epochs: int) -> bool:
+        """Whether a probe is due after so many epochs."""
+        return self.probe_every > 0 and epochs % self.probe_every == 0
 
     def previews_after(self, epochs: int) -> bool:
         """Whether pictures are due after so many epochs; those of the end are made anyway."""

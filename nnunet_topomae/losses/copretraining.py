@@ -117,7 +117,7 @@ def term_weights(pretraining: PretrainingConfig, topology: TopologyConfig, with_
     l1, l2, l3 = pretraining.lambda1, pretraining.lambda2, pretraining.lambda3
     if not with_vit:
         l1, l3 = 1.0, 0.0
-    topo = l2 * topology.weight if topology.enabled else 0.0
+    topo = l2 * topology.initial_weight if topology.enabled else 0.0
     branches = {"vit": 1.0 - l1, "partner": l1}
     weights = {"spa_consis": l3 if pretraining.key_points else 0.0, "rec_consis": l3}
     if pretraining.vectors:
@@ -170,6 +170,10 @@ def trained_branches(
 class CoPretrainingLoss(nn.Module):
     """Weighted sum of the eight terms, or of those that the plan has in their place.
 
+    Attributes:
+        weights: of every term.
+        factors: further factors of some terms, which a training may adapt.
+
     Args:
         pretraining: lambdas, spatial task and target of the reconstruction.
         topology: whether the topological terms take part, and their extra factor.
@@ -180,6 +184,7 @@ class CoPretrainingLoss(nn.Module):
         super().__init__()
         self.weights = term_weights(pretraining, topology, with_vit)
         self.masks = pretraining.masks
+        self.factors: dict[str, float] = {}
 
     def forward(
         self,
@@ -225,7 +230,7 @@ class CoPretrainingLoss(nn.Module):
             terms |= self._consistency(vit, partner, rebuilt_voxels(hidden, output), inside, pose.vectors)
         if topology is not None:
             terms |= {f"topo_{name}": term for name, term in topology._asdict().items() if term is not None}
-        terms["total"] = self._weighted_sum(terms, topology_scale)
+        terms["total"] = torch.stack(list(self.weighted(terms, topology_scale).values())).sum()
         return terms
 
     @staticmethod
@@ -244,6 +249,16 @@ class CoPretrainingLoss(nn.Module):
         terms["rec_consis"] = reconstruction_consistency(vit.reconstruction, partner.reconstruction, rebuilt, inside)
         return terms
 
-    def _weighted_sum(self, terms: Mapping[str, Tensor], topology_scale: float) -> Tensor:
+    def weighted(self, terms: Mapping[str, Tensor], topology_scale: float = 1.0) -> dict[str, Tensor]:
+        """What every term adds to ``total``.
+
+        Args:
+            terms: by name, unweighted; others than the terms of the sum, such as ``total``, are left out.
+            topology_scale: as in :meth:`forward`.
+        """
         scales = {name: topology_scale if name.startswith("topo_") else 1.0 for name in terms}
-        return torch.stack([self.weights[name] * scales[name] * term for name, term in terms.items()]).sum()
+        return {
+            name: self.weights[name] * self.factors.get(name, 1.0) * scales[name] * term
+            for name, term in terms.items()
+            if name in self.weights
+        }

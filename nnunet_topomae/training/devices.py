@@ -28,6 +28,19 @@ def average_terms_of_all_gpus(steps: Sequence[Mapping[str, float]]) -> dict[str,
     return average_terms(gathered)
 
 
+def decided_by_first(value: Any) -> Any:
+    """What the first process of a distributed training says; all processes call this, also where there is only one.
+
+    Args:
+        value: of this process; small.
+    """
+    if not is_distributed():
+        return value
+    shared = [value]
+    distributed.broadcast_object_list(shared, src=0)
+    return shared[0]
+
+
 def record_gpu_memory(trainer: Any) -> None:
     """Write torch's largest allocation to a training's ``training.json`` and log; nothing on the CPU."""
     if trainer.device.type == "cuda" and trainer.local_rank == 0:

@@ -44,6 +44,19 @@ def keep_previous(latest: Path) -> None:
         link.replace(previous)
 
 
+def reopen(folder: Path) -> None:
+    """Call the final checkpoint of a training that has ended early, and is continued, the latest one.
+
+    Otherwise nnU-Net would continue from it again, although newer checkpoints exist.
+
+    Args:
+        folder: the fold's.
+    """
+    final, latest = folder / FINAL_CHECKPOINT, folder / LATEST_CHECKPOINT
+    if final.is_file() and not latest.exists():
+        final.replace(latest)
+
+
 def drop_previous(folder: Path) -> None:
     """Remove the previous checkpoint of a fold, which a finished or a new training does not need.
 

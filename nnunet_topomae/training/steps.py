@@ -41,6 +41,8 @@ def optimise(
     A step whose loss or gradient is not finite is skipped: weights and optimiser stay as they were, and the scaler
     lowers its scale. In a distributed training only the gradient counts, which is the same in all processes.
 
+    Parameters with the learning rate 0 are frozen: the optimiser does not see their gradients.
+
     Args:
         terms: computed under :func:`autocast`; ``total``, or the loss itself, is minimised.
         network: its gradients are clipped.
@@ -60,6 +62,7 @@ def optimise(
     skipped = SkippedSteps(most_in_a_row=1) if skipped is None else skipped
     loss = terms["total"]
     (loss if scaler is None else scaler.scale(loss)).backward()
+    leave_out_frozen(optimizer)
     if scaler is not None:
         scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(network.parameters(), clip)
@@ -76,6 +79,18 @@ def optimise(
     else:
         skipped.skip(terms, cases)
     return finite
+
+
+def leave_out_frozen(optimizer: Optimizer) -> None:
+    """Drop the gradients of parameters whose learning rate is 0.
+
+    Args:
+        optimizer: before its step.
+    """
+    for group in optimizer.param_groups:
+        if group["lr"] == 0.0:
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 class CoPretrainingStep:

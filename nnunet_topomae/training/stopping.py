@@ -1,12 +1,62 @@
-"""Asking a training to stop: SIGTERM and SIGUSR1, which schedulers send before they end a job."""
+"""Asking a training to stop: signals, which schedulers send before they end a job, and a file in the run's folder.
+
+A signal stops a training in the middle of an epoch, and ``--c`` continues it. The file ends it after the epoch, as if
+that were its last one. Standard library only: the command ``stop`` must be quick.
+"""
 
 import os
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from nnunet_topomae.files import write_text
+
+# In the fold's folder, next to the checkpoints.
+STOP_FILE = "stop_after_epoch"
 _NAMES = ("SIGTERM", "SIGUSR1")
+
+
+class EndOfTraining(BaseException):
+    """A training ends before its last epoch; its text says why. Like `SystemExit` it is no error."""
+
+
+def ask_to_end(folder: Path) -> Path:
+    """Ask the training in a fold's folder to end after its epoch.
+
+    Args:
+        folder: the fold's.
+
+    Returns:
+        The file that asks; whoever deletes it in time takes the request back.
+    """
+    write_text(folder / STOP_FILE, "end after this epoch, with the final checkpoint\n")
+    return folder / STOP_FILE
+
+
+def asked_to_end(folder: Path) -> str | None:
+    """The reason to end, where somebody has asked for it.
+
+    Args:
+        folder: the fold's.
+    """
+    return (
+        "nnunet-topomae stop has asked for it; --c goes on with the other epochs"
+        if (folder / STOP_FILE).exists()
+        else None
+    )
+
+
+def forget_request(folder: Path) -> bool:
+    """Remove a request; returns whether there was one.
+
+    Args:
+        folder: the fold's.
+    """
+    there = (folder / STOP_FILE).exists()
+    (folder / STOP_FILE).unlink(missing_ok=True)
+    return there
 
 
 class StopSignals:

@@ -13,16 +13,19 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
+from nnunet_topomae.cli import main
 from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.data.cases import ImagesRead
+from nnunet_topomae.trainers.endable import EndableTrainer
 from nnunet_topomae.trainers.planned import PlannedTrainer
-from nnunet_topomae.trainers.resumable import ResumableTrainer
 from nnunet_topomae.training import checkpoints
+from nnunet_topomae.training.record import read_facts
+from nnunet_topomae.training.stopping import STOP_FILE
 
 EPOCHS, STEPS = 3, 4
 
 
-class _Training(ResumableTrainer):
+class _Training(EndableTrainer):
     """Three epochs of four steps, each of which adds one to the weights; `signals` come in the middle of a step."""
 
     role = "finetuning"
@@ -41,6 +44,7 @@ class _Training(ResumableTrainer):
         self.current_epoch, self.disable_checkpointing, self.was_initialized = 0, False, True
         self.dataloader_train, self.dataloader_val = iter(int, 1), iter(int, 1)
         self.signals = signals or {}
+        self.asks: set[int] = set()
         self.lines: list[str] = []
         self.steps_of_epochs: list[int] = []
 
@@ -54,6 +58,8 @@ class _Training(ResumableTrainer):
     def train_step(self, batch: Any) -> None:
         with torch.no_grad():
             self.network.weight += 1
+        if int(self.network.weight) in self.asks:
+            assert main(["stop", self.output_folder]) == 0
         if (number := self.signals.get(int(self.network.weight))) is not None:
             os.kill(os.getpid(), number)
 
@@ -75,7 +81,7 @@ class _Training(ResumableTrainer):
 def _without_nnunet(monkeypatch: pytest.MonkeyPatch) -> None:
     """nnU-Net's loop and checkpoints without plans, files and validation."""
     monkeypatch.setattr(PlannedTrainer, "on_train_start", lambda self: None)
-    monkeypatch.setattr(PlannedTrainer, "on_train_end", lambda self: self.save_checkpoint(_file(self, "final")))
+    monkeypatch.setattr(PlannedTrainer, "on_train_end", _end)
     monkeypatch.setattr(nnUNetTrainer, "on_train_epoch_start", lambda self: None)
     monkeypatch.setattr(checkpoints, "plan_facts", lambda *_: {})
     monkeypatch.setattr(checkpoints, "make_manifest", lambda *_: {})
@@ -84,6 +90,13 @@ def _without_nnunet(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("configuration_manager", "dataset_json"):
         monkeypatch.setattr(_Training, name, {}, raising=False)
     monkeypatch.setattr(_Training, "plans_manager", SimpleNamespace(plans={}), raising=False)
+
+
+def _end(trainer: Any) -> None:
+    """As nnU-Net does it, but the latest checkpoint stays."""
+    trainer.current_epoch -= 1
+    trainer.save_checkpoint(_file(trainer, "final"))
+    trainer.current_epoch += 1
 
 
 def _file(trainer: Any, name: str) -> str:
@@ -192,3 +205,63 @@ def test_validation_alone_takes_the_final_checkpoint_or_none(tmp_path: Path) -> 
     again = _continued(tmp_path, "final")
     assert again.current_epoch == EPOCHS and any("latest.pth instead" in line for line in again.lines)
     json.dumps(torch.load(tmp_path / "checkpoint_latest.pth", weights_only=True)["logging"])
+
+
+def _asked(folder: Path, *steps: int, **options: Any) -> _Training:
+    trainer = _continued(folder, **options) if options else _Training(folder)
+    (folder / "training_log_2026.txt").touch()
+    trainer.asks = set(steps)
+    trainer.run_training()
+    return trainer
+
+
+@pytest.mark.parametrize("step", [5, 8])
+def test_the_command_ends_a_training_after_its_epoch_with_the_final_checkpoint(tmp_path: Path, step: int) -> None:
+    trainer = _asked(tmp_path, step)
+    assert trainer.steps_of_epochs == [4, 4] and not (tmp_path / STOP_FILE).exists()
+    assert any(line.startswith("ended after 2 of 3 epochs: nnunet-topomae stop has asked") for line in trainer.lines)
+    facts = read_facts(tmp_path)
+    assert facts["ended_early"]["epochs"] == 2 and facts["steps"] == 8
+    final = torch.load(tmp_path / "checkpoint_final.pth", weights_only=True)
+    assert final["current_epoch"] == 2 and float(final["network_weights"]["weight"]) == 8
+    assert "Traceback" not in "".join(trainer.lines)
+
+
+def test_an_ended_training_goes_on_and_newer_checkpoints_are_not_forgotten(tmp_path: Path) -> None:
+    _asked(tmp_path, 1)
+    (tmp_path / "checkpoint_latest.pth").unlink()  # as nnU-Net's end does
+    second = _continued(tmp_path, "final", signals={6: signal.SIGTERM})
+    with pytest.raises(SystemExit):
+        second.run_training()
+    assert _names(tmp_path) == {"checkpoint_latest.pth", "checkpoint_previous.pth"}  # no final one of epoch 1
+    third = _continued(tmp_path)
+    third.run_training()
+    assert third.steps_of_epochs == [2, 4] and float(third.network.weight) == EPOCHS * STEPS
+
+
+def test_a_request_waits_for_the_rest_of_an_epoch_and_survives_a_signal(tmp_path: Path) -> None:
+    first = _Training(tmp_path, signals={6: signal.SIGTERM})
+    with pytest.raises(SystemExit):
+        first.run_training()
+    (tmp_path / STOP_FILE).touch()
+    second = _continued(tmp_path)
+    second.run_training()
+    assert second.steps_of_epochs == [2] and second.current_epoch == 2
+
+
+def test_a_new_training_forgets_the_request_to_an_old_one(tmp_path: Path) -> None:
+    (tmp_path / STOP_FILE).touch()
+    trainer = _Training(tmp_path)
+    trainer.run_training()
+    assert trainer.steps_of_epochs == [4, 4, 4] and not (tmp_path / STOP_FILE).exists()
+
+
+def test_only_the_folder_of_a_training_can_be_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stop", str(tmp_path / "nothing")]) == 2
+    (tmp_path / "fold_1").mkdir()
+    assert main(["stop", str(tmp_path)]) == 2
+    (tmp_path / "fold_1" / "training_log_1.txt").touch()
+    assert main(["stop", str(tmp_path)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert "there is no folder" in errors[0] and "name a fold's folder, fold_N" in errors[1]
+    assert "name one of its folds: fold_1" in errors[2] and not list(tmp_path.rglob(STOP_FILE))
