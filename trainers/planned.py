@@ -15,7 +15,7 @@ from nnunet_topomae.data.sources import hash_sources
 from nnunet_topomae.nnunet.names import SPLITS_FILE
 from nnunet_topomae.nnunet.plan_checks import check_plans, check_splits
 from nnunet_topomae.training.checks import check_no_copies
-from nnunet_topomae.training.devices import record_gpu_memory, unwrap
+from nnunet_topomae.training.devices import agree_on, record_gpu_memory, unwrap
 from nnunet_topomae.training.failures import show_expected_failures_in_one_line
 from nnunet_topomae.training.record import add_facts
 
@@ -46,7 +46,7 @@ class PlannedTrainer(nnUNetTrainer):
         self.num_epochs = section.epochs
         self.num_iterations_per_epoch = section.iterations_per_epoch
         self.num_val_iterations_per_epoch = section.validation_iterations
-        self.seed = secrets.randbits(32) if section.seed is None else section.seed
+        self.seed: int = secrets.randbits(32) if section.seed is None else section.seed
         self.images_read = ImagesRead()
 
     @property
@@ -58,6 +58,7 @@ class PlannedTrainer(nnUNetTrainer):
         """Build network, optimiser and loss with seeded weights, and record the sizes."""
         names = self.plans_manager.dataset_name, self.plans_manager.plans_name, self.configuration_name
         check_preprocessed(Path(self.preprocessed_dataset_folder), *names)
+        self.seed = agree_on(self.seed)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             super().initialize()

@@ -196,7 +196,7 @@ class PretrainingConfig(_TrainingConfig):
     expression with one group, searched in the name, or the path of a JSON table from case to patient. With null, every
     case is a patient of its own."""
     seed: Annotated[int | None, AT_LEAST_0] = None
-    """Seed of masks and weights; null draws one."""
+    """Seed of weights, crops and masks; null draws one, with which `--c` goes on."""
 
     def previews_after(self, epochs: int) -> bool:
         """Whether pictures are due after so many epochs; those of the end are made anyway."""
@@ -251,7 +251,7 @@ class FinetuningConfig(_TrainingConfig):
     label_seed: Annotated[int, AT_LEAST_0] = 0
     """Decides which cases belong to the share; a smaller share is part of a larger one."""
     seed: Annotated[int | None, AT_LEAST_0] = None
-    """Seed of the weights; null draws one."""
+    """Seed of weights, crops, augmentation and dropout; null draws one, with which `--c` goes on."""
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
-from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from jaxtyping import Float
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.random import Generator
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from nnunet_topomae.data.seeding import sample_generator
 from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.data.transforms import draw_flip_axes, flip_crop
 from nnunet_topomae.data.worker_errors import WorkerErrors
@@ -37,17 +35,27 @@ class CaseSource(Protocol):
 
 
 class Crop(NamedTuple):
-    """One augmented crop: voxels (C, D, H, W), key points (9, 3), and its place in the volume, flipped alike."""
+    """One augmented crop: voxels (C, D, H, W), key points (9, 3), and its place in the volume, flipped alike.
 
+    Attributes:
+        case: the crop's.
+        volume: its voxels.
+        key_points: its key points.
+        location: its place.
+        rng: the sample's generator, for what comes next.
+    """
+
+    case: str
     volume: Tensor
     key_points: np.ndarray
     location: CropLocation
+    rng: Generator
 
 
 class CropLocationLoader(nnUNetDataLoader):
     """nnU-Net's loader for pre-training: images only, uniform crops, key points, target topology.
 
-    Every random number comes from one generator per worker, seeded by ``seed`` and the worker's number.
+    Every sample has a generator of its own, seeded by ``seed``, the number of the batch and the sample's place in it.
 
     Args:
         dataset: preprocessed cases.
@@ -55,11 +63,15 @@ class CropLocationLoader(nnUNetDataLoader):
         patch_size: shape of a crop in voxels.
         label_manager: asked for by nnU-Net's loader; not used to choose crops.
         flip_axes: spatial axes that may be flipped.
-        seed: seed of this loader's generators.
+        seed: seed of this loader's samples.
         flip_frame: whether key points are those of the flipped volume or of the volume as it was, see
             geometry.flip_key_points.
         target: called with every augmented crop and the generator; its results are the batch's ``target_topology``.
         target_every: call it in every n-th batch only; the other batches have no ``target_topology``.
+        first_sample: place of this process's first sample in the batch of all processes.
+
+    Attributes:
+        number: of the next batch.
     """
 
     def __init__(
@@ -73,6 +85,7 @@ class CropLocationLoader(nnUNetDataLoader):
         flip_frame: FlipFrame = "volume",
         target: TopologyTarget | None = None,
         target_every: int = 1,
+        first_sample: int = 0,
     ) -> None:
         super().__init__(dataset, batch_size, patch_size, patch_size, label_manager)
         self.crop_size = patch_size  # nnU-Net's own attribute `patch_size` has no fixed type
@@ -81,14 +94,13 @@ class CropLocationLoader(nnUNetDataLoader):
         self.flip_frame: FlipFrame = flip_frame
         self.target = target
         self.target_every = target_every
+        self.first_sample = first_sample
         self.errors = WorkerErrors()
-        self._rng: Generator | None = None
-        self._batches = 0
+        self.number = 0
 
     def reset(self) -> None:
-        """Start the random sequence again; the next batch is the first one."""
-        self._rng = None
-        self._batches = 0
+        """Start again: the next batch is the first one."""
+        self.number = 0
 
     def image(self, case: str) -> Any:
         """The array (C, D, H, W) of a case, read from disk only where it is indexed."""
@@ -121,40 +133,45 @@ class CropLocationLoader(nnUNetDataLoader):
         return volume
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """Draw a batch.
+        """Draw the next batch, see :meth:`draw`."""
+        batch = self.draw(self.number)
+        self.number += 1
+        return batch
+
+    def draw(self, number: int) -> dict[str, Any]:
+        """Draw the batch of a number.
 
         Returns:
             ``data`` (B, C, D, H, W) float32, ``key_points`` (B, 9, 3) float32, ``locations``: the places of the
-            crops in their volumes, both flipped, whatever the frame of the key points, ``keys`` and, with a target,
-            ``target_topology``: its results, one a sample.
+            crops in their volumes, both flipped, whatever the frame of the key points, ``keys``, ``mask_seeds``: seeds
+            of the samples' token masks, and, with a target, ``target_topology``: its results, one a sample.
         """
         with self.errors.reported():
-            return self._draw_batch()
+            return self._draw_batch(number)
 
-    def _draw_batch(self) -> dict[str, Any]:
-        if self._rng is None:
-            self._rng = np.random.default_rng([self.seed, self.thread_id])
+    def _draw_batch(self, number: int) -> dict[str, Any]:
         with torch.no_grad(), threadpool_limits(limits=1, user_api=None):
-            keys = [str(self._rng.choice(self.indices)) for _ in range(self.batch_size)]
-            crops = [self._draw_crop(case, self._rng) for case in keys]
+            places = range(self.first_sample, self.first_sample + self.batch_size)
+            crops = [self._draw_crop(sample_generator(self.seed, number, place)) for place in places]
             batch = {
                 "data": torch.stack([crop.volume for crop in crops]),
                 "key_points": torch.from_numpy(np.stack([crop.key_points for crop in crops])),
                 "locations": [crop.location for crop in crops],
-                "keys": keys,
+                "keys": [crop.case for crop in crops],
+                "mask_seeds": [int(crop.rng.integers(2**62)) for crop in crops],
             }
-            if self.target is not None and self._batches % self.target_every == 0:
-                batch["target_topology"] = [self.target(crop.volume, self._rng) for crop in crops]
-        self._batches += 1
+            if self.target is not None and number % self.target_every == 0:
+                batch["target_topology"] = [self.target(crop.volume, crop.rng) for crop in crops]
         return batch
 
-    def _draw_crop(self, case: str, rng: Generator) -> Crop:
+    def _draw_crop(self, rng: Generator) -> Crop:
+        case = str(self.indices[int(rng.integers(len(self.indices)))])
         image = self.image(case)
         location = CropLocation.random(volume_shape(image), self.crop_size, rng)
         volume = self.cut(case, image, location)
         axes = draw_flip_axes(self.flip_axes, rng)
         volume, key_points = flip_crop(volume, location.key_points(), axes, self.flip_frame)
-        return Crop(volume.contiguous(), key_points, location.flipped(axes))
+        return Crop(case, volume.contiguous(), key_points, location.flipped(axes), rng)
 
 
 def volume_shape(image: Any) -> Size3:
@@ -162,13 +179,13 @@ def volume_shape(image: Any) -> Size3:
     return as_size3(image.shape[1:], "volume shape")
 
 
-def derive_seed(*numbers: int) -> int:
-    """One seed from several numbers, such as a training's seed and the epoch it continues from."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
 def build_pretraining_loader(
-    dataset: CaseSource, batch_size: int, plan: Plan, label_manager: LabelManager, seed: int | None
+    dataset: CaseSource,
+    batch_size: int,
+    plan: Plan,
+    label_manager: LabelManager,
+    seed: int | None,
+    first_sample: int = 0,
 ) -> CropLocationLoader:
     """The loader that a plan's `topomae` section asks for.
 
@@ -179,6 +196,7 @@ def build_pretraining_loader(
         label_manager: asked for by nnU-Net's loader.
         seed: seed of the training's crops; None gives the fixed crops of monitoring, where every batch has its target
             topology, whatever `topology.every` says.
+        first_sample: place of this process's first sample in the batch of all processes.
     """
     topology, pretraining = plan.config.topology, plan.config.pretraining
     return CropLocationLoader(
@@ -191,26 +209,5 @@ def build_pretraining_loader(
         pretraining.flip_frame,
         TopologyTarget(topology) if topology.enabled else None,
         1 if seed is None else topology.every,
-    )
-
-
-def start_workers(
-    loader: CropLocationLoader, device: torch.device
-) -> SingleThreadedAugmenter | NonDetMultiThreadedAugmenter:
-    """Run a loader in as many worker processes as nnU-Net allows (``nnUNet_n_proc_DA``).
-
-    Args:
-        loader: what every process draws batches from; without processes, this one does.
-        device: where the batches go; for CUDA they are put into pinned memory.
-    """
-    processes = get_allowed_n_proc_DA()
-    if processes == 0:
-        return SingleThreadedAugmenter(loader, None)
-    return NonDetMultiThreadedAugmenter(
-        loader,
-        None,
-        processes,
-        num_cached=max(6, processes // 2),
-        pin_memory=device.type == "cuda",
-        wait_time=0.002,
+        first_sample,
     )

@@ -21,6 +21,41 @@ def is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed torch's generator of the CPU and that of a device, which dropout draws from.
+
+    Args:
+        device: of the network.
+        seed: not negative.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def first_sample(batch_size: int) -> int:
+    """Place of this process's first sample in the batch of all processes, as nnU-Net spreads it; 0 where it is alone.
+
+    Args:
+        batch_size: of all processes together.
+    """
+    if not is_distributed():
+        return 0
+    rank, share, rest = distributed.get_rank(), *divmod(batch_size, distributed.get_world_size())
+    return rank * share + min(rank, rest)
+
+
+def agree_on(value: int) -> int:
+    """The first process's value, in all processes of a distributed training."""
+    if not is_distributed():
+        return value
+    shared = [value]
+    distributed.broadcast_object_list(shared)
+    return int(shared[0])
+
+
 def average_terms_of_all_gpus(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean of the averages of all processes of a distributed training; each calls this with its own steps."""
     gathered: list[dict[str, float]] = [{}] * distributed.get_world_size()

@@ -109,13 +109,16 @@ class CoPretrainingStep:
         self.plan = plan
         self.device = device
 
-    def __call__(self, batch: Mapping[str, Any], generator: Generator, topology_scale: float) -> dict[str, Tensor]:
+    def __call__(
+        self, batch: Mapping[str, Any], generator: Generator | Sequence[int], topology_scale: float
+    ) -> dict[str, Tensor]:
         """Compute all terms.
 
         Args:
             batch: from data.loaders.CropLocationLoader; without ``target_topology`` L_topo is not computed, without
                 ``locations`` no voxel is taken for padding.
-            generator: source of the token masks, on the CPU: the ViT lists its visible tokens there.
+            generator: source of the token masks, on the CPU: the ViT lists its visible tokens there. Or a seed per
+                sample: the batch's ``mask_seeds``.
             topology_scale: factor of L_topo's weight, see config.TopologyConfig.training_factor; at 0 the term is not
                 computed.
 
