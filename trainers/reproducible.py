@@ -17,6 +17,7 @@ TRAINING, VALIDATION, NETWORK = 1, 2, 3
 class ReproducibleTrainer(PlannedTrainer):
     """What is random in a step follows from the seed and the number of the step; not trained itself."""
 
+    seed: int
     noted: NotedSteps
     # After `--c`: how many steps of the next epoch are done already, and what they have returned.
     resumed_steps: int = 0

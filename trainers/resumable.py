@@ -1,6 +1,7 @@
 """A training that can be killed at any moment, and asked to stop, without losing more than it must."""
 
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ class ResumableTrainer(ReproducibleTrainer):
     continued = False
     # How many steps of the current epoch were done before this process began.
     first_step = 0
+    resumed_steps: int
+    resumed_outputs: Sequence[Any]
     stop = StopSignals()
     dataloader_train: Any
     dataloader_val: Any
