@@ -15,7 +15,13 @@ from nnunet_topomae.data.sources import hash_sources
 from nnunet_topomae.nnunet.names import SPLITS_FILE
 from nnunet_topomae.nnunet.plan_checks import check_plans, check_splits
 from nnunet_topomae.training.checks import check_no_copies
-from nnunet_topomae.training.devices import agree_on, record_gpu_memory, unwrap
+from nnunet_topomae.training.devices import (
+    agree_on,
+    own_device,
+    parallel_on_own_device,
+    record_gpu_memory,
+    unwrap,
+)
 from nnunet_topomae.training.failures import show_expected_failures_in_one_line
 from nnunet_topomae.training.record import add_facts
 
@@ -41,6 +47,9 @@ class PlannedTrainer(nnUNetTrainer):
         name = plans.get("plans_name", "plans") if isinstance(plans, dict) else "plans"
         check_plans(plans, configuration, f"{name}.json")
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_ddp:
+            self.device = own_device(device)
+            self.grad_scaler = self.grad_scaler if self.device.type == "cuda" else None
         self.config = TopoMAEConfig.from_configuration(self.configuration_manager.configuration)
         section = self.section
         self.num_epochs = section.epochs
@@ -61,7 +70,8 @@ class PlannedTrainer(nnUNetTrainer):
         self.seed = agree_on(self.seed)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
-            super().initialize()
+            with parallel_on_own_device():
+                super().initialize()
         if self.local_rank == 0:
             cost = measure_cost(unwrap(self.network), self.num_input_channels, self.configuration_manager.patch_size)
             steps = self.num_epochs * self.num_iterations_per_epoch

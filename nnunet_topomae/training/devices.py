@@ -1,9 +1,11 @@
 """Networks inside nnU-Net's wrappers, several GPUs, and the memory of a GPU."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as nnunet_module
 import torch
 from torch import distributed, nn
 
@@ -33,6 +35,28 @@ def seed_device(device: torch.device, seed: int) -> None:
         torch.cuda.manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
+
+
+def own_device(asked: torch.device) -> torch.device:
+    """The device of this process in a distributed training, for which nnU-Net takes the GPU with the process's number.
+
+    That number is too large on the second machine, and there may be no GPU at all.
+
+    Args:
+        asked: kind of the device; for `cuda`, the process has chosen its GPU already.
+    """
+    return torch.device("cuda", torch.cuda.current_device()) if asked.type == "cuda" else asked
+
+
+@contextmanager
+def parallel_on_own_device() -> Iterator[None]:
+    """In this block, nnU-Net makes networks parallel on the device that they are on, see :func:`own_device`."""
+    original = nnunet_module.DDP
+    nnunet_module.DDP = lambda network, device_ids: original(network)
+    try:
+        yield
+    finally:
+        nnunet_module.DDP = original
 
 
 def first_sample(batch_size: int) -> int:
