@@ -22,8 +22,9 @@ from nnunet_topomae.training.devices import (
     record_gpu_memory,
     unwrap,
 )
-from nnunet_topomae.training.failures import show_expected_failures_in_one_line
+from nnunet_topomae.training.failures import results_can_be_written, show_expected_failures_in_one_line
 from nnunet_topomae.training.record import add_facts
+from nnunet_topomae.training.skipping import SkippedSteps
 
 
 class PlannedTrainer(nnUNetTrainer):
@@ -46,7 +47,8 @@ class PlannedTrainer(nnUNetTrainer):
         show_expected_failures_in_one_line()
         name = plans.get("plans_name", "plans") if isinstance(plans, dict) else "plans"
         check_plans(plans, configuration, f"{name}.json")
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        with results_can_be_written():
+            super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp:
             self.device = own_device(device)
             self.grad_scaler = self.grad_scaler if self.device.type == "cuda" else None
@@ -57,6 +59,7 @@ class PlannedTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = section.validation_iterations
         self.seed: int = secrets.randbits(32) if section.seed is None else section.seed
         self.images_read = ImagesRead()
+        self.skipped = SkippedSteps()
 
     @property
     def section(self) -> PretrainingConfig | FinetuningConfig:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from math import isfinite
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import PendingLoss, TopologicalLoss
 from nnunet_topomae.training.devices import is_distributed
 from nnunet_topomae.training.skipping import MissingTerms, SkippedSteps
+from nnunet_topomae.training.supervision import to_device
 from nnunet_topomae.types import Scalar, Volume, VoxelMask
 
 # Larger gaps of L_topo are more than rounding.
@@ -76,6 +78,41 @@ def optimise(
     else:
         skipped.skip(terms, cases)
     return finite
+
+
+def optimise_or_log(trainer: Any, terms: Mapping[str, Tensor], clip: float, cases: Iterable[str]) -> None:
+    """One optimiser step of a trainer; skipped, counted and logged where loss or gradient is not finite.
+
+    Args:
+        trainer: its `skipped` counts.
+        terms: of the loss by name, with their sum as ``total``.
+        clip: largest gradient norm.
+        cases: of the batch.
+    """
+    of_trainer = trainer.network, trainer.optimizer, trainer.grad_scaler
+    if not optimise(terms, *of_trainer, clip, cases, trainer.skipped):
+        loss = float(terms["total"].detach())
+        trainer.print_to_log_file(f"step skipped: loss {loss} or its gradient is not finite; {', '.join(cases)}")
+
+
+def supervised_step(trainer: Any, batch: Mapping[str, Any], clip: float) -> dict[str, Any]:
+    """One step on labelled crops; returns the loss.
+
+    Args:
+        trainer: in training.
+        batch: from nnU-Net's loader.
+        clip: largest gradient norm.
+    """
+    data, target = to_device(batch["data"], trainer.device), to_device(batch["target"], trainer.device)
+    with autocast(trainer.device):
+        loss = trainer.loss(trainer.network(data), target)
+    optimise_or_log(trainer, {"total": loss}, clip, batch["keys"])
+    return {"loss": loss.detach().cpu().numpy()}
+
+
+def done_steps(outputs: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The outputs of an epoch's supervised steps without those that were skipped; all where every step was."""
+    return [output for output in outputs if isfinite(output["loss"])] or outputs
 
 
 class CoPretrainingStep:

@@ -1,6 +1,7 @@
 """nnU-Net's loader and augmentation: what a sample holds follows from its number, whoever draws it."""
 
 import random
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -52,27 +53,38 @@ def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return torch.equal(first["data"], second["data"]) and same_targets and first["keys"] == second["keys"]
 
 
-@pytest.fixture(scope="module")
-def expected() -> list[dict[str, Any]]:
+@cache
+def _expected() -> list[dict[str, Any]]:
     loader = _loader()
     return [next(loader) for _ in range(9)]
 
 
-def test_a_batch_follows_from_its_number_and_the_seed(expected: list[dict[str, Any]]) -> None:
+def test_a_batch_follows_from_its_number_and_the_seed() -> None:
     loader = _loader()
     seed_global_generators(99)
     for number in (5, 0, 8):
-        assert _same(loader.draw(number), expected[number])
-    assert not _same(_loader(seed=8).draw(0), expected[0])
-    assert not any(_same(one, other) for one in expected for other in expected if one is not other)
-    assert {case for batch in expected for case in batch["keys"]} == {"a", "b", "c"}
+        assert _same(loader.draw(number), _expected()[number])
+    assert not _same(_loader(seed=8).draw(0), _expected()[0])
+    assert not any(_same(one, other) for one in _expected() for other in _expected() if one is not other)
+    assert {case for batch in _expected() for case in batch["keys"]} == {"a", "b", "c"}
 
 
-def test_samples_of_two_processes_are_those_of_one(expected: list[dict[str, Any]]) -> None:
+def test_samples_of_two_processes_are_those_of_one() -> None:
     parts = [_loader(1, place).draw(3) for place in (0, 1)]
-    assert torch.equal(torch.cat([part["data"] for part in parts]), expected[3]["data"])
-    for scale, whole in enumerate(expected[3]["target"]):
+    assert torch.equal(torch.cat([part["data"] for part in parts]), _expected()[3]["data"])
+    for scale, whole in enumerate(_expected()[3]["target"]):
         assert torch.equal(torch.cat([part["target"][scale] for part in parts]), whole)
+
+
+def test_a_label_that_the_data_set_does_not_have_is_named_with_its_case() -> None:
+    loader = _loader()
+    loader.largest_label = 1
+    assert _same(loader.draw(3), _expected()[3])
+    for labels in loader.loader._data.labels.values():
+        labels[:, 4] = 7
+    with pytest.raises(ValueError, match="case [abc] has voxels of label 7, but the labels of dataset.json end at 1"):
+        loader.draw(3)
+    assert "label 7" in str(loader.errors.last())
 
 
 def test_global_generators_are_put_back() -> None:
@@ -85,11 +97,11 @@ def test_global_generators_are_put_back() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_any_number_of_workers_brings_the_same_batches_in_the_same_order(
-    expected: list[dict[str, Any]], workers: int, monkeypatch: pytest.MonkeyPatch
+    workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("nnUNet_n_proc_DA", str(workers))
     batches = WatchedBatches(start_workers(_loader(), CPU, first=2), lambda: None)
     try:
-        assert all(_same(next(batches), expected[number]) for number in range(2, 9))
+        assert all(_same(next(batches), _expected()[number]) for number in range(2, 9))
     finally:
         batches.close()
