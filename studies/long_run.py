@@ -1,7 +1,8 @@
 """The memory of a long training and of its loader workers, and what it leaves behind when it is stopped.
 
     python studies/long_run.py --out long_run.json --picture long_run.svg     # three minutes
-    python studies/long_run.py --steps 20                                     # half a minute
+    python studies/long_run.py --steps 40                                     # a minute
+    python studies/long_run.py --minutes 1                                    # as many steps as a minute allows
 
 Pre-trains through `nnUNetv2_train` on phantoms, with crops of 16 voxels, tiny networks and two loader workers, and
 reads the resident memory of each process from /proc (Linux only). Then asks the training to stop, looks for processes
@@ -30,7 +31,8 @@ from nnunet_topomae.plans.variants import make_variant
 
 STEPS, STEPS_PER_EPOCH = 2000, 20
 SMALLEST = {"patch_size": [16, 16, 16], "topology.region_size": 8, "architecture.dims": [8, 8, 16, 16]}
-POLL_SECONDS = 1.0
+POLL_SECONDS = 0.5
+SETTLE_SECONDS = 2.0
 MIB = 2**20
 
 
@@ -56,10 +58,11 @@ def shared_memory() -> set[str]:
     return {path.name for path in Path("/dev/shm").iterdir()}
 
 
-def watch(training: Any, metrics: Path, steps: int) -> list[dict[str, Any]]:
-    """Samples of the memory, one per epoch, until so many steps are done or the training ends."""
+def watch(training: Any, metrics: Path, steps: int, minutes: float = 60.0) -> list[dict[str, Any]]:
+    """Samples of the memory, one per epoch, until so many steps are done, the time is over or the training ends."""
     samples: list[dict[str, Any]] = []
-    while training.poll() is None and (not samples or samples[-1]["step"] < steps):
+    last = time.monotonic() + 60 * minutes
+    while training.poll() is None and time.monotonic() < last and (not samples or samples[-1]["step"] < steps):
         time.sleep(POLL_SECONDS)
         done = STEPS_PER_EPOCH * len(metrics.read_text().splitlines()) if metrics.is_file() else 0
         trainer, workers = memory(training.pid), [memory(worker) for worker in children(training.pid)]
@@ -87,7 +90,7 @@ def end(training: Any, number: signal.Signals, before: set[str]) -> dict[str, An
     training.send_signal(number)
     code = training.wait(120)
     seconds = time.monotonic() - begun
-    time.sleep(2)
+    time.sleep(SETTLE_SECONDS)
     left = [worker for worker in workers if memory(worker)]
     return {
         "signal": number.name,
@@ -99,14 +102,14 @@ def end(training: Any, number: signal.Signals, before: set[str]) -> dict[str, An
     }
 
 
-def measure(folder: Path, steps: int) -> dict[str, Any]:
+def measure(folder: Path, steps: int, minutes: float) -> dict[str, Any]:
     """Train, watch, and stop in three ways."""
     environment = {**nnunet_folders(folder, torch.device("cpu")), "nnUNet_n_proc_DA": "2"}
     plans = _plan(environment, steps)
     metrics = _fold(environment, plans) / "metrics.jsonl"
     before = shared_memory()
     training = _train(environment, plans, folder)
-    samples = watch(training, metrics, steps)
+    samples = watch(training, metrics, steps, minutes)
     if len(samples) < 2:
         raise RuntimeError((folder / "train.txt").read_text()[-3000:])
     ends = [end(training, signal.SIGTERM, before)]
@@ -167,13 +170,14 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=STEPS, help=f"default: {STEPS}")
+    parser.add_argument("--minutes", type=float, default=60.0, help="stop earlier, after so many minutes (default: 60)")
     parser.add_argument("--out", type=Path, help="where to write the numbers, as JSON")
     parser.add_argument("--picture", type=Path, help="where to draw the memory")
     args = parser.parse_args()
     if sys.platform != "linux":
         raise SystemExit("this study reads /proc, which only Linux has")
     with tempfile.TemporaryDirectory() as folder:
-        found = {"machine": describe(torch.device("cpu")), **measure(Path(folder), args.steps)}
+        found = {"machine": describe(torch.device("cpu")), **measure(Path(folder), args.steps, args.minutes)}
     first, last = found["samples"][0], found["samples"][-1]
     print(title(found["machine"]))
     print(f"step {first['step']}: trainer {first['trainer']:.0f} MiB, others {sum(first['workers']):.0f} MiB")

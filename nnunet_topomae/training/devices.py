@@ -9,6 +9,7 @@ import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as nnunet_module
 import torch
 from torch import distributed, nn
 
+from nnunet_topomae.architectures.layers import use_channels_last
 from nnunet_topomae.training.record import add_facts, average_terms
 
 
@@ -50,9 +51,19 @@ def own_device(asked: torch.device) -> torch.device:
 
 @contextmanager
 def parallel_on_own_device() -> Iterator[None]:
-    """In this block, nnU-Net makes networks parallel on the device that they are on, see :func:`own_device`."""
+    """In this block, nnU-Net makes networks parallel on the device that they are on, see :func:`own_device`.
+
+    On a CPU their convolutions take the faster layout before that: DDP mixes up gradients of weights whose layout
+    changes later.
+    """
     original = nnunet_module.DDP
-    nnunet_module.DDP = lambda network, device_ids: original(network)
+
+    def parallel(network: nn.Module, device_ids: list[int]) -> nn.Module:
+        if all(parameter.device.type == "cpu" for parameter in network.parameters()):
+            use_channels_last(unwrap(network))
+        return original(network)  # type: ignore[no-any-return]
+
+    nnunet_module.DDP = parallel
     try:
         yield
     finally:

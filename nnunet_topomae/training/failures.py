@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+RESULTS_VARIABLE = "nnUNet_results"
 DEBUG_VARIABLE = "NNUNET_TOPOMAE_DEBUG"
 _OURS = "nnunet_topomae."
 
@@ -42,7 +43,7 @@ def results_can_be_written() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        folder = os.environ.get("nnUNet_results")
+        folder = os.environ.get(RESULTS_VARIABLE)
         raise OSError(
             f"the results of this training cannot be written: {error}. Correct the permissions below {folder}, make "
             "room, or set nnUNet_results to another folder."
