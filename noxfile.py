@@ -64,6 +64,15 @@ def coverage(session: nox.Session) -> None:
     session.run("pytest", "--cov", "--cov-report=term-missing:skip-covered", *session.posargs)
 
 
+@nox.session(name="supply-chain", default=False)
+def supply_chain(session: nox.Session) -> None:
+    """Known vulnerabilities of what a user installs, its licences, and the bill of materials in sbom.json."""
+    session.install(".")
+    session.run("python", "docs/make_sbom.py", "--out", "sbom.json", env={"PYTHONSAFEPATH": "1"})
+    session.install("pip-audit")
+    session.run("pip-audit", "--local", *session.posargs)
+
+
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
     """The documentation as a site in site/; warnings are errors."""

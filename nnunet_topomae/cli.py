@@ -29,6 +29,9 @@ COMMANDS = {
     "preprocess-unlabeled": Command(
         "nnunet_topomae.commands.preprocess_unlabeled", "preprocess images without labels for pre-training"
     ),
+    "train": Command(
+        "nnunet_topomae.commands.train", "train in processes that torchrun starts, also on several machines"
+    ),
     "export-weights": Command(
         "nnunet_topomae.commands.export_weights", "pre-trained weights of nnU-Net's own network, for stock nnU-Net"
     ),

@@ -48,7 +48,7 @@ def token_grid(patch_size: Size3, token_size: Size3) -> Size3:
     return patch_size[0] // token_size[0], patch_size[1] // token_size[1], patch_size[2] // token_size[2]
 
 
-def random_token_mask(batch: int, grid: Size3, mask_ratio: float, generator: Generator) -> TokenMask:
+def random_token_mask(batch: int, grid: Size3, mask_ratio: float, generator: Generator | Sequence[int]) -> TokenMask:
     """Hide exactly ``round(mask_ratio * tokens)`` random tokens of every sample.
 
     The paper (Sec. II) hides one half; hiding an equal number in each sample follows He et al. 2022 (MAE), Sec. 3.
@@ -57,7 +57,8 @@ def random_token_mask(batch: int, grid: Size3, mask_ratio: float, generator: Gen
         batch: number of samples, each with its own mask.
         grid: tokens along (D, H, W).
         mask_ratio: fraction of hidden tokens, in (0, 1).
-        generator: source of randomness; its device is the device of the result.
+        generator: source of randomness; its device is the device of the result. Or a seed per
+            sample, so that its mask does not depend on the others.
 
     Returns:
         bool tensor (B, d, h, w), True = hidden.
@@ -76,7 +77,11 @@ def random_token_mask(batch: int, grid: Size3, mask_ratio: float, generator: Gen
         raise ValueError(
             f"mask_ratio {mask_ratio} hides {hidden} of {tokens} tokens; at least one must be hidden and one visible"
         )
-    noise = torch.rand(batch, tokens, generator=generator, device=generator.device)
+    if isinstance(generator, Generator):
+        noise = torch.rand(batch, tokens, generator=generator, device=generator.device)
+    else:
+        generators = [Generator().manual_seed(seed) for _, seed in zip(range(batch), generator, strict=True)]
+        noise = torch.stack([torch.rand(tokens, generator=of_sample) for of_sample in generators])
     ranks = noise.argsort(dim=1).argsort(dim=1)
     return (ranks < hidden).view(batch, *grid)  # (B, N) -> (B, d, h, w)
 

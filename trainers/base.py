@@ -18,8 +18,7 @@ from nnunet_topomae.training.plots import PLOT_FILE, plot_terms
 from nnunet_topomae.training.progress import describe_progress, describe_terms, epoch_bar
 from nnunet_topomae.training.record import average_terms, write_epoch
 from nnunet_topomae.training.schedules import Factor, WarmupSchedule
-from nnunet_topomae.training.skipping import SkippedSteps
-from nnunet_topomae.training.steps import optimise
+from nnunet_topomae.training.steps import optimise_or_log
 
 
 class TopoMAETrainer(CheckedWeightsTrainer):
@@ -44,7 +43,6 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         self.notes: dict[str, Any] = {}
         self.step_of_epoch = 0
         self.bar: Any = None
-        self.skipped = SkippedSteps()
 
     def initialize(self) -> None:
         """Build everything; on a CPU, convolutions take the faster layout of their weights."""
@@ -95,9 +93,7 @@ class TopoMAETrainer(CheckedWeightsTrainer):
             terms: of the loss by name, with their sum as ``total``.
             cases: of the batch.
         """
-        if not optimise(terms, self.network, self.optimizer, self.grad_scaler, self.clip, cases, self.skipped):
-            loss = float(terms["total"].detach())
-            self.print_to_log_file(f"step skipped: loss {loss} or its gradient is not finite; {', '.join(cases)}")
+        optimise_or_log(self, terms, self.clip, cases)
 
     def record_terms(self, part: Literal["train", "validation"], steps: Sequence[Mapping[str, float]]) -> None:
         """Average the terms of an epoch's steps, over all GPUs too.

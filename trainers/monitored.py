@@ -4,7 +4,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from torch import Generator, Tensor
+from torch import Tensor
 
 from nnunet_topomae.data.labelled_crops import LabelledCrop, read_labelled_crop, spread
 from nnunet_topomae.data.loaders import CropLocationLoader
@@ -49,14 +49,15 @@ class MonitoredTrainer(TopoMAETrainer):
         super().on_validation_epoch_start()
         self.gradients.start(self.current_epoch)
 
-    def monitor(self, batch: dict[str, Any], generator: Generator) -> dict[str, Tensor]:
-        """All terms of a fixed batch, with the full weight of L_topo.
+    def monitor(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """All terms of a fixed batch of monitoring, with the full weight of L_topo.
 
         Args:
-            batch: of monitoring.
-            generator: of its masks.
+            batch: with seeds of its masks.
         """
-        return self.gradients(batch, generator, 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale())
+        return self.gradients(
+            batch, batch["mask_seeds"], 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
+        )
 
     @cached_property
     def labelled_crops(self) -> list[LabelledCrop]:

@@ -15,9 +15,16 @@ from nnunet_topomae.data.sources import hash_sources
 from nnunet_topomae.nnunet.names import SPLITS_FILE
 from nnunet_topomae.nnunet.plan_checks import check_plans, check_splits
 from nnunet_topomae.training.checks import check_no_copies
-from nnunet_topomae.training.devices import record_gpu_memory, unwrap
-from nnunet_topomae.training.failures import show_expected_failures_in_one_line
+from nnunet_topomae.training.devices import (
+    agree_on,
+    own_device,
+    parallel_on_own_device,
+    record_gpu_memory,
+    unwrap,
+)
+from nnunet_topomae.training.failures import results_can_be_written, show_expected_failures_in_one_line
 from nnunet_topomae.training.record import add_facts
+from nnunet_topomae.training.skipping import SkippedSteps
 
 
 class PlannedTrainer(nnUNetTrainer):
@@ -40,14 +47,20 @@ class PlannedTrainer(nnUNetTrainer):
         show_expected_failures_in_one_line()
         name = plans.get("plans_name", "plans") if isinstance(plans, dict) else "plans"
         check_plans(plans, configuration, f"{name}.json")
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        with results_can_be_written():
+            super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_ddp:
+            self.device = own_device(device)
+            if self.device.type != "cuda":
+                self.grad_scaler = None
         self.config = self.read_config(self.configuration_manager.configuration)
         section = self.section
         self.num_epochs = section.epochs
         self.num_iterations_per_epoch = section.iterations_per_epoch
         self.num_val_iterations_per_epoch = section.validation_iterations
-        self.seed = secrets.randbits(32) if section.seed is None else section.seed
+        self.seed: int = secrets.randbits(32) if section.seed is None else section.seed
         self.images_read = ImagesRead()
+        self.skipped = SkippedSteps()
 
     @staticmethod
     def read_config(configuration: dict[str, Any]) -> TopoMAEConfig:
@@ -63,9 +76,11 @@ class PlannedTrainer(nnUNetTrainer):
         """Build network, optimiser and loss with seeded weights, and record the sizes."""
         names = self.plans_manager.dataset_name, self.plans_manager.plans_name, self.configuration_name
         check_preprocessed(Path(self.preprocessed_dataset_folder), *names)
+        self.seed = agree_on(self.seed)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
-            super().initialize()
+            with parallel_on_own_device():
+                super().initialize()
         if self.local_rank == 0:
             cost = measure_cost(unwrap(self.network), self.num_input_channels, self.configuration_manager.patch_size)
             steps = self.num_epochs * self.num_iterations_per_epoch

@@ -8,10 +8,7 @@ from nnunet_topomae.architectures.partner import declare_partner
 from nnunet_topomae.nnunet.plan import read_plan
 from nnunet_topomae.trainers.pretrained import PretrainedTrainer
 from nnunet_topomae.training.devices import unwrap
-from nnunet_topomae.training.schedules import WarmupSchedule, build_sgd, poly
-
-# nnU-Net's limit of the gradient's norm.
-CLIP = 12.0
+from nnunet_topomae.training.schedules import NNUNET_CLIP, WarmupSchedule, build_sgd, poly
 
 
 class PretrainedNNUNetTrainer(PretrainedTrainer):
@@ -55,7 +52,7 @@ class PretrainedNNUNetTrainer(PretrainedTrainer):
     @property
     def clip(self) -> float:
         """Largest gradient norm: nnU-Net's."""
-        return CLIP
+        return NNUNET_CLIP
 
     def configure_optimizers(self) -> tuple[Optimizer, WarmupSchedule]:
         """nnU-Net's SGD with a warm-up; pre-trained weights may learn more slowly."""

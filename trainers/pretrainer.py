@@ -8,18 +8,21 @@ from typing import Any
 
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import Generator, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from nnunet_topomae.data.cases import ImagesRead
-from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_loader, derive_seed, start_workers
+from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_loader
+from nnunet_topomae.data.seeding import derive_seed
 from nnunet_topomae.data.selection import JointDataset, PretrainingCases, choose_cases
 from nnunet_topomae.data.spatial_task import report_spatial_task
+from nnunet_topomae.data.workers import start_workers
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
 from nnunet_topomae.nnunet.plan import read_plan
 from nnunet_topomae.trainers.monitored import MonitoredTrainer
+from nnunet_topomae.trainers.reproducible import TRAINING
 from nnunet_topomae.training.checkpoints import ignore_former_parts
-from nnunet_topomae.training.devices import unwrap
+from nnunet_topomae.training.devices import first_sample, unwrap
 from nnunet_topomae.training.networks import pretraining_network
 from nnunet_topomae.training.progress import rebuild_crops
 from nnunet_topomae.training.schedules import WarmupSchedule, build_pretraining_adamw, cosine
@@ -53,7 +56,6 @@ class TopoMAEPretrainer(MonitoredTrainer):
         self.enable_deep_supervision = False
         self.oversample_foreground_percent = 0.0
         super().initialize()
-        self.mask_generators = {part: Generator() for part in ("train", "validation")}
         ignore_former_parts(unwrap(self.network))
         topology = build_topological_loss(self.plan.config.topology)
         self.step = CoPretrainingStep(self.network, self.loss, topology, self.plan, self.device, self.print_to_log_file)
@@ -84,31 +86,32 @@ class TopoMAEPretrainer(MonitoredTrainer):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Random crops of training cases and unlabelled images; monitoring repeats crops of training cases."""
-        cases, seed = list(self.chosen.labelled), derive_seed(self.seed, self.current_epoch, self.local_rank)
+        cases, seed = list(self.chosen.labelled), derive_seed(self.seed, TRAINING)
         self.training_loader = self.build_loader(cases, seed, self.chosen.unlabelled)
         self.validation_loader = self.build_loader(cases)
-        return start_workers(self.training_loader, self.device), SingleThreadedAugmenter(self.validation_loader, None)
+        training = start_workers(self.training_loader, self.device, self.first_batch)
+        return training, SingleThreadedAugmenter(self.validation_loader, None)
 
     def build_loader(
         self, cases: list[str], seed: int | None = None, unlabelled: Iterable[str] = ()
     ) -> CropLocationLoader:
         """Crops with key points and target topology; without a seed, the fixed crops of monitoring."""
         dataset = JointDataset(self.dataset_class(self.preprocessed_dataset_folder, cases), unlabelled)
-        return build_pretraining_loader(dataset, self.batch_size, self.plan, self.label_manager, seed)
+        first = first_sample(self.configuration_manager.batch_size)
+        return build_pretraining_loader(dataset, self.batch_size, self.plan, self.label_manager, seed, first)
 
     def on_train_epoch_start(self) -> None:
-        """Seed the masks of this epoch; before the first one, say what the spatial task can learn."""
+        """Before the first epoch, say what the spatial task can learn."""
         super().on_train_epoch_start()
         if self.current_epoch == 0 and self.local_rank == 0:
             report_spatial_task(self.training_loader, self.plan, Path(self.output_folder), self.print_to_log_file)
-        self.mask_generators["train"].manual_seed(self.seed + 1000 * self.current_epoch + self.local_rank)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, float]:
         """One step of both networks; returns every term."""
         self.follow_schedule()
         with autocast(self.device):
             scale = self.plan.config.topology.training_factor(self.current_epoch)
-            terms = self.step(batch, self.mask_generators["train"], scale)
+            terms = self.step(batch, batch["mask_seeds"], scale)
         self.optimise(terms, batch["keys"])
         return detach_terms(terms)
 
@@ -121,12 +124,11 @@ class TopoMAEPretrainer(MonitoredTrainer):
         """Monitoring, which nnU-Net calls validation: back to the fixed crops and masks of training cases."""
         super().on_validation_epoch_start()
         self.validation_loader.reset()
-        self.mask_generators["validation"].manual_seed(self.validation_loader.seed)
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, float]:
         """All terms of one fixed batch, with the full weight of L_topo."""
         with autocast(self.device):
-            return detach_terms(self.monitor(batch, self.mask_generators["validation"]))
+            return detach_terms(self.monitor(batch))
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, float]]) -> None:
         """Average the terms of the fixed batches."""

@@ -1,28 +1,30 @@
 """A training that can be killed at any moment, and asked to stop, without losing more than it must."""
 
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunet_topomae.data.worker_errors import ReportingCases
 from nnunet_topomae.nnunet.names import FINAL_CHECKPOINT, LATEST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from nnunet_topomae.nnunet.process import end_forks_with_this_process
-from nnunet_topomae.trainers.planned import PlannedTrainer
+from nnunet_topomae.trainers.reproducible import ReproducibleTrainer
 from nnunet_topomae.training.batches import WatchedBatches
-from nnunet_topomae.training.checkpoints import ENTRY, STEPS, write_checkpoint
+from nnunet_topomae.training.checkpoints import ENTRY, write_checkpoint
 from nnunet_topomae.training.loading import load_checkpoint_file
 from nnunet_topomae.training.resume import drop_previous, keep_previous, newest_whole, restore, sweep
 from nnunet_topomae.training.stopping import StopSignals
 
 
-class ResumableTrainer(PlannedTrainer):
+class ResumableTrainer(ReproducibleTrainer):
     """Keeps the previous checkpoint, continues from the newest whole one, and stops on SIGTERM; not trained itself."""
 
     # Whether this training continues an earlier one, with weights of its own.
     continued = False
-    # How many steps of the current epoch were done before this process began; of the next one, after `--c`.
+    # How many steps of the current epoch were done before this process began.
     first_step = 0
-    resumed_steps = 0
+    resumed_steps: int
+    resumed_outputs: Sequence[Any]
     stop = StopSignals()
     dataloader_train: Any
     dataloader_val: Any
@@ -62,18 +64,25 @@ class ResumableTrainer(PlannedTrainer):
     def on_train_start(self) -> None:
         """nnU-Net's start; from now on somebody watches the workers that load batches."""
         super().on_train_start()
-        self.dataloader_train, self.dataloader_val = (
-            WatchedBatches(loader, self.stop_if_asked) for loader in (self.dataloader_train, self.dataloader_val)
-        )
+        self.dataloader_train = WatchedBatches(self.dataloader_train, self.stop_if_asked, self.begin_step)
+        self.dataloader_val = WatchedBatches(self.dataloader_val, self.stop_if_asked)
 
     def on_train_epoch_start(self) -> None:
         """nnU-Net's start of an epoch, of which a stopped training may have done some steps."""
         super().on_train_epoch_start()
-        steps = self.section.iterations_per_epoch
-        # nnU-Net cannot do an epoch without a step.
-        self.first_step, self.resumed_steps = min(self.resumed_steps, steps - 1), 0
-        self.num_iterations_per_epoch = steps - self.first_step
+        self.first_step = self.resumed_steps
+        self.num_iterations_per_epoch = self.section.iterations_per_epoch - self.first_step
+        self.noted.outputs = list(self.resumed_outputs)
+        self.resumed_steps, self.resumed_outputs = 0, ()
         self.dataloader_train.taken = 0
+
+    def steps_taken(self) -> int:
+        """Steps of the current epoch that were begun, in this process or an earlier one."""
+        return int(self.first_step + self.dataloader_train.taken)
+
+    def begin_step(self) -> None:
+        """A batch has come."""
+        self.seed_network(self.steps_taken())
 
     def stop_if_asked(self) -> None:
         """Between two steps: after a signal, write a checkpoint and end.
@@ -84,7 +93,7 @@ class ResumableTrainer(PlannedTrainer):
         self.stop.ready = True
         if self.stop.asked is None or self.local_rank != 0:
             return
-        steps, epoch = self.first_step + self.dataloader_train.taken, self.current_epoch
+        steps, epoch = self.steps_taken(), self.current_epoch
         self.current_epoch -= 1  # a checkpoint counts complete epochs
         self._write(str(self.latest), steps)
         self.print_to_log_file(
@@ -111,7 +120,7 @@ class ResumableTrainer(PlannedTrainer):
             return
         if filename == str(self.latest):
             keep_previous(self.latest)
-        write_checkpoint(self, filename, self.role, self.config, self.images_read, steps)
+        write_checkpoint(self, filename, self.role, self.config, self.images_read, self.progress(steps))
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """Continue a training from a checkpoint; where it is broken, from the next older one."""
@@ -125,5 +134,5 @@ class ResumableTrainer(PlannedTrainer):
                 newest_whole(file, self.print_to_log_file) if older else (file, load_checkpoint_file(file))
             )
         restore(self, checkpoint, file)
-        self.resumed_steps = checkpoint.get(ENTRY, {}).get(STEPS, 0)
+        self.continue_from(checkpoint.get(ENTRY, {}))
         self.continued = True

@@ -4,6 +4,8 @@ from typing import Any
 
 from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.trainers.endable import EndableTrainer
+from nnunet_topomae.training.schedules import NNUNET_CLIP
+from nnunet_topomae.training.steps import done_steps, supervised_step
 from nnunet_topomae.training.supervision import choose_labelled, choose_mirror_axes, record_training_cases
 
 
@@ -29,3 +31,11 @@ class SeededNNUNetTrainer(EndableTrainer):
         """nnU-Net's augmentation with the plan's mirror axes."""
         augmentation = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         return choose_mirror_axes(self, augmentation, self.config.finetuning)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's step; skipped, counted and logged where loss or gradient is not finite."""
+        return supervised_step(self, batch, NNUNET_CLIP)
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """nnU-Net's mean of the losses, without those of skipped steps."""
+        super().on_train_epoch_end(done_steps(train_outputs))

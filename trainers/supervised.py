@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
@@ -12,8 +11,8 @@ from nnunet_topomae.trainers.base import TopoMAETrainer
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.finetuning import without_pretraining
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
-from nnunet_topomae.training.steps import autocast
-from nnunet_topomae.training.supervision import choose_labelled, choose_mirror_axes, record_training_cases, to_device
+from nnunet_topomae.training.steps import done_steps, supervised_step
+from nnunet_topomae.training.supervision import choose_labelled, choose_mirror_axes, record_training_cases
 
 
 class SupervisedTrainer(TopoMAETrainer):
@@ -78,16 +77,11 @@ class SupervisedTrainer(TopoMAETrainer):
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One supervised step."""
         self.follow_schedule()
-        data, target = to_device(batch["data"], self.device), to_device(batch["target"], self.device)
-        with autocast(self.device):
-            loss = self.loss(self.network(data), target)
-        self.optimise({"total": loss}, batch["keys"])
-        return {"loss": loss.detach().cpu().numpy()}
+        return supervised_step(self, batch, self.clip)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """nnU-Net's mean of the losses, without those of skipped steps."""
-        done = [output for output in train_outputs if np.isfinite(output["loss"])]
-        super().on_train_epoch_end(done or train_outputs)
+        super().on_train_epoch_end(done_steps(train_outputs))
 
     def on_epoch_end(self) -> None:
         """nnU-Net's log and checkpoints, then our record."""

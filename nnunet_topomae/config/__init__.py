@@ -201,7 +201,7 @@ class FinetuningConfig(TrainingConfig):
     label_seed: Annotated[int, AT_LEAST_0] = 0
     """Decides which cases belong to the share; a smaller share is part of a larger one."""
     seed: Annotated[int | None, AT_LEAST_0] = None
-    """Seed of the weights; null draws one."""
+    """Seed of weights, crops, augmentation and dropout; null draws one, with which `--c` goes on."""
 
     def __post_init__(self) -> None:
         """Check the values, and that there is a second stage.

@@ -119,7 +119,7 @@ class PretrainingConfig(TrainingConfig):
     expression with one group, searched in the name, or the path of a JSON table from case to patient. With null, every
     case is a patient of its own."""
     seed: Annotated[int | None, AT_LEAST_0] = None
-    """Seed of masks and weights; null draws one."""
+    """Seed of weights, crops and masks; null draws one, with which `--c` goes on."""
 
     @classmethod
     def in_todays_words(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:

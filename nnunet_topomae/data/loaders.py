@@ -6,11 +6,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
-from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from jaxtyping import Float
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.random import Generator
 from threadpoolctl import threadpool_limits
@@ -18,6 +15,7 @@ from torch import Tensor
 
 from nnunet_topomae.data.boundary_task import BoundaryTask
 from nnunet_topomae.data.corruptions import Corruption
+from nnunet_topomae.data.seeding import sample_generator
 from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.data.transforms import Places, resample_crop, square_planes, turn_crop
 from nnunet_topomae.data.worker_errors import WorkerErrors
@@ -43,22 +41,26 @@ class Crop(NamedTuple):
     """One augmented crop.
 
     Attributes:
+        case: the crop's.
         volume: voxels (C, D, H, W).
         key_points: (9, 3), see geometry.flip_key_points.
         location: place of the crop in its volume, both turned alike.
         turn: how they were turned.
+        rng: the sample's generator, for what comes next.
     """
 
+    case: str
     volume: Tensor
     key_points: np.ndarray
     location: CropLocation
     turn: Turn
+    rng: Generator
 
 
 class CropLocationLoader(nnUNetDataLoader):
     """nnU-Net's loader for pre-training: images only, uniform crops, key points, target topology.
 
-    Every random number comes from one generator per worker, seeded by ``seed`` and the worker's number.
+    Every sample has a generator of its own, seeded by ``seed``, the number of the batch and the sample's place in it.
 
     Args:
         dataset: preprocessed cases.
@@ -66,7 +68,7 @@ class CropLocationLoader(nnUNetDataLoader):
         patch_size: shape of a crop in voxels.
         label_manager: asked for by nnU-Net's loader; not used to choose crops.
         flip_axes: spatial axes that may be flipped.
-        seed: seed of this loader's generators.
+        seed: seed of this loader's samples.
         flip_frame: whether key points are those of the flipped volume or of the volume as it was, see
             geometry.flip_key_points.
         scale: smallest and largest factor between the box that is read and the crop.
@@ -75,6 +77,10 @@ class CropLocationLoader(nnUNetDataLoader):
         corruption: corrupts crops, for the batch's ``inputs`` and ``boundaries``; None leaves them out.
         target: called with every augmented crop and the generator; its results are the batch's ``target_topology``.
         target_every: call it in every n-th batch only; the other batches have no ``target_topology``.
+        first_sample: place of this process's first sample in the batch of all processes.
+
+    Attributes:
+        number: of the next batch.
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class CropLocationLoader(nnUNetDataLoader):
         planes: Sequence[tuple[int, int]] = (),
         vectors: VectorFrame | None = None,
         corruption: Corruption | None = None,
+        first_sample: int = 0,
     ) -> None:
         super().__init__(dataset, batch_size, patch_size, patch_size, label_manager)
         self.places = Places(patch_size, tuple(flip_axes), flip_frame, scale, tuple(planes))
@@ -100,14 +107,13 @@ class CropLocationLoader(nnUNetDataLoader):
         self.boundaries = None if corruption is None else BoundaryTask(corruption)
         self.target = target
         self.target_every = target_every
+        self.first_sample = first_sample
         self.errors = WorkerErrors()
-        self._rng: Generator | None = None
-        self._batches = 0
+        self.number = 0
 
     def reset(self) -> None:
-        """Start the random sequence again; the next batch is the first one."""
-        self._rng = None
-        self._batches = 0
+        """Start again: the next batch is the first one."""
+        self.number = 0
 
     def image(self, case: str) -> Any:
         """The array (C, D, H, W) of a case, read from disk only where it is indexed."""
@@ -140,38 +146,43 @@ class CropLocationLoader(nnUNetDataLoader):
         return resample_crop(volume, location.array_shape)
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """Draw a batch.
+        """Draw the next batch, see :meth:`draw`."""
+        batch = self.draw(self.number)
+        self.number += 1
+        return batch
+
+    def draw(self, number: int) -> dict[str, Any]:
+        """Draw the batch of a number.
 
         Returns:
             ``data`` (B, C, D, H, W) float32, ``key_points`` (B, 9, 3) float32, ``locations``: the places of the
-            crops in their volumes, both turned, whatever the frame of the key points, and ``keys``. Where they are
-            asked for, ``vectors`` (B, 9, 4), see vectors.vector_targets, ``inputs``: the corrupted crops, and
-            ``boundaries``, both (B, C, D, H, W), and ``target_topology``: the target's results, one a sample.
+            crops in their volumes, both turned, whatever the frame of the key points, ``keys``, and ``mask_seeds``:
+            seeds of the samples' token masks. Where they are asked for, ``vectors`` (B, 9, 4), see
+            vectors.vector_targets, ``inputs``: the corrupted crops, and ``boundaries``, both (B, C, D, H, W), and
+            ``target_topology``: the target's results, one a sample.
         """
         with self.errors.reported():
-            return self._draw_batch()
+            return self._draw_batch(number)
 
-    def _draw_batch(self) -> dict[str, Any]:
-        if self._rng is None:
-            self._rng = np.random.default_rng([self.seed, self.thread_id])
+    def _draw_batch(self, number: int) -> dict[str, Any]:
         with torch.no_grad(), threadpool_limits(limits=1, user_api=None):
-            keys = [str(self._rng.choice(self.indices)) for _ in range(self.batch_size)]
-            crops = [self.draw_crop(case, self._rng) for case in keys]
+            places = range(self.first_sample, self.first_sample + self.batch_size)
+            crops = [self._draw_sample(sample_generator(self.seed, number, place)) for place in places]
             batch = {
                 "data": torch.stack([crop.volume for crop in crops]),
                 "key_points": torch.from_numpy(np.stack([crop.key_points for crop in crops])),
                 "locations": [crop.location for crop in crops],
-                "keys": keys,
+                "keys": [crop.case for crop in crops],
+                "mask_seeds": [int(crop.rng.integers(2**62)) for crop in crops],
             }
             if self.vectors is not None:
                 targets = [vector_targets(crop.location, self.vectors.turned(crop.turn)) for crop in crops]
                 batch["vectors"] = torch.from_numpy(np.stack(targets))
             if self.boundaries is not None:
-                pairs = [self.corrupt(crop.volume, case, self._rng) for crop, case in zip(crops, keys, strict=True)]
+                pairs = [self.corrupt(crop.volume, crop.case, crop.rng) for crop in crops]
                 batch["inputs"], batch["boundaries"] = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
-            if self.target is not None and self._batches % self.target_every == 0:
-                batch["target_topology"] = [self.target(crop.volume, self._rng) for crop in crops]
-        self._batches += 1
+            if self.target is not None and number % self.target_every == 0:
+                batch["target_topology"] = [self.target(crop.volume, crop.rng) for crop in crops]
         return batch
 
     def corrupt(
@@ -187,6 +198,9 @@ class CropLocationLoader(nnUNetDataLoader):
         assert self.boundaries is not None
         return self.boundaries(volume, self.boundaries.range_of(case, self.image), rng)
 
+    def _draw_sample(self, rng: Generator) -> Crop:
+        return self.draw_crop(str(self.indices[int(rng.integers(len(self.indices)))]), rng)
+
     def draw_crop(self, case: str, rng: Generator) -> Crop:
         """A random crop of a case, augmented.
 
@@ -197,7 +211,8 @@ class CropLocationLoader(nnUNetDataLoader):
         image = self.image(case)
         source, turn = self.places.draw(volume_shape(image), rng)
         volume = turn_crop(self.cut(case, image, source), turn)
-        return Crop(volume.contiguous(), self.places.key_points(source, turn), source.turned(turn), turn)
+        key_points = self.places.key_points(source, turn)
+        return Crop(case, volume.contiguous(), key_points, source.turned(turn), turn, rng)
 
 
 def volume_shape(image: Any) -> Size3:
@@ -205,13 +220,13 @@ def volume_shape(image: Any) -> Size3:
     return as_size3(image.shape[1:], "volume shape")
 
 
-def derive_seed(*numbers: int) -> int:
-    """One seed from several numbers, such as a training's seed and the epoch it continues from."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
 def build_pretraining_loader(
-    dataset: CaseSource, batch_size: int, plan: Plan, label_manager: LabelManager, seed: int | None
+    dataset: CaseSource,
+    batch_size: int,
+    plan: Plan,
+    label_manager: LabelManager,
+    seed: int | None,
+    first_sample: int = 0,
 ) -> CropLocationLoader:
     """The loader that a plan's `topomae` section asks for.
 
@@ -222,6 +237,7 @@ def build_pretraining_loader(
         label_manager: asked for by nnU-Net's loader.
         seed: seed of the training's crops; None gives the fixed crops of monitoring, where every batch has its target
             topology, whatever `topology.every` says.
+        first_sample: place of this process's first sample in the batch of all processes.
     """
     topology, pretraining = plan.config.topology, plan.config.pretraining
     return CropLocationLoader(
@@ -238,26 +254,5 @@ def build_pretraining_loader(
         square_planes(plan.shape.patch_size, plan.spacing) if pretraining.rotate else (),
         plan.vector_frame() if pretraining.vectors else None,
         Corruption(pretraining.shuffle, pretraining.bezier, pretraining.paint) if pretraining.boundaries else None,
-    )
-
-
-def start_workers(
-    loader: CropLocationLoader, device: torch.device
-) -> SingleThreadedAugmenter | NonDetMultiThreadedAugmenter:
-    """Run a loader in as many worker processes as nnU-Net allows (``nnUNet_n_proc_DA``).
-
-    Args:
-        loader: what every process draws batches from; without processes, this one does.
-        device: where the batches go; for CUDA they are put into pinned memory.
-    """
-    processes = get_allowed_n_proc_DA()
-    if processes == 0:
-        return SingleThreadedAugmenter(loader, None)
-    return NonDetMultiThreadedAugmenter(
-        loader,
-        None,
-        processes,
-        num_cached=max(6, processes // 2),
-        pin_memory=device.type == "cuda",
-        wait_time=0.002,
+        first_sample,
     )

@@ -12,6 +12,7 @@ from typing import Any
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 
 from nnunet_topomae.data.worker_errors import WorkerErrors
+from nnunet_topomae.data.workers import NUMBER, NumberedLoader
 
 POLL_SECONDS = 0.2
 # A stopped worker (Ctrl-Z, or a debugger) is an error once a training has waited for it so long.
@@ -19,22 +20,30 @@ PATIENCE_SECONDS = 5.0
 
 
 class WatchedBatches:
-    """A loader of batches that ends with the reason when one of its worker processes does.
+    """A loader of batches, in their order, that ends with the reason when one of its worker processes does.
 
-    nnU-Net's own loader waits for ever where a worker was killed while it handed over a batch.
+    nnU-Net's own loader gives batches as they come, and waits for ever where a worker was killed while it handed over a
+    batch.
 
     Args:
-        loader: nnU-Net's loader, with worker processes or without.
+        loader: nnU-Net's loader, with worker processes or without. Batches of data/workers.py have numbers; others keep
+            the order in which they come.
         before: called before every batch, and while one is awaited.
+        after: called when a batch has come, before it is used.
 
     Attributes:
         taken: how many batches were taken.
     """
 
-    def __init__(self, loader: Any, before: Callable[[], None]) -> None:
+    def __init__(self, loader: Any, before: Callable[[], None], after: Callable[[], None] = lambda: None) -> None:
         self.loader = loader
         self.before = before
+        self.after = after
         self.taken = 0
+        source = getattr(loader, "generator", None)
+        self._numbered = source if isinstance(source, NumberedLoader) else None
+        self._number = 0 if self._numbered is None else self._numbered.first
+        self._early: dict[int, Any] = {}
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -47,6 +56,7 @@ class WatchedBatches:
         """
         self.before()
         batch = self._wait() if isinstance(self.loader, NonDetMultiThreadedAugmenter) else next(self.loader)
+        self.after()
         self.taken += 1
         return batch
 
@@ -57,13 +67,18 @@ class WatchedBatches:
         start = time.monotonic()
         while True:
             self._check_workers(count_stopped=time.monotonic() - start >= PATIENCE_SECONDS)
+            if self._number in self._early:
+                self._number += 1
+                if self._numbered is not None:
+                    self._numbered.tickets.used()
+                return self._early.pop(self._number - 1)
             try:
                 batch = loader.results_loop_queue.get(timeout=POLL_SECONDS)
             except Empty:
                 self.before()
             else:
                 loader.results_loop_queue.task_done()
-                return batch
+                self._early[batch.pop(NUMBER, self._number)] = batch
 
     def _check_workers(self, count_stopped: bool) -> None:
         """Raise where a worker has ended; batches that wait in the queue are left there."""
@@ -98,13 +113,10 @@ def reported_error(generator: Any) -> str | None:
     """The error that a worker of a loader has reported, if any.
 
     Args:
-        generator: our loader, or nnU-Net's with a data set of ours (data/worker_errors.py).
+        generator: a loader of data/workers.py.
     """
-    for reporter in (generator, getattr(generator, "_data", None)):
-        errors = getattr(reporter, "errors", None)
-        if isinstance(errors, WorkerErrors):
-            return errors.last()
-    return None
+    errors = getattr(generator, "errors", None)
+    return errors.last() if isinstance(errors, WorkerErrors) else None
 
 
 def why_no_batches(workers: list[BaseProcess], count_stopped: bool = True) -> str | None:

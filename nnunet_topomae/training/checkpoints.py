@@ -21,8 +21,10 @@ from nnunet_topomae.nnunet.plan import plan_facts
 from nnunet_topomae.training.devices import unwrap
 
 ENTRY = "topomae"
-# In the entry: how many steps of the epoch that comes next are done already.
+# In the entry: how many steps of the epoch that comes next are done already, what they have returned, and the seed.
 STEPS = "steps"
+OUTPUTS = "step_outputs"
+SEED = "seed"
 
 Role = Literal["pretraining", "finetuning"]
 
@@ -70,7 +72,12 @@ def plain(value: Any) -> Any:
 
 
 def write_checkpoint(
-    trainer: nnUNetTrainer, filename: str, role: Role, config: TopoMAEConfig, images: ImagesRead, steps: int = 0
+    trainer: nnUNetTrainer,
+    filename: str,
+    role: Role,
+    config: TopoMAEConfig,
+    images: ImagesRead,
+    progress: Mapping[str, Any],
 ) -> None:
     """Write a stock nnU-Net checkpoint plus the entry that describes it; never half of it.
 
@@ -80,13 +87,13 @@ def write_checkpoint(
         role: which kind of training it is.
         config: what the training made of the plan's `topomae` section.
         images: what the training has read.
-        steps: steps of the next epoch that are done already; 0 at the end of an epoch.
+        progress: what only continuing needs: the seed, and the steps of the next epoch that are done already.
     """
     configuration, channels = trainer.configuration_manager, len(channel_names(trainer.dataset_json))
     written = TopoMAEConfig.from_configuration(configuration.configuration)
     facts = plan_facts(configuration, written, channels, trainer.plans_manager.plans)
     described = describe(role, config, facts, make_manifest(trainer, images))
-    save_atomically({**training_state(trainer), ENTRY: {**described, STEPS: steps}}, filename)
+    save_atomically({**training_state(trainer), ENTRY: {**described, **progress}}, filename)
 
 
 def training_state(trainer: nnUNetTrainer) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """Networks inside nnU-Net's wrappers, several GPUs, and the memory of a GPU."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as nnunet_module
 import torch
 from torch import distributed, nn
 
+from nnunet_topomae.architectures.layers import use_channels_last
 from nnunet_topomae.training.record import add_facts, average_terms
 
 
@@ -19,6 +22,73 @@ def unwrap(network: nn.Module) -> nn.Module:
 def is_distributed() -> bool:
     """Whether several processes train together."""
     return distributed.is_available() and distributed.is_initialized()
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed torch's generator of the CPU and that of a device, which dropout draws from.
+
+    Args:
+        device: of the network.
+        seed: not negative.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def own_device(asked: torch.device) -> torch.device:
+    """The device of this process in a distributed training, for which nnU-Net takes the GPU with the process's number.
+
+    That number is too large on the second machine, and there may be no GPU at all.
+
+    Args:
+        asked: kind of the device; for `cuda`, the process has chosen its GPU already.
+    """
+    return torch.device("cuda", torch.cuda.current_device()) if asked.type == "cuda" else asked
+
+
+@contextmanager
+def parallel_on_own_device() -> Iterator[None]:
+    """In this block, nnU-Net makes networks parallel on the device that they are on, see :func:`own_device`.
+
+    On a CPU their convolutions take the faster layout before that: DDP mixes up gradients of weights whose layout
+    changes later.
+    """
+    original = nnunet_module.DDP
+
+    def parallel(network: nn.Module, device_ids: list[int]) -> nn.Module:
+        if all(parameter.device.type == "cpu" for parameter in network.parameters()):
+            use_channels_last(unwrap(network))
+        return original(network)  # type: ignore[no-any-return]
+
+    nnunet_module.DDP = parallel
+    try:
+        yield
+    finally:
+        nnunet_module.DDP = original
+
+
+def first_sample(batch_size: int) -> int:
+    """Place of this process's first sample in the batch of all processes, as nnU-Net spreads it; 0 where it is alone.
+
+    Args:
+        batch_size: of all processes together.
+    """
+    if not is_distributed():
+        return 0
+    rank, share, rest = distributed.get_rank(), *divmod(batch_size, distributed.get_world_size())
+    return rank * share + min(rank, rest)
+
+
+def agree_on(value: int) -> int:
+    """The first process's value, in all processes of a distributed training."""
+    if not is_distributed():
+        return value
+    shared = [value]
+    distributed.broadcast_object_list(shared)
+    return int(shared[0])
 
 
 def average_terms_of_all_gpus(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -3,8 +3,11 @@
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
+RESULTS_VARIABLE = "nnUNet_results"
 DEBUG_VARIABLE = "NNUNET_TOPOMAE_DEBUG"
 _OURS = "nnunet_topomae."
 
@@ -28,6 +31,23 @@ def show_expected_failures_in_one_line() -> None:
     """
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _show
+
+
+@contextmanager
+def results_can_be_written() -> Iterator[None]:
+    """In this block, nnU-Net makes the folder of a training.
+
+    Raises:
+        OSError: it cannot be made or written to; says which, and the cure.
+    """
+    try:
+        yield
+    except OSError as error:
+        folder = os.environ.get(RESULTS_VARIABLE)
+        raise OSError(
+            f"the results of this training cannot be written: {error}. Correct the permissions below {folder}, make "
+            "room, or set nnUNet_results to another folder."
+        ) from error
 
 
 def _show(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:

@@ -6,7 +6,7 @@ from copy import copy
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
 from nnunet_topomae.config import TopoMAEConfig
@@ -139,27 +139,26 @@ class GradientWatch:
         every = self.config.pretraining.gradients_every
         self._due, self.found = every > 0 and epoch % every == 0, {}
 
-    def __call__(self, batch: Mapping[str, Any], generator: Generator, scale: float = 1.0) -> dict[str, Tensor]:
+    def __call__(self, batch: Mapping[str, Any], mask_seeds: Sequence[int], scale: float = 1.0) -> dict[str, Tensor]:
         """All terms of a fixed batch, with the full weight of L_topo; the first one of an epoch may be measured.
 
         Args:
             batch: as for :class:`CoPretrainingStep`.
-            generator: of the masks.
+            mask_seeds: of the samples' masks.
             scale: of the gradient scaler.
         """
         if not self._due:
-            return self.step(batch, generator, 1.0)
-        self._due = False
-        masks, norms = generator.get_state(), {}
+            return self.step(batch, mask_seeds, 1.0)
+        self._due, norms = False, {}
         try:
             with torch.enable_grad():
                 measured = copy(self.step)
                 measured.network = self.network
-                terms = measured(batch, generator, 1.0)
+                terms = measured(batch, mask_seeds, 1.0)
                 norms = gradient_norms(self.step.loss.weighted(terms), self.network.trained_encoders, scale)
         except torch.OutOfMemoryError:
             self.log("no shares of the gradient: not enough GPU memory. pretraining.gradients_every = 0 skips them")
-            terms = self.step(batch, generator.set_state(masks), 1.0)
+            terms = self.step(batch, mask_seeds, 1.0)
         self._use(norms)
         return {name: term.detach() for name, term in terms.items()}
 

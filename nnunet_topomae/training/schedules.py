@@ -13,8 +13,8 @@ from nnunet_topomae.config import PretrainingConfig
 
 Factor = Callable[[float], float]
 
-# nnU-Net's optimiser.
-NNUNET_MOMENTUM, NNUNET_WEIGHT_DECAY = 0.99, 3e-5
+# nnU-Net's optimiser, and its limit of the gradient's norm.
+NNUNET_MOMENTUM, NNUNET_WEIGHT_DECAY, NNUNET_CLIP = 0.99, 3e-5, 12.0
 
 
 def cosine(progress: float) -> float:

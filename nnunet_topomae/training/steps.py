@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from math import isfinite
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import PendingLoss, TopologicalLoss
 from nnunet_topomae.training.devices import is_distributed
 from nnunet_topomae.training.skipping import MissingTerms, SkippedSteps
+from nnunet_topomae.training.supervision import to_device
 from nnunet_topomae.types import Scalar, Volume, VoxelMask
 
 # Larger gaps of L_topo are more than rounding.
@@ -93,6 +95,41 @@ def leave_out_frozen(optimizer: Optimizer) -> None:
                 parameter.grad = None
 
 
+def optimise_or_log(trainer: Any, terms: Mapping[str, Tensor], clip: float, cases: Iterable[str]) -> None:
+    """One optimiser step of a trainer; skipped, counted and logged where loss or gradient is not finite.
+
+    Args:
+        trainer: its `skipped` counts.
+        terms: of the loss by name, with their sum as ``total``.
+        clip: largest gradient norm.
+        cases: of the batch.
+    """
+    of_trainer = trainer.network, trainer.optimizer, trainer.grad_scaler
+    if not optimise(terms, *of_trainer, clip, cases, trainer.skipped):
+        loss = float(terms["total"].detach())
+        trainer.print_to_log_file(f"step skipped: loss {loss} or its gradient is not finite; {', '.join(cases)}")
+
+
+def supervised_step(trainer: Any, batch: Mapping[str, Any], clip: float) -> dict[str, Any]:
+    """One step on labelled crops; returns the loss.
+
+    Args:
+        trainer: in training.
+        batch: from nnU-Net's loader.
+        clip: largest gradient norm.
+    """
+    data, target = to_device(batch["data"], trainer.device), to_device(batch["target"], trainer.device)
+    with autocast(trainer.device):
+        loss = trainer.loss(trainer.network(data), target)
+    optimise_or_log(trainer, {"total": loss}, clip, batch["keys"])
+    return {"loss": loss.detach().cpu().numpy()}
+
+
+def done_steps(outputs: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The outputs of an epoch's supervised steps without those that were skipped; all where every step was."""
+    return [output for output in outputs if isfinite(output["loss"])] or outputs
+
+
 class CoPretrainingStep:
     """Forward pass of the networks and all loss terms of one batch (paper Fig. 2 and Sec. II).
 
@@ -124,13 +161,16 @@ class CoPretrainingStep:
         self.plan = plan
         self.device = device
 
-    def __call__(self, batch: Mapping[str, Any], generator: Generator, topology_scale: float) -> dict[str, Tensor]:
+    def __call__(
+        self, batch: Mapping[str, Any], generator: Generator | Sequence[int], topology_scale: float
+    ) -> dict[str, Tensor]:
         """Compute all terms.
 
         Args:
             batch: from data.loaders.CropLocationLoader; without ``target_topology`` L_topo is not computed, without
                 ``locations`` no voxel is taken for padding, without ``inputs`` the networks see the clean crops.
-            generator: source of the token masks, on the CPU: the ViT lists its visible tokens there.
+            generator: source of the token masks, on the CPU: the ViT lists its visible tokens there. Or a seed per
+                sample: the batch's ``mask_seeds``.
             topology_scale: factor of L_topo's weight, see config.TopologyConfig.training_factor; at 0 the term is not
                 computed.
 
@@ -213,13 +253,13 @@ class CoPretrainingStep:
         )
 
 
-def draw_mask(plan: Plan, batch: int, generator: Generator, device: torch.device) -> CropMask:
+def draw_mask(plan: Plan, batch: int, generator: Generator | Sequence[int], device: torch.device) -> CropMask:
     """What a plan hides of a batch of crops: random tokens, or nothing where only boundaries are the target.
 
     Args:
         plan: token grid and mask ratio.
         batch: number of crops.
-        generator: on the CPU.
+        generator: on the CPU, or a seed per crop.
         device: of the result.
     """
     pretraining, shape = plan.config.pretraining, plan.shape

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -295,13 +296,65 @@ def test_weights_named_in_the_plan_that_have_seen_a_validation_case_are_refused(
         _train("TopoMAEFusionTrainer", name, fold=1)
 
 
-def test_same_seed_same_pre_training(workspace: Path, pretraining: Pretraining) -> None:
-    name = _variant(workspace, "again")
-    _train_until(1, "TopoMAEPretrainer", name, workers=1)
-    first, second = pretraining.interrupted, _epochs(_fold(workspace, "TopoMAEPretrainer", name))
-    assert len(first) == len(second) == 1
-    for part in ("train", "validation"):
-        assert first[0][part] == second[0][part]
+def _differences(first: Any, second: Any, where: str = "") -> list[str]:
+    """Where two checkpoints are not the same, bit for bit, times apart."""
+    import torch
+
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = [key for key in {**first, **second} if not str(key).endswith("_timestamps")]
+        return [line for key in keys for line in _differences(first.get(key), second.get(key), f"{where}.{key}")]
+    if isinstance(first, torch.Tensor):
+        same = torch.equal(first, second)
+    else:
+        same = first == second or (first != first and second != second)
+    return [] if same else [where]
+
+
+@pytest.mark.parametrize("trainer", ["TopoMAEPretrainer", "UNETRPPTrainer"])
+def test_an_interrupted_training_ends_as_one_that_nobody_interrupts(
+    workspace: Path, trainer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches come from two workers, then from three, and without interruption from the training's own process."""
+    import torch
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
+    from nnunet_topomae.training.outputs import NotedSteps
+
+    for kind in (nnUNetTrainer, TopoMAEPretrainer):
+        monkeypatch.setattr(kind, "perform_actual_validation", lambda *_: None)
+    original, signals = NotedSteps.step, {4}
+
+    def step(self: Any, batch: Any) -> Any:
+        output = original(self, batch)
+        done.append(output)
+        if len(done) in signals:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return output
+
+    monkeypatch.setattr(NotedSteps, "step", step)
+    names = []
+    for purpose in ("interrupted", "whole"):
+        names.append(_variant(workspace, f"{purpose}{trainer}", iterations_per_epoch=3, mirror_axes=[0, 1]))
+        file = workspace / "preprocessed" / DATASET / f"{names[-1]}.json"
+        values = json.loads(file.read_text())
+        section = values["configurations"]["3d_fullres"]["topomae"]
+        section["pretraining"] |= {"iterations_per_epoch": 3, "preview_every": 0, "flip_axes": [0, 1]}
+        section["architecture"] |= {"dropout": 1.0}
+        file.write_text(json.dumps(values))
+    done: list[Any] = []
+    with pytest.raises(SystemExit):
+        _train(trainer, names[0], workers=2)
+    assert len(done) == 4  # of six
+    signals.clear()
+    _train(trainer, names[0], workers=3, continue_training=True)
+    _train(trainer, names[1])
+    ends = [torch.load(_fold(workspace, trainer, name) / "checkpoint_final.pth", weights_only=True) for name in names]
+    for end in ends:
+        del end["init_args"], end["topomae"]["manifest"]
+    assert not _differences(*ends)
+    first, second = ([epoch["train"] for epoch in _epochs(_fold(workspace, trainer, name))] for name in names)
+    assert first == second and len(first) == 2
 
 
 def test_pre_training_of_the_vit_alone(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -488,6 +541,58 @@ def test_a_real_training_is_stopped_continued_and_killed(workspace: Path) -> Non
     third.process.kill()
     assert third.end() == -signal.SIGKILL
     third.wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), seconds=10)
+
+
+def _torchrun(root: Path, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "torch.distributed.run", *arguments, "-device", "cpu"]
+    environment = {**os.environ, "nnUNet_n_proc_DA": "0", "nnUNet_compile": "f", **environment}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=root, env=environment, text=True, **output)  # type: ignore[call-overload,no-any-return]
+
+
+def test_two_processes_train_like_one(workspace: Path) -> None:
+    """Pre-training on two machines (two torchruns), supervised training by two processes of one machine."""
+    import torch
+
+    plans = workspace / "preprocessed" / DATASET
+    names = [_variant(workspace, name, patch_size=[16, 24, 24], epochs=1) for name in ("parallel", "alone")]
+    for name in names:
+        file = plans / f"{name}.json"
+        values = json.loads(file.read_text())
+        configuration = values["configurations"]["3d_fullres"]
+        configuration["batch_size"] = 2
+        # Without padding, both processes' means have equally many voxels.
+        configuration["topomae"]["pretraining"] |= {"epochs": 1, "iterations_per_epoch": 1, "preview_every": 0}
+        file.write_text(json.dumps(values))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    train = ["-m", "nnunet_topomae.cli", "train", "901", "3d_fullres", "0", "-p", names[0], "-tr"]
+    meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port]
+    machines = [
+        _torchrun(workspace, *meeting, "--node-rank", rank, *train, "TopoMAEPretrainer", PYTHONSAFEPATH="1")
+        for rank in "01"
+    ]
+    for machine in machines:
+        printed, _ = machine.communicate(timeout=200)
+        assert machine.returncode == 0, printed[-4000:]
+    one = _torchrun(workspace, "--standalone", "--nproc-per-node", "2", *train, "UNETRPPTrainer", PYTHONSAFEPATH="1")
+    printed, _ = one.communicate(timeout=200)
+    assert one.returncode == 0, printed[-4000:]
+    for trainer in ("TopoMAEPretrainer", "UNETRPPTrainer"):
+        _train(trainer, names[1])
+        folds = [_fold(workspace, trainer, name) for name in names]
+        (parallel,), (alone,) = (_epochs(fold) for fold in folds)
+        assert parallel["train"] == pytest.approx(alone["train"], rel=1e-4)
+        ends = [torch.load(fold / "checkpoint_final.pth", weights_only=True) for fold in folds]
+        assert ends[0]["topomae"]["manifest"]["cases"] == ends[1]["topomae"]["manifest"]["cases"]
+        assert [len(list(fold.glob("*.pth"))) for fold in folds] == [1, 1]
+        # AdamW's first average is a tenth of the gradient.
+        averages = [[state["exp_avg"] for state in end["optimizer_state"]["state"].values()] for end in ends]
+        size = torch.stack([average.norm() for average in averages[1]]).norm()
+        assert size > 1e-3
+        for first, second in zip(*averages, strict=True):
+            assert (first - second).norm() <= 1e-4 * second.norm() + 1e-5 * size
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Bad inputs, one per line, each with the part of the message that a user needs. Checkpoints: training/test_loading.py
 and test_leaks.py; images: data/test_images.py; names in benchmarks: benchmark/test_hostile_names.py."""
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -363,3 +365,16 @@ def test_an_excepthook_of_somebody_else_stays(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     failures.show_expected_failures_in_one_line()
     assert sys.excepthook is failures._show
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_results_that_cannot_be_written(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_results", "/shared/results")
+
+    def make_folder() -> None:
+        with failures.results_can_be_written():
+            raise OSError(number, os.strerror(number), "/shared/results/fold_0")
+
+    with pytest.raises(OSError, match="cannot be written: .*fold_0.* below /shared/results.* nnUNet_results") as error:
+        make_folder()
+    assert "\n" not in str(error.value) and failures.is_expected(error.value)

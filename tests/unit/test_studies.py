@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -287,3 +288,26 @@ def test_the_evidence_on_a_cpu(repository: Path, tmp_path: Path) -> None:
     }
     assert str(repository) not in json.dumps(evidence)
     assert evidence["machine"]["torch"] == torch.__version__
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_long_run(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the training, which starts two workers and writes an epoch now and then."""
+    module = study("long_run")
+    metrics = tmp_path / "metrics.jsonl"
+    script = "import os, time\nfor _ in range(2):\n    if os.fork() == 0: time.sleep(30)\n"
+    script += f"for epoch in range(300):\n    open({str(metrics)!r}, 'a').write('{{}}\\n'); time.sleep(0.02)\n"
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(module, "SETTLE_SECONDS", 0.0)
+    training = subprocess.Popen([sys.executable, "-S", "-c", script])
+    samples = module.watch(training, metrics, 80)
+    workers = module.children(training.pid)
+    assert len(workers) == 2 and samples[-1]["step"] >= 80 and all(len(s["workers"]) == 2 for s in samples[1:])
+    found = module.end(training, signal.SIGTERM, module.shared_memory())
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    assert found["exit_code"] == -signal.SIGTERM and found["workers"] == found["processes_left"] == 2
+    growth = [{"step": 100 * n, "trainer": 50.0 + n, "workers": [10.0, 20.0]} for n in range(20)]
+    assert module.slope(growth) == pytest.approx({"trainer": 10.0, "workers": 0.0})
+    module.draw({"samples": samples}, tmp_path / "memory.svg")
+    assert (tmp_path / "memory.svg").is_file()

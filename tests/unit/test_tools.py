@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -71,3 +72,17 @@ def test_costly_fixtures_are_made_once() -> None:
 
 def test_the_package_has_a_version() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", nnunet_topomae.__version__)
+
+
+def test_the_bill_of_materials_lists_what_is_installed_with_its_licences() -> None:
+    specification = importlib.util.spec_from_file_location("make_sbom", ROOT / "docs" / "make_sbom.py")
+    assert specification is not None and specification.loader is not None
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    listed = {package.name: package for package in script.packages()}
+    assert {"nnunet-topomae", "torch", "nnunetv2", "connected-components-3d"} <= set(listed)
+    assert not {"pytest", "monai"} & set(listed), "extras are not needed"
+    assert listed["nnunet-topomae"].licence == "Apache-2.0"
+    assert {name for name, package in listed.items() if package.licence == script.UNKNOWN} <= {"fft-conv-pytorch"}
+    bill = script.bill(list(listed.values()))
+    assert {part["purl"] for part in bill["components"]} == {f"pkg:pypi/{p.name}@{p.version}" for p in listed.values()}

@@ -193,17 +193,29 @@ def test_monitoring_has_the_target_topology_in_every_batch(seed: int | None, exp
     assert ["target_topology" in next(loader) for _ in range(4)] == expected
 
 
-def test_same_seed_same_batches_and_workers_differ() -> None:
+def test_a_batch_follows_from_its_number_and_the_seed() -> None:
     volumes = {"a": _coordinates((11, 16, 14)), "b": _coordinates((9, 12, 20))}
-    first, second, other_worker = (_loader(volumes, (5, 7, 6)) for _ in range(3))
-    other_worker.set_thread_id(1)
-    batches = [next(loader) for loader in (first, second, other_worker)]
-    assert torch.equal(batches[0]["data"], batches[1]["data"])
-    assert not torch.equal(batches[0]["data"], batches[2]["data"])
-    repeated = next(first)
+    first, second, other_seed = (_loader(volumes, (5, 7, 6), seed=seed) for seed in (3, 3, 4))
+    second.set_thread_id(1)
+    batches = [next(first) for _ in range(4)]
+    for number in (2, 0, 3):
+        again = second.draw(number)
+        assert torch.equal(again["data"], batches[number]["data"])
+        assert again["keys"] == batches[number]["keys"] and again["mask_seeds"] == batches[number]["mask_seeds"]
+    assert len({tuple(batch["mask_seeds"]) for batch in batches}) == 4
+    assert not torch.equal(other_seed.draw(0)["data"], batches[0]["data"])
     first.reset()
     assert torch.equal(next(first)["data"], batches[0]["data"])
-    assert not torch.equal(repeated["data"], batches[0]["data"])
+
+
+def test_samples_of_two_processes_are_those_of_one() -> None:
+    volumes = {"a": _coordinates((11, 16, 14)), "b": _coordinates((9, 12, 20))}
+    first, second = (_loader(volumes, (5, 7, 6), first_sample=place) for place in (0, 2))
+    alone = _loader(volumes, (5, 7, 6))
+    alone.batch_size = 4
+    parts, whole = (first.draw(1), second.draw(1)), alone.draw(1)
+    assert torch.equal(torch.cat([part["data"] for part in parts]), whole["data"])
+    assert [*parts[0]["mask_seeds"], *parts[1]["mask_seeds"]] == whole["mask_seeds"]
 
 
 def test_global_random_state_is_neither_used_nor_changed() -> None:

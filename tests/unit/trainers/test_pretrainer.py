@@ -32,7 +32,7 @@ def test_one_process_of_a_training_hashes_the_images_and_writes_their_list(
 
     monkeypatch.setattr(selection, "hash_images", count)
     monkeypatch.setattr(selection, "read_manifest", lambda *_: {})
-    monkeypatch.setattr(pretrainer, "start_workers", lambda loader, _: loader)
+    monkeypatch.setattr(pretrainer, "start_workers", lambda loader, *_: loader)
     monkeypatch.setattr(pretrainer, "SingleThreadedAugmenter", lambda loader, _: loader)
     monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda self: self.get_dataloaders())
     loaded: list[Any] = []
@@ -45,6 +45,7 @@ def test_one_process_of_a_training_hashes_the_images_and_writes_their_list(
             output_folder=str(output_folder),
             plans_manager=SimpleNamespace(plans={}),
             plan=SimpleNamespace(config=TopoMAEConfig()),
+            config=TopoMAEConfig(),
             configuration_name="3d_fullres",
             fold=0,
             print_to_log_file=lambda *_: None,

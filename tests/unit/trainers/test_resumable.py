@@ -2,11 +2,13 @@
 
 import json
 import os
+import secrets
 import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
@@ -26,48 +28,59 @@ EPOCHS, STEPS = 3, 4
 
 
 class _Training(EndableTrainer):
-    """Three epochs of four steps, each of which adds one to the weights; `signals` come in the middle of a step."""
+    """Three epochs of four steps, each of which adds one to the weight and a random number to the bias.
+
+    `signals` come in the middle of a step; negative ones in the middle of the validation after so many steps.
+    """
 
     role = "finetuning"
 
     def __init__(self, folder: Path, resume: bool = False, signals: dict[int, signal.Signals] | None = None) -> None:
         folder.mkdir(exist_ok=True)
         self.output_folder, self.local_rank, self.is_ddp = str(folder), 0, False
-        self.network = nn.Linear(1, 1, bias=False)
-        nn.init.zeros_(self.network.weight)
+        self.network, self.device = nn.Linear(1, 1), torch.device("cpu")
+        for parameter in self.network.parameters():
+            nn.init.zeros_(parameter)
+        self.seed = secrets.randbits(32)
         self.optimizer, self.grad_scaler = torch.optim.SGD(self.network.parameters(), 1.0), None
         self.logger = MetaLogger(str(folder), resume)
         self._best_ema, self.my_init_kwargs, self.inference_allowed_mirroring_axes = None, {}, (0,)
-        finetuning = {"epochs": EPOCHS, "iterations_per_epoch": STEPS, "validation_iterations": 1}
+        finetuning = {"epochs": EPOCHS, "iterations_per_epoch": STEPS, "validation_iterations": 2}
         self.config = TopoMAEConfig.from_configuration({"topomae": {"finetuning": finetuning}})
-        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = EPOCHS, STEPS, 1
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = EPOCHS, STEPS, 2
         self.current_epoch, self.disable_checkpointing, self.was_initialized = 0, False, True
         self.dataloader_train, self.dataloader_val = iter(int, 1), iter(int, 1)
         self.signals = signals or {}
         self.asks: set[int] = set()
         self.lines: list[str] = []
-        self.steps_of_epochs: list[int] = []
+        self.steps_of_epochs: list[list[int]] = []
 
     def print_to_log_file(self, *lines: Any, **_: Any) -> None:
         self.lines += map(str, lines)
 
     def on_train_epoch_end(self, train_outputs: list[Any]) -> None:
-        self.steps_of_epochs.append(len(train_outputs))
-        self.logger.log("train_losses", 0.5, self.current_epoch)
+        self.steps_of_epochs.append([int(output["step"]) for output in train_outputs])
+        loss = np.mean([output["loss"] for output in train_outputs])
+        self.logger.log("train_losses", loss, self.current_epoch)
+        self.logger.log("mean_fg_dice", loss, self.current_epoch)  # with its moving average
 
-    def train_step(self, batch: Any) -> None:
+    def train_step(self, batch: Any) -> dict[str, Any]:
         with torch.no_grad():
             self.network.weight += 1
-        if int(self.network.weight) in self.asks:
+            self.network.bias += torch.rand(1)
+        step = int(self.network.weight)
+        if step in self.asks:
             assert main(["stop", self.output_folder]) == 0
-        if (number := self.signals.get(int(self.network.weight))) is not None:
+        if (number := self.signals.get(step)) is not None:
             os.kill(os.getpid(), number)
+        return {"step": step, "loss": self.network.bias.detach().numpy()[0].copy()}
 
     def on_validation_epoch_start(self) -> None:
         pass
 
     def validation_step(self, batch: Any) -> None:
-        pass
+        if (number := self.signals.get(-int(self.network.weight))) is not None:
+            os.kill(os.getpid(), number)
 
     def on_validation_epoch_end(self, val_outputs: list[Any]) -> None:
         pass
@@ -126,27 +139,46 @@ def test_a_signal_ends_the_training_after_the_step_and_the_other_steps_follow_la
     assert ended.value.code == 128 + number and signal.getsignal(number) == before
     assert f"{number.name}: stopped after 2 of 4 steps of epoch 1. Continue with --c." in first.lines
     second = _continued(tmp_path)
-    assert second.current_epoch == 1 and float(second.network.weight) == 6
+    assert second.current_epoch == 1 and float(second.network.weight) == 6 and second.seed == first.seed
     second.run_training()
-    # As many steps as without the signal: 4, 2 + 2 and 4.
-    assert first.steps_of_epochs == [4] and second.steps_of_epochs == [2, 4]
+    # An epoch is recorded with all its steps, those before the signal too.
+    assert first.steps_of_epochs == [[1, 2, 3, 4]] and second.steps_of_epochs == [[5, 6, 7, 8], [9, 10, 11, 12]]
     assert float(second.network.weight) == EPOCHS * STEPS and second.current_epoch == EPOCHS
-    assert second.logger.get_value("train_losses", None) == [0.5] * EPOCHS
+    _assert_same(second, _uninterrupted(tmp_path / "other", first.seed))
     assert _names(tmp_path) == {"checkpoint_latest.pth", "checkpoint_final.pth"}  # nnU-Net's own end removes the latest
 
 
-@pytest.mark.parametrize(("step", "epoch", "again"), [(1, 0, [3, 4, 4]), (STEPS, 0, [1, 4, 4])])
-def test_a_signal_in_the_first_and_in_the_last_step_of_an_epoch(
-    tmp_path: Path, step: int, epoch: int, again: list[int]
+def _uninterrupted(folder: Path, seed: int) -> _Training:
+    trainer = _Training(folder)
+    trainer.seed = seed
+    trainer.run_training()
+    return trainer
+
+
+def _assert_same(first: _Training, second: _Training) -> None:
+    """Bit for bit: weights, and the record of the epochs."""
+    assert torch.equal(first.network.bias, second.network.bias)
+    for name in ("train_losses", "ema_fg_dice"):
+        values = [trainer.logger.get_value(name, None) for trainer in (first, second)]
+        assert values[0] == values[1] and len(values[0]) == EPOCHS
+
+
+@pytest.mark.parametrize("moments", [[1], [STEPS], [-STEPS], [STEPS + 1, -2 * STEPS, 3 * STEPS]])
+def test_a_training_that_signals_interrupt_anywhere_ends_as_if_there_had_been_none(
+    tmp_path: Path, moments: list[int]
 ) -> None:
-    """After the last step comes validation, for which nnU-Net's loop needs one more step."""
-    first = _Training(tmp_path, signals={step: signal.SIGTERM})
-    with pytest.raises(SystemExit):
-        first.run_training()
-    second = _continued(tmp_path)
-    assert second.current_epoch == epoch
-    second.run_training()
-    assert second.steps_of_epochs == again
+    """In the first and last step of an epoch, and in the validation at its end (negative), once or several times."""
+    trainer = _Training(tmp_path)
+    seed = trainer.seed
+    for moment in moments:
+        trainer.signals = {moment: signal.SIGTERM}
+        with pytest.raises(SystemExit):
+            trainer.run_training()
+        trainer = _continued(tmp_path)
+        assert trainer.current_epoch == (abs(moment) - 1) // STEPS and int(trainer.network.weight) == abs(moment)
+    trainer.run_training()
+    assert trainer.steps_of_epochs[-1] == [9, 10, 11, 12]
+    _assert_same(trainer, _uninterrupted(tmp_path / "other", seed))
 
 
 def test_without_checkpointing_a_signal_writes_nothing(tmp_path: Path) -> None:
@@ -161,7 +193,7 @@ def test_other_processes_of_a_distributed_training_leave_the_end_to_the_first_on
     trainer = _Training(tmp_path, signals={2: signal.SIGTERM})
     trainer.local_rank = 1
     trainer.run_training()
-    assert trainer.steps_of_epochs == [4, 4, 4] and _names(tmp_path) == set()
+    assert [len(steps) for steps in trainer.steps_of_epochs] == [4, 4, 4] and _names(tmp_path) == set()
 
 
 def test_a_broken_latest_checkpoint_is_named_and_the_previous_one_taken(tmp_path: Path) -> None:
@@ -183,7 +215,7 @@ def test_a_previous_checkpoint_alone_is_found_although_nnunet_does_not_know_it(t
     trainer = _continued(tmp_path)
     assert not trainer.continued
     trainer.run_training()
-    assert trainer.continued and trainer.steps_of_epochs == [4, 4]
+    assert trainer.continued and trainer.steps_of_epochs == [[5, 6, 7, 8], [9, 10, 11, 12]]
 
 
 def test_a_new_training_does_not_fall_back_to_an_old_one(tmp_path: Path) -> None:

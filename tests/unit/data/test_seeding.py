@@ -1,0 +1,107 @@
+"""nnU-Net's loader and augmentation: what a sample holds follows from its number, whoever draws it."""
+
+import random
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunet_topomae.data.seeding import SeededLoader, seed_global_generators
+from nnunet_topomae.data.worker_errors import WorkerErrors
+from nnunet_topomae.data.workers import start_workers
+from nnunet_topomae.training.batches import WatchedBatches
+
+PATCH, LARGER = (6, 12, 10), (8, 14, 14)
+CPU = torch.device("cpu")
+
+
+class _Cases:
+    """Cases in memory with the interface of nnU-Net's data sets."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.identifiers = ["a", "b", "c"]
+        self.errors = WorkerErrors()
+        self.images = {case: rng.normal(size=(2, 9, 16, 15)).astype(np.float32) for case in self.identifiers}
+        self.labels = {case: (image[:1] > 1.5).astype(np.int16) for case, image in self.images.items()}
+
+    def load_case(self, case: str) -> tuple[np.ndarray, np.ndarray, None, dict[str, Any]]:
+        return self.images[case], self.labels[case], None, {"class_locations": {1: np.argwhere(self.labels[case])}}
+
+
+def _loader(batch_size: int = 2, first_sample: int = 0, seed: int = 7) -> SeededLoader:
+    """With all of nnU-Net's augmentation, deep supervision included."""
+    limits = (-0.5, 0.5)
+    transforms = nnUNetTrainer.get_training_transforms(
+        PATCH, limits, [[1, 1, 1], [0.5, 0.5, 0.5]], (0, 1, 2), False, use_mask_for_norm=[False, False]
+    )
+    labels = LabelManager({"background": 0, "organ": 1}, None)
+    # By chance which samples have foreground: one more thing to draw.
+    options: dict[str, Any] = {"probabilistic_oversampling": True, "oversample_foreground_percent": 0.5}
+    loader = nnUNetDataLoader(_Cases(), batch_size, LARGER, PATCH, labels, transforms=transforms, **options)
+    return SeededLoader(loader, seed, first_sample)
+
+
+def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    targets = zip(first["target"], second["target"], strict=True)
+    same_targets = all(torch.equal(one, other) for one, other in targets)
+    return torch.equal(first["data"], second["data"]) and same_targets and first["keys"] == second["keys"]
+
+
+@cache
+def _expected() -> list[dict[str, Any]]:
+    loader = _loader()
+    return [next(loader) for _ in range(9)]
+
+
+def test_a_batch_follows_from_its_number_and_the_seed() -> None:
+    loader = _loader()
+    seed_global_generators(99)
+    for number in (5, 0, 8):
+        assert _same(loader.draw(number), _expected()[number])
+    assert not _same(_loader(seed=8).draw(0), _expected()[0])
+    assert not any(_same(one, other) for one in _expected() for other in _expected() if one is not other)
+    assert {case for batch in _expected() for case in batch["keys"]} == {"a", "b", "c"}
+
+
+def test_samples_of_two_processes_are_those_of_one() -> None:
+    parts = [_loader(1, place).draw(3) for place in (0, 1)]
+    assert torch.equal(torch.cat([part["data"] for part in parts]), _expected()[3]["data"])
+    for scale, whole in enumerate(_expected()[3]["target"]):
+        assert torch.equal(torch.cat([part["target"][scale] for part in parts]), whole)
+
+
+def test_a_label_that_the_data_set_does_not_have_is_named_with_its_case() -> None:
+    loader = _loader()
+    loader.largest_label = 1
+    assert _same(loader.draw(3), _expected()[3])
+    for labels in loader.loader._data.labels.values():
+        labels[:, 4] = 7
+    with pytest.raises(ValueError, match="case [abc] has voxels of label 7, but the labels of dataset.json end at 1"):
+        loader.draw(3)
+    assert "label 7" in str(loader.errors.last())
+
+
+def test_global_generators_are_put_back() -> None:
+    seed_global_generators(5)
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    next(_loader())
+    assert random.getstate() == states[0] and np.array_equal(np.random.get_state()[1], states[1])
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_any_number_of_workers_brings_the_same_batches_in_the_same_order(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", str(workers))
+    batches = WatchedBatches(start_workers(_loader(), CPU, first=2), lambda: None)
+    try:
+        assert all(_same(next(batches), _expected()[number]) for number in range(2, 9))
+    finally:
+        batches.close()
