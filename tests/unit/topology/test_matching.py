@@ -100,6 +100,22 @@ def test_a_thousand_random_problems(solver: Solver) -> None:
     compare(range(1000), 150)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_copies_on_one_side_only(swapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image of whole numbers against a reconstruction: many copies here, none there."""
+    monkeypatch.setattr(module, "MERGED_PAIRS", -1)
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        copies = np.round(4 * random_diagram(generator, 80, 0)) / 4 - np.array([0.0, 0.5])
+        pair = [copies, random_diagram(generator, int(generator.integers(1, 200)), 0)]
+        first, second = pair[::-1] if swapped else pair
+        matching = wasserstein_matching(first, second)
+        assert matching.cost == pytest.approx(dense_cost(first, second), rel=1e-12)
+        assert matching.gap < 1e-13
+        check_certificate(first, second, matching)
+        check_pairs(first, second, matching)
+
+
 def test_a_sample_is_matched_first_without_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nnunet_topomae.topology.solver.assignment.SAMPLE_MINIMUM", 20)
     monkeypatch.setattr(module, "MERGED_PAIRS", -1)
