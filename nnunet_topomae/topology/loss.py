@@ -32,8 +32,8 @@ class TopologicalLoss(nn.Module):
     """L_topo = sqrt( sum_k W2(D_k, D'_k)^2 ), averaged over batch and channels (paper Sec. II-A).
 
     D_k is the k-th persistence diagram of the input (the target), D'_k that of the reconstruction, and W2 the
-    2-Wasserstein distance. The gradient is exact. It goes to the voxels at which a class of the reconstruction is born or dies; the
-    target gets none. If both have the same diagrams, the loss and its gradient are 0.
+    2-Wasserstein distance. The gradient is exact. It goes to the voxels at which a class of the reconstruction is born
+    or dies; the target gets none. If both have the same diagrams, the loss and its gradient are 0.
 
     Diagrams and matchings are computed in float64 in threads of the CPU; tensors on other devices are copied.
 

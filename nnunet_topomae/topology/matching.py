@@ -8,6 +8,7 @@ bound of every matching's cost, and the two meet at the optimum.
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ BASE_BUDGET = 2_000_000
 POINT_BUDGET = 10_000
 # Diagrams of this many possible pairs of distinct points or fewer are matched by masses, if points repeat a lot.
 MERGED_PAIRS = 4_000_000
+_POT_INSTALLED = find_spec("ot") is not None
 
 LARGEST_VALUE = 1e150
 
@@ -158,7 +160,7 @@ def _solve(first: Points, second: Float[ndarray, "m 2"], tolerance: float) -> So
     """Match points of positive persistence in rotated coordinates."""
     if len(first) == 0 or len(second) == 0:
         return Solution(np.full(len(first), -1, dtype=np.int64), first[:, 1] ** 2, second[:, 1] ** 2)
-    if not COMPILED or _repetitive(first, second):
+    if not COMPILED or (_POT_INSTALLED and _repetitive(first, second)):
         return network_simplex.match(first, second)
     return assignment.match(first, second, BASE_BUDGET + POINT_BUDGET * (len(first) + len(second)), tolerance)
 
