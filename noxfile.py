@@ -4,6 +4,9 @@
 # ///
 """Sessions for developers: ``nox`` for the usual checks, ``nox -l`` for all; each has an environment of its own."""
 
+import shutil
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2025.2.9"
@@ -86,6 +89,21 @@ def build(session: nox.Session) -> None:
     session.install("build", "twine")
     session.run("python", "-m", "build")
     session.run("twine", "check", "--strict", "dist/*")
+
+
+@nox.session(name="build-topology", default=False)
+def build_topology(session: nox.Session) -> None:
+    """The topological loss as a distribution of its own, topological-loss-3d, in dist/; runs it without nnU-Net."""
+    session.install("build", "twine")
+    tree = Path(session.create_tmp()) / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    session.run("python", "packaging/topology/collect.py", str(tree))
+    session.run("python", "-m", "build", "--outdir", "dist", str(tree))
+    session.run("twine", "check", "--strict", *map(str, Path("dist").glob("topological_loss_3d-*")))
+    session.install("--force-reinstall", *map(str, Path("dist").glob("topological_loss_3d-*.whl")))
+    session.run(
+        "python", "-c", "import torch, topological_loss_3d as t; print(t.TopologicalLoss()(*torch.rand(2, 9, 9, 9)))"
+    )
 
 
 if __name__ == "__main__":

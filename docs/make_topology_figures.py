@@ -67,7 +67,7 @@ def overview() -> Figure:
     first, second = persistence_diagrams(volume), persistence_diagrams(made)
     loss = TopologicalLoss()
     reconstruction = torch.from_numpy(made).requires_grad_()
-    value = loss(torch.from_numpy(volume), reconstruction)
+    value = loss(reconstruction, torch.from_numpy(volume))
     value.backward()
     assert reconstruction.grad is not None
     gradient = reconstruction.grad.numpy()

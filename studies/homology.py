@@ -5,7 +5,9 @@
 
 For every volume: whether the diagrams are equal as multisets of points, and CPU seconds of one thread (the best of
 several calls). Volumes: CT-like phantoms and six kinds of reconstruction of them, odd volumes with many ties, and the
-images that are named, whole. The last table holds the whole loss: both diagrams, the matchings and the gradient.
+images that are named, whole. The last table holds the whole loss with the target's diagrams given (the reconstruction's
+diagrams, the matchings and the gradient) against cripser's homology of the reconstruction alone: of phantoms, and of
+crops of the images as nnU-Net leaves them when it does not resample (whole HU, clipped to a window).
 """
 
 import argparse
@@ -19,7 +21,7 @@ import SimpleITK
 import torch
 from machine import describe
 from numpy import ndarray
-from topology_volumes import KINDS, phantom, reconstruct
+from topology_volumes import CT_WINDOW, KINDS, phantom, reconstruct
 
 from nnunet_topomae.files import write_json
 from nnunet_topomae.topology import TopologicalLoss, persistence_diagrams
@@ -79,25 +81,52 @@ def compare(name: str, volume: ndarray, repeats: int, backends: Sequence[str]) -
     return row
 
 
-def compare_loss(size: int, kind: str, repeats: int) -> dict[str, Any]:
-    """The whole loss with the target's diagrams given, by backend, and its ratio to cripser's homology alone."""
-    volume = phantom((size, size, size))
+def compare_loss(name: str, volume: ndarray, kind: str, repeats: int) -> dict[str, Any]:
+    """The whole loss with the target's diagrams given, its parts, and its ratio to cripser's homology alone."""
     made = np.ascontiguousarray(reconstruct(volume, kind), np.float32)
-    target = [[persistence_diagrams(volume)]]
-    seconds = {}
-    for backend in ("native", "cripser"):
-        loss = TopologicalLoss(backend=backend, threads=1)
+    target = persistence_diagrams(volume)
+    loss = TopologicalLoss(threads=1)
+    gaps = []
 
-        def step(loss: TopologicalLoss = loss) -> None:
-            reconstruction = torch.from_numpy(made)[None, None].requires_grad_()
-            loss.start(None, reconstruction, target_diagrams=target).result().backward()
+    def step() -> None:
+        pending = loss.start(torch.from_numpy(made)[None, None].requires_grad_(), [[target]])
+        pending.result().backward()
+        gaps.append(pending.gap)
 
-        step()
-        seconds[backend] = cpu_seconds(step, repeats)
+    whole = cpu_seconds(step, repeats)
+    native = cpu_seconds(lambda: persistence_diagrams(made), repeats)
     alone = cpu_seconds(lambda: persistence_diagrams(made, backend="cripser"), repeats)
-    ratio = seconds["native"] / alone
-    print(f"| {kind} | {seconds['native']:.2f} | {seconds['cripser']:.2f} | {alone:.2f} | {ratio:.2f} |", flush=True)
-    return {"kind": kind, "size": size, "seconds": seconds, "cripser_homology": alone, "loss_by_cripser": ratio}
+    per_voxel = {"homology": native / made.size, "matching": (whole - native) / made.size, "loss": whole / made.size}
+    print(
+        f"| {name} | {kind} | {whole:.2f} | {native:.2f} | {alone:.2f} | {whole / alone:.2f} | {max(gaps):.0e} |",
+        flush=True,
+    )
+    seconds = {"loss": whole, "homology": native, "cripser": alone}
+    row = {"volume": name, "kind": kind, "shape": list(made.shape), "seconds": seconds, "gap": max(gaps)}
+    return row | {"ratio": whole / alone, "per_voxel": per_voxel}
+
+
+def loss_volumes(sizes: Sequence[int], images: Sequence[Path]) -> Iterator[tuple[str, ndarray, Sequence[str]]]:
+    """Phantoms, and crops of the images in whole units of their window, with the kinds of reconstruction to compare."""
+    for size in sizes:
+        yield f"phantom {size}^3", phantom((size, size, size)), KINDS if size <= 96 else ("late",)
+    low, high = CT_WINDOW
+    for file in images:
+        whole = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(file)).astype(np.float32)
+        starts = [max(0, (size - 96) // 2) for size in whole.shape]
+        crop = whole[tuple(slice(start, start + 96) for start in starts)]
+        clipped = (np.clip(np.round(crop), low, high) - low) / (high - low)
+        yield f"{file.name.split('.')[0]}, integers", clipped.astype(np.float32), ("late", "mid", "noisy")
+
+
+def print_growth(rows: Sequence[dict[str, Any]]) -> None:
+    """Cost per voxel of the converged phantoms, relative to the smallest."""
+    late = [row for row in rows if row["kind"] == "late" and row["volume"].startswith("phantom")]
+    print("\n| growth per voxel | homology | matching | loss |")
+    print("|---|---|---|---|")
+    for row in late[1:]:
+        growth = [row["per_voxel"][part] / late[0]["per_voxel"][part] for part in ("homology", "matching", "loss")]
+        print(f"| {late[0]['volume']} -> {row['volume']} | " + " | ".join(f"{value:.2f}" for value in growth) + " |")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -105,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[48, 96, 128])
     parser.add_argument("--images", type=Path, nargs="*", default=[], help="images in any format of SimpleITK")
+    parser.add_argument("--ct", type=Path, nargs="*", default=[], help="CT images in HU for the whole loss")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--gudhi", action="store_true", help="also time gudhi, which is slow")
     parser.add_argument("--quick", action="store_true", help="only show that it runs")
@@ -118,9 +148,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"|---|---|---|---|{'---|' * (len(backends) - 1)}")
     volumes = _volumes(args.sizes, args.images)
     rows = [compare(name, volume, args.repeats, backends) for name, volume in volumes]
-    print("\n| whole loss | native, CPU s | with cripser | cripser alone | native / cripser alone |")
-    print("|---|---|---|---|---|")
-    losses = [compare_loss(size, kind, args.repeats) for size in args.sizes[:2] for kind in KINDS]
+    print(
+        "\n| volume | reconstruction | whole loss, CPU s | its homology | cripser's homology | loss / cripser | gap |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    cases = [(name, volume, kind) for name, volume, kinds in loss_volumes(args.sizes, args.ct) for kind in kinds]
+    losses = [compare_loss(*case, args.repeats) for case in cases]
+    print_growth(losses)
     if args.out:
         write_json(args.out, {"machine": describe(torch.device("cpu")), "volumes": rows, "losses": losses})
 

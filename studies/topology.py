@@ -257,7 +257,7 @@ def measure_threads(size: int, patience: float) -> dict[str, Any]:
     """Wall-clock speed-up of the whole loss on a batch of four with two threads; the best of five."""
     target = np.stack([phantom((size, size, size), seed) for seed in range(4)])[:, None]
     made = np.stack([reconstruct(volume[0], "late") for volume in target])[:, None]
-    batch = torch.from_numpy(target), torch.from_numpy(made)
+    batch = torch.from_numpy(made), torch.from_numpy(target)
     until = time.monotonic() + patience
     idle = idle_share()
     while idle < 0.93 and time.monotonic() < until:
@@ -281,13 +281,13 @@ def measure_gradient() -> dict[str, Any]:
     first, second = torch.rand((2, 1, 1, 9, 12, 10), dtype=torch.float64, generator=generator)
     loss, step, worst = TopologicalLoss(), 1e-6, 0.0
     second.requires_grad_()
-    loss(first, second).backward()
+    loss(second, first).backward()
     assert second.grad is not None
     for index in torch.randperm(second.numel(), generator=generator)[:200].tolist():
         moved = [second.detach().clone() for _ in range(2)]
         moved[0].view(-1)[index] += step
         moved[1].view(-1)[index] -= step
-        slope = (loss(first, moved[0]) - loss(first, moved[1])).item() / (2 * step)
+        slope = (loss(moved[0], first) - loss(moved[1], first)).item() / (2 * step)
         worst = max(worst, abs(slope - second.grad.view(-1)[index].item()))
     return {"voxels": 200, "largest_error": worst, "largest_gradient": second.grad.abs().max().item()}
 

@@ -142,8 +142,8 @@ class Run:
                     volume = getattr(output, network).reconstruction
                     pasted = compose_reconstruction(volume, batch["data"], hidden, "paste")
                     sums.setdefault(f"mse_{network}", []).append(float(terms[f"mse_{network}"]))
-                    sums.setdefault(f"paste_{network}", []).append(float(yardstick(batch["data"], pasted)))
-                    sums.setdefault(f"full_{network}", []).append(float(yardstick(batch["data"], volume)))
+                    sums.setdefault(f"paste_{network}", []).append(float(yardstick(pasted, batch["data"])))
+                    sums.setdefault(f"full_{network}", []).append(float(yardstick(volume, batch["data"])))
         self.network.train()
         self.curve.append({"step": number, "cpu_s": self.seconds, **{k: float(np.mean(v)) for k, v in sums.items()}})
 

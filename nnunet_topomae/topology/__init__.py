@@ -7,14 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nnunet_topomae.topology.certificate import verify
     from nnunet_topomae.topology.diagrams import PersistenceDiagram, PersistenceDiagrams, persistence_diagrams
+    from nnunet_topomae.topology.distance import matching_gradient, wasserstein_distance
     from nnunet_topomae.topology.loss import TopologicalLoss
-    from nnunet_topomae.topology.matching import (
-        Matching,
-        matching_gradient,
-        wasserstein_distance,
-        wasserstein_matching,
-    )
+    from nnunet_topomae.topology.matching import Matching, wasserstein_matching
     from nnunet_topomae.topology.pending import PendingLoss
     from nnunet_topomae.topology.regions import TopologyRegion, draw_region_origin
 
@@ -25,8 +22,9 @@ _HOMES = {
     "PendingLoss": "pending",
     "TopologicalLoss": "loss",
     "Matching": "matching",
-    "matching_gradient": "matching",
-    "wasserstein_distance": "matching",
+    "matching_gradient": "distance",
+    "verify": "certificate",
+    "wasserstein_distance": "distance",
     "wasserstein_matching": "matching",
     "TopologyRegion": "regions",
     "draw_region_origin": "regions",
@@ -42,6 +40,7 @@ __all__ = [
     "draw_region_origin",
     "matching_gradient",
     "persistence_diagrams",
+    "verify",
     "wasserstein_distance",
     "wasserstein_matching",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,13 +12,16 @@ from torch import Tensor
 
 from nnunet_topomae.topology.backends import resolve_backend, voxel_pairs
 
+LevelSets = Literal["super", "sub"]
+
 
 @dataclass(frozen=True, eq=False)
 class PersistenceDiagram:
     """The diagram of one homology dimension.
 
     Attributes:
-        points: float64 (n, 2), columns birth and death, birth >= death, in the units of the volume.
+        points: float64 (n, 2), columns birth and death, in the units of the volume; birth >= death for super-level
+            sets, birth <= death for sub-level sets.
         birth_voxels: int32 (n,), flat index (C order) of the voxel whose value is the birth.
         death_voxels: int32 (n,), flat index of the voxel whose value is the death.
     """
@@ -58,19 +61,21 @@ class PersistenceDiagrams:
 
 
 def persistence_diagrams(
-    volume: Any, dimensions: Sequence[int] = (0, 1, 2), backend: str = "auto"
+    volume: Any, dimensions: Sequence[int] = (0, 1, 2), backend: str = "auto", level_sets: str = "super"
 ) -> PersistenceDiagrams:
-    """Persistence diagrams of the super-level sets of a volume.
+    """Persistence diagrams of the super-level or sub-level sets of a volume or an image.
 
     The voxels are the vertices of a cubical complex (V-construction, Kaji et al. 2020). The level falls, so a class is
     born at a high value and dies at a lower one. One class never dies: the first component, called the essential class.
     Its death is set to the minimum of the volume, the level at which the complex is complete, so all points are finite
-    (paper Sec. II-A is silent). Classes of zero persistence are left out, except the essential class.
+    (paper Sec. II-A is silent). With sub-level sets the level rises: low values come first, and the essential class
+    ends at the maximum. Classes of zero persistence are left out, except the essential class.
 
     Args:
         volume: array or tensor of shape (D, H, W), (H, W) or (W,), any real or integer type, on any device.
         dimensions: homology dimensions: 0 components, 1 loops, 2 voids.
         backend: `native`, `cripser`, `gudhi`, or `auto` for the fastest.
+        level_sets: `super` (bright structures) or `sub` (dark ones).
 
     Returns:
         The diagrams, with values in float64 and the voxels that hold them. A constant volume has the single point
@@ -78,8 +83,13 @@ def persistence_diagrams(
 
     Raises:
         TypeError: the values are not real numbers.
-        ValueError: NaN or infinite values, an empty volume, other than one to three axes, unknown dimensions.
+        ValueError: NaN or infinite values, an empty volume, other than one to three axes, unknown dimensions or
+            `level_sets`.
         RuntimeError: the backend is not installed.
+
+    References:
+        Kaji, Sudo and Ahara, Cubical Ripser: software for computing persistent homology of image and volume data, 2020.
+        Guillou, Vidal and Tierny, Discrete Morse Sandwich: fast computation of persistence diagrams, 2023.
 
     Example:
         >>> diagrams = persistence_diagrams([1.0, 0.0, 3.0])  # two peaks and a valley
@@ -87,16 +97,23 @@ def persistence_diagrams(
         [[1.0, 0.0], [3.0, 0.0]]
         >>> diagrams[0].birth_voxels.tolist()
         [0, 2]
+        >>> ring = [[1.0, 1.0, 1.0], [1.0, 0.2, 1.0], [1.0, 1.0, 1.0]]  # a 2D image with one loop
+        >>> persistence_diagrams(ring)[1].points.tolist()
+        [[1.0, 0.2]]
+        >>> persistence_diagrams([1.0, 0.0, 3.0], level_sets="sub")[0].points.tolist()
+        [[0.0, 3.0]]
     """
     values = _as_real_array(volume)
     wanted = check_dimensions(dimensions)
+    falls = check_level_sets(level_sets) == "super"
     kind = values.dtype if values.dtype == np.float32 else np.float64
     padded = np.ascontiguousarray(values, dtype=kind).reshape((1,) * (3 - values.ndim) + values.shape)
     flat = padded.reshape(-1)  # (D, H, W) -> (D*H*W,)
-    lowest = int(flat.argmin())
+    falling = padded if falls else -padded
+    last = int(falling.argmin())
     entries = []
-    for births, deaths in voxel_pairs(padded, wanted, resolve_backend(backend)):
-        deaths = np.where(deaths < 0, lowest, deaths)
+    for births, deaths in voxel_pairs(falling, wanted, resolve_backend(backend)):
+        deaths = np.where(deaths < 0, last, deaths)
         points = np.stack([flat[births], flat[deaths]], axis=1).astype(np.float64)
         entries.append(PersistenceDiagram(points, births.astype(np.int32), deaths.astype(np.int32)))
     return PersistenceDiagrams(tuple(values.shape), wanted, tuple(entries))
@@ -118,6 +135,23 @@ def check_dimensions(dimensions: Sequence[int]) -> tuple[int, ...]:
     if not wanted or len(set(wanted)) != len(wanted) or not set(wanted) <= {0, 1, 2}:
         raise ValueError(f"homology dimensions must be distinct and out of 0, 1, 2, got {wanted}")
     return wanted
+
+
+def check_level_sets(level_sets: str) -> LevelSets:
+    """Check a choice of level sets.
+
+    Args:
+        level_sets: `super` or `sub`.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if level_sets == "super" or level_sets == "sub":
+        return level_sets
+    raise ValueError(f"unknown level sets {level_sets!r}; allowed: super, sub")
 
 
 def _as_real_array(volume: Any) -> ndarray:

@@ -8,11 +8,14 @@ bound of every matching's cost, and the two meet at the optimum.
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
+from torch import Tensor
 
 from nnunet_topomae.topology.solver import assignment, network_simplex
 from nnunet_topomae.topology.solver.kernels import COMPILED
@@ -24,6 +27,7 @@ BASE_BUDGET = 2_000_000
 POINT_BUDGET = 10_000
 # Diagrams of this many possible pairs of distinct points or fewer are matched by masses, if points repeat a lot.
 MERGED_PAIRS = 4_000_000
+_POT_INSTALLED = find_spec("ot") is not None
 
 LARGEST_VALUE = 1e150
 
@@ -40,12 +44,14 @@ class Matching:
         lower_bound: sum of the potentials; no matching costs less.
         pairs: int64 (k, 2), indices into the first and the second diagram. All other points go to the diagonal.
         potentials: dual variables of the points of the first and of the second diagram.
+        points: both diagrams, float64 (n, 2) and (m, 2).
     """
 
     cost: float
     lower_bound: float
     pairs: Int[ndarray, "k 2"]
     potentials: tuple[Float[ndarray, " n"], Float[ndarray, " m"]]
+    points: tuple[Float[ndarray, "n 2"], Float[ndarray, "m 2"]]
 
     @property
     def gap(self) -> float:
@@ -68,8 +74,8 @@ def wasserstein_matching(first: Any, second: Any, tolerance: float = 0.0) -> Mat
     maybe not optimal, and `Matching.gap` bounds the excess.
 
     Args:
-        first: (n, 2) finite points (birth, death), or a `PersistenceDiagram`; either all births are at least the deaths
-            (super-level sets) or all are at most the deaths (sub-level sets).
+        first: (n, 2) finite points (birth, death) as an array, list or tensor, or a `PersistenceDiagram`; either all
+            births are at least the deaths (super-level sets) or all are at most the deaths (sub-level sets).
         second: (m, 2), likewise; n and m may be 0.
         tolerance: stop as soon as `Matching.gap` is at most this; 0 goes on to the optimum.
 
@@ -79,6 +85,11 @@ def wasserstein_matching(first: Any, second: Any, tolerance: float = 0.0) -> Mat
     Raises:
         ValueError: wrong shape, NaN, infinite or huge points (make essential classes finite first), points on both
             sides of the diagonal, or a tolerance that is negative or not below 1.
+
+    References:
+        Bertsekas, Castanon and Tsaknakis, Reverse auction and the solution of inequality constrained assignment
+        problems, 1993. Jonker and Volgenant, A shortest augmenting path algorithm for dense and sparse linear
+        assignment problems, 1987.
 
     Example:
         >>> matching = wasserstein_matching([[4.0, 0.0], [1.0, 0.8]], [[4.5, 0.0]])
@@ -91,7 +102,8 @@ def wasserstein_matching(first: Any, second: Any, tolerance: float = 0.0) -> Mat
     """
     if not 0.0 <= tolerance < 1.0:
         raise ValueError(f"tolerance = {tolerance!r} must be at least 0 and below 1")
-    rotated = _rotate(_as_points(first, "first"), _as_points(second, "second"))
+    given = _as_points(first, "first"), _as_points(second, "second")
+    rotated = _rotate(*given)
     kept = [np.flatnonzero(points[:, 1] ** 2 > 0.0) for points in rotated]
     n, m = len(rotated[0]), len(rotated[1])
     potentials = np.zeros(n), np.zeros(m)
@@ -104,62 +116,13 @@ def wasserstein_matching(first: Any, second: Any, tolerance: float = 0.0) -> Mat
     rows = np.flatnonzero(partners >= 0)
     pairs = np.stack([rows, partners[rows]], axis=1)
     cost = matching_cost(rotated[0], rotated[1], partners)
-    return Matching(cost, min(cost, float(potentials[0].sum() + potentials[1].sum())), pairs, potentials)
-
-
-def wasserstein_distance(first: Any, second: Any) -> float:
-    """2-Wasserstein distance of two persistence diagrams: the square root of the optimal matching's cost.
-
-    Args:
-        first: (n, 2) points or a `PersistenceDiagram`, see `wasserstein_matching`.
-        second: (m, 2) points, likewise.
-
-    Returns:
-        The distance, in the units of the points.
-
-    Raises:
-        ValueError: bad points.
-
-    Example:
-        >>> wasserstein_distance([[4.0, 0.0]], [[4.5, 0.0]])
-        0.5
-    """
-    return float(np.sqrt(wasserstein_matching(first, second).cost))
-
-
-def matching_gradient(
-    first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"], pairs: Int[ndarray, "k 2"]
-) -> Float[ndarray, "m 2"]:
-    """Gradient of a matching's cost with respect to the points of the second diagram, pairs held fixed.
-
-    The cost of a pair depends on the coordinate that differs most; if both differ by the same amount, on the birth.
-
-    Args:
-        first: points (n, 2) of the first diagram.
-        second: points (m, 2) of the second diagram.
-        pairs: indices (k, 2) into both diagrams, as in `Matching.pairs`.
-
-    Returns:
-        Derivatives (m, 2) with respect to birth and death.
-
-    Example:
-        >>> first, second = np.array([[4.0, 0.0]]), np.array([[4.5, 0.0], [1.0, 0.5]])
-        >>> matching_gradient(first, second, np.array([[0, 0]])).tolist()  # the second point goes to the diagonal
-        [[1.0, 0.0], [0.25, -0.25]]
-    """
-    half = (second[:, 0] - second[:, 1]) / 2
-    gradient = np.stack([half, -half], axis=1)
-    matched_first, matched = pairs[:, 0], pairs[:, 1]
-    difference = second[matched] - first[matched_first]
-    larger = (np.abs(difference[:, 1]) > np.abs(difference[:, 0])).astype(np.int64)
-    rows = np.arange(len(pairs))
-    gradient[matched] = 0.0
-    gradient[matched, larger] = 2.0 * difference[rows, larger]
-    return gradient
+    return Matching(cost, min(cost, float(potentials[0].sum() + potentials[1].sum())), pairs, potentials, given)
 
 
 def _as_points(points: Any, name: str) -> Points:
     """``points`` as a float64 array (n, 2) of finite values."""
+    if isinstance(points, Tensor):
+        points = points.detach().to("cpu", torch.float64).numpy()
     array = np.asarray(getattr(points, "points", points), dtype=np.float64)
     if array.size == 0:
         return np.zeros((0, 2))
@@ -197,7 +160,7 @@ def _solve(first: Points, second: Float[ndarray, "m 2"], tolerance: float) -> So
     """Match points of positive persistence in rotated coordinates."""
     if len(first) == 0 or len(second) == 0:
         return Solution(np.full(len(first), -1, dtype=np.int64), first[:, 1] ** 2, second[:, 1] ** 2)
-    if not COMPILED or _repetitive(first, second):
+    if not COMPILED or (_POT_INSTALLED and _repetitive(first, second)):
         return network_simplex.match(first, second)
     return assignment.match(first, second, BASE_BUDGET + POINT_BUDGET * (len(first) + len(second)), tolerance)
 

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from nnunet_topomae.topology.diagrams import PersistenceDiagrams, persistence_diagrams
-from nnunet_topomae.topology.matching import matching_gradient, wasserstein_matching
+from nnunet_topomae.topology.diagrams import LevelSets, PersistenceDiagrams, persistence_diagrams
+from nnunet_topomae.topology.distance import matching_gradient
+from nnunet_topomae.topology.matching import wasserstein_matching
 from nnunet_topomae.types import Scalar
 
 
@@ -72,7 +73,7 @@ class HostCopy:
 
 
 def diagrams_of(
-    copy: HostCopy, index: tuple[int, ...], dimensions: tuple[int, ...], backend: str
+    copy: HostCopy, index: tuple[int, ...], dimensions: tuple[int, ...], backend: str, level_sets: LevelSets
 ) -> PersistenceDiagrams:
     """Persistence diagrams of one channel of one sample.
 
@@ -81,11 +82,12 @@ def diagrams_of(
         index: sample and channel.
         dimensions: homology dimensions.
         backend: library for persistent homology.
+        level_sets: `super` or `sub`.
 
     Returns:
         The diagrams.
     """
-    return persistence_diagrams(copy.read(index), dimensions, backend)
+    return persistence_diagrams(copy.read(index), dimensions, backend, level_sets)
 
 
 def match_dimension(
@@ -130,7 +132,7 @@ def sum_dimensions(diagrams: PersistenceDiagrams, *terms: DimensionTerm) -> Chan
 
 
 class PendingLoss:
-    """A topological loss that is being computed."""
+    """A topological loss that is being computed; `TopologicalLoss.start` returns one."""
 
     def __init__(self, regions: Tensor, terms: Sequence["Future[ChannelTerm]"], scale: float) -> None:
         self._regions = regions

@@ -246,10 +246,7 @@ class CoPretrainingStep:
         targets: Sequence[TargetTopology] = batch["target_topology"]
         origins = [target.origin for target in targets if target.origin is not None]
         return self.topological_loss.start(
-            None,
-            composed,
-            target_diagrams=[target.diagrams for target in targets],
-            region_origin=origins or None,
+            composed, [target.diagrams for target in targets], region_origin=origins or None
         )
 
 

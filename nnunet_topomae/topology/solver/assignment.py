@@ -65,7 +65,7 @@ def _match_rows(first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"], bud
     state = _run_auctions(first, second, scratch, int(AUCTION_SHARE * budget))
     rows, columns = state.rows, state.columns
     auctioned = rows.partner.copy()
-    lists = new_lists(len(first), NEIGHBOURS)
+    lists = new_lists(rows, NEIGHBOURS)
     best_column = _make_feasible(rows, columns, lists, state.epsilon, scratch)
     candidates = [auctioned]
     if tolerance == 0.0 or _gap(rows, columns, auctioned) > tolerance:
@@ -97,7 +97,7 @@ def _run_auctions(first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"], s
         sample = _run_auctions(first[row_order[thin]], second[column_order[thin]], scratch, budget)
         _extend(columns, sample.rows, scratch)
         steps = WARM_STEPS
-    lists = new_lists(len(first), NEIGHBOURS)
+    lists = new_lists(rows, NEIGHBOURS)
     epsilon = 0.0
     for step in steps:
         epsilon = step * float(rows.diagonal.mean())
@@ -108,7 +108,7 @@ def _run_auctions(first: Float[ndarray, "n 2"], second: Float[ndarray, "m 2"], s
 def _extend(columns: Side, sample: Side, scratch: Scratch) -> None:
     """Give all columns the largest potentials that are feasible against a sample of the rows."""
     refresh(sample)
-    tighten(columns, sample, new_lists(len(columns.partner), 1), np.empty(len(columns.partner), np.int64), 0.0, scratch)
+    tighten(columns, sample, new_lists(columns, 1), np.empty(len(columns.partner), np.int64), 0.0, scratch)
 
 
 def _by_persistence(side: Side, members: Int[ndarray, " k"]) -> Int[ndarray, " k"]:
@@ -141,7 +141,7 @@ def _auction_both(rows: Side, columns: Side, lists: Lists, epsilon: float, scrat
         columns.partner[lost] = UNASSIGNED
         refresh(rows)
         queue = np.resize(lost, len(columns.partner) + 1)
-        reverse_lists = new_lists(len(columns.partner), NEIGHBOURS)
+        reverse_lists = new_lists(columns, NEIGHBOURS)
         auction(columns, rows, reverse_lists, queue, len(lost), epsilon, scratch, budget)
 
 
@@ -165,16 +165,15 @@ def _finish(
     rows: Side, columns: Side, lists: Lists, best_column: Int[ndarray, " n"], scratch: Scratch, budget: int
 ) -> None:
     """From feasible potentials to the optimum."""
-    n, m = len(rows.partner), len(columns.partner)
     keep = (best_column >= 0) & (best_column == rows.partner)
     rows.partner[:] = np.where(best_column < 0, ON_DIAGONAL, UNASSIGNED)
     rows.partner[keep] = best_column[keep]
     columns.partner[:] = ON_DIAGONAL
     columns.partner[best_column[keep]] = np.flatnonzero(keep)
     waiting = _by_persistence(rows, np.flatnonzero(rows.partner == UNASSIGNED))
-    augment(rows, columns, lists, waiting, new_paths(n, m), scratch, budget)
+    augment(rows, columns, lists, waiting, new_paths(rows, columns), scratch, budget)
     lost = _lost(columns)
     if len(lost):
         columns.partner[lost] = UNASSIGNED
         refresh(rows)
-        augment(columns, rows, new_lists(m, NEIGHBOURS), lost, new_paths(m, n), scratch, budget)
+        augment(columns, rows, new_lists(columns, NEIGHBOURS), lost, new_paths(columns, rows), scratch, budget)

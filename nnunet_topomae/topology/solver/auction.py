@@ -22,7 +22,7 @@ _INDIFFERENT = 1e-3
 
 
 class Lists(NamedTuple):
-    """The objects known to each of n bidders. While potentials only fall, they stay valid.
+    """The objects known at each of n places of bidders; copies share one. They stay valid while potentials only fall.
 
     Attributes:
         columns: objects (n, K).
@@ -37,61 +37,63 @@ class Lists(NamedTuple):
     horizon: Float[ndarray, " n"]
 
 
-def new_lists(bidders: int, neighbours: int) -> Lists:
+def new_lists(bidders: Side, neighbours: int) -> Lists:
     """Empty lists.
 
     Args:
-        bidders: their number n.
-        neighbours: room for so many objects K per bidder.
+        bidders: their places get a list each.
+        neighbours: room for so many objects K per place.
     """
+    places = int(bidders.place.max()) + 1
     return Lists(
-        np.zeros((bidders, neighbours), np.int32),
-        np.zeros((bidders, neighbours)),
-        np.zeros(bidders, np.int32),
-        np.full(bidders, -np.inf),
+        np.zeros((places, neighbours), np.int32),
+        np.zeros((places, neighbours)),
+        np.zeros(places, np.int32),
+        np.full(places, -np.inf),
     )
 
 
 @kernel
-def two_best(lists: Lists, i: int, potential: Float[ndarray, " padded"]) -> tuple[float, float, int]:
-    """The two least reduced costs in the list of one bidder.
+def two_best(lists: Lists, place: int, potential: Float[ndarray, " padded"]) -> tuple[float, float, int]:
+    """The two least reduced costs in the list of one place.
 
     Args:
-        lists: the objects known to each bidder.
-        i: the bidder.
+        lists: the objects known at each place.
+        place: the bidder's place.
         potential: potentials of all objects.
 
     Returns:
-        Least and second least reduced cost, inf where there is none, and the place of the least in the list, -1 if
-        the list is empty.
+        Least and second least reduced cost, inf where there is none, and the position of the least in the list, -1
+        if the list is empty.
     """
-    best, second, place = np.inf, np.inf, -1
-    for t in range(lists.known[i]):
-        value = lists.costs[i, t] - potential[lists.columns[i, t]]
+    best, second, position = np.inf, np.inf, -1
+    for t in range(lists.known[place]):
+        value = lists.costs[place, t] - potential[lists.columns[place, t]]
         if value < best:
-            best, second, place = value, best, t
+            best, second, position = value, best, t
         elif value < second:
             second = value
-    return best, second, place
+    return best, second, position
 
 
 @kernel
 def search(bidders: Side, objects: Side, lists: Lists, i: int, limit: float, scratch: Scratch) -> None:
-    """Renew the list of one bidder with its best objects.
+    """Renew the list of one bidder's place with its best objects.
 
     Args:
         bidders: side of the bidder.
         objects: the other side, with its tree up to date.
-        lists: its entry of the bidder is overwritten.
+        lists: its entry of the place is overwritten.
         i: the bidder.
         limit: only objects of a lower reduced cost are looked for.
         scratch: memory of the search.
     """
+    place = bidders.place[i]
     count, horizon = nearest(
-        objects, bidders.midpoint[i], bidders.half[i], limit, lists.columns[i], lists.costs[i], scratch
+        objects, bidders.midpoint[i], bidders.half[i], limit, lists.columns[place], lists.costs[place], scratch
     )
-    lists.known[i] = count
-    lists.horizon[i] = horizon
+    lists.known[place] = count
+    lists.horizon[place] = horizon
 
 
 @kernel
@@ -99,20 +101,20 @@ def _choose(
     bidders: Side, objects: Side, lists: Lists, i: int, epsilon: float, scratch: Scratch
 ) -> tuple[float, float, int]:
     """Best object of bidder ``i`` and a bound of its second best, sharp enough for a bid of ``epsilon`` or more."""
-    diagonal = bidders.diagonal[i]
-    best, second, place = two_best(lists, i, objects.potential)
-    horizon = lists.horizon[i]
+    diagonal, place = bidders.diagonal[i], bidders.place[i]
+    best, second, position = two_best(lists, place, objects.potential)
+    horizon = lists.horizon[place]
     if not (second <= horizon or horizon >= diagonal or best + epsilon <= horizon):
         reach = _REACH * epsilon
         base = best if best < diagonal else bidders.potential[i]
         while True:
             limit = min(diagonal, base + reach)
             search(bidders, objects, lists, i, limit, scratch)
-            if lists.known[i] > 0 or limit == diagonal:
+            if lists.known[place] > 0 or limit == diagonal:
                 break
             reach *= _REACH
-        best, second, place = two_best(lists, i, objects.potential)
-    return best, min(second, lists.horizon[i], diagonal), place
+        best, second, position = two_best(lists, place, objects.potential)
+    return best, min(second, lists.horizon[place], diagonal), position
 
 
 @kernel
@@ -144,14 +146,15 @@ def auction(
         head = (head + 1) % capacity
         waiting -= 1
         scratch.leaves[0] += 1
-        best, second, place = _choose(bidders, objects, lists, i, epsilon, scratch)
-        if place < 0 or best + _INDIFFERENT * epsilon >= bidders.diagonal[i]:
+        best, second, position = _choose(bidders, objects, lists, i, epsilon, scratch)
+        if position < 0 or best + _INDIFFERENT * epsilon >= bidders.diagonal[i]:
             bidders.potential[i] = bidders.diagonal[i]
             bidders.partner[i] = ON_DIAGONAL
             continue
-        j = lists.columns[i, place]
+        place = bidders.place[i]
+        j = lists.columns[place, position]
         bidders.potential[i] = min(second + epsilon, bidders.diagonal[i])
-        lower_potential(objects, j, lists.costs[i, place] - bidders.potential[i])
+        lower_potential(objects, j, lists.costs[place, position] - bidders.potential[i])
         displaced = objects.partner[j]
         bidders.partner[i], objects.partner[j] = j, i
         if displaced >= 0:

@@ -3,7 +3,8 @@
 Rows are the points to be placed, columns those of the other side. Both sides keep potentials such that no pair costs
 less than their sum and no potential exceeds the diagonal's cost; matched pairs cost exactly the sum. A row without a
 place finds the cheapest alternating path to a free column or to some row's diagonal, by Dijkstra's algorithm on
-reduced costs with the edges found by tree search.
+reduced costs with the edges found by tree search. Edges are looked for no farther than the search has come. Rows at the
+same place have the same edges, so the first one that is reached follows them for all.
 """
 
 import numpy as np
@@ -13,8 +14,13 @@ from numpy import ndarray
 from nnunet_topomae.topology.solver.auction import Lists, search, two_best
 from nnunet_topomae.topology.solver.kernels import kernel
 from nnunet_topomae.topology.solver.neighbours import Scratch, all_within
-from nnunet_topomae.topology.solver.paths import Paths, discover, forget, pop
+from nnunet_topomae.topology.solver.paths import Paths, discover, forget, pop, push
 from nnunet_topomae.topology.solver.tree import ON_DIAGONAL, UNASSIGNED, Side, lower_potential
+
+# A row whose known edges do not suffice is searched for edges in a circle that grows by this factor, and from this
+# share of the largest useful one on.
+_WIDER = 4.0
+_FIRST_WIDTH = 1.0 / 64.0
 
 
 @kernel
@@ -32,13 +38,14 @@ def tighten(
         scratch: memory of the searches.
     """
     for i in range(rows.partner.shape[0]):
-        best, _, place = two_best(lists, i, columns.potential)
-        if min(best, rows.diagonal[i]) > lists.horizon[i]:
+        place = rows.place[i]
+        best, _, position = two_best(lists, place, columns.potential)
+        if min(best, rows.diagonal[i]) > lists.horizon[place]:
             search(rows, columns, lists, i, min(rows.diagonal[i], best + reach), scratch)
-            best, _, place = two_best(lists, i, columns.potential)
-        if place >= 0 and best < rows.diagonal[i]:
+            best, _, position = two_best(lists, place, columns.potential)
+        if position >= 0 and best < rows.diagonal[i]:
             rows.potential[i] = best
-            best_column[i] = lists.columns[i, place]
+            best_column[i] = lists.columns[place, position]
         else:
             rows.potential[i] = rows.diagonal[i]
             best_column[i] = ON_DIAGONAL
@@ -74,7 +81,7 @@ def augment(
         else:
             rows.partner[i] = ON_DIAGONAL
             dropped += 1
-        forget(paths)
+        forget(paths, rows)
     return dropped
 
 
@@ -91,18 +98,16 @@ def _shortest_path(
     length, last_row, last_column = np.inf, -1, -1
     while paths.found[2] > 0:
         i = paths.heap[0]
-        distance = paths.row_distance[i]
-        if distance >= length:
+        if paths.key[i] >= length:
             break
         if scratch.leaves[0] > budget:
             return np.inf, -1, -1
         pop(paths)
         scratch.leaves[0] += 1
-        paths.settled[i] = True
-        to_diagonal = distance + rows.diagonal[i] - rows.potential[i]
+        to_diagonal = paths.row_distance[i] + rows.diagonal[i] - rows.potential[i]
         if to_diagonal < length:
             length, last_row, last_column = to_diagonal, i, -1
-        reached, column = _relax(rows, columns, lists, i, distance, length, paths, scratch)
+        reached, column = _relax(rows, columns, lists, i, length, paths, scratch)
         if column >= 0:
             length, last_row, last_column = reached, -1, column
     return length, last_row, last_column
@@ -110,23 +115,39 @@ def _shortest_path(
 
 @kernel
 def _relax(
-    rows: Side, columns: Side, lists: Lists, i: int, distance: float, length: float, paths: Paths, scratch: Scratch
+    rows: Side, columns: Side, lists: Lists, i: int, length: float, paths: Paths, scratch: Scratch
 ) -> tuple[float, int]:
-    """Follow the edges of row ``i`` that may lie on a path shorter than ``length``.
+    """Follow the next edges of row ``i`` that may lie on a path shorter than ``length``.
+
+    The edges in the row's list come first. Only if the row becomes the nearest again is the list renewed, and then a
+    wider circle of edges searched.
 
     Returns:
         Length of the shortest path found to a free column, and that column (-1: none).
     """
-    limit = length - distance + rows.potential[i]
-    complete = lists.horizon[i] >= min(limit, rows.diagonal[i])
-    if not complete:
-        search(rows, columns, lists, i, rows.diagonal[i], scratch)
-        complete = lists.horizon[i] >= min(limit, rows.diagonal[i])
-    if complete:
-        near, near_costs, count = lists.columns[i], lists.costs[i], lists.known[i]
+    distance = paths.row_distance[i]
+    limit = min(length - distance + rows.potential[i], rows.diagonal[i])
+    place = rows.place[i]
+    near, near_costs, count = lists.columns[place], lists.costs[place], lists.known[place]
+    if paths.settled[i]:
+        if lists.horizon[place] <= paths.horizon[i]:
+            search(rows, columns, lists, i, rows.diagonal[i], scratch)
+            count = lists.known[place]
+        if lists.horizon[place] <= paths.horizon[i]:
+            reach, widest = paths.horizon[i] - rows.potential[i], limit - rows.potential[i]
+            wider = rows.potential[i] + max(_WIDER * reach, _FIRST_WIDTH * widest)
+            limit = min(limit, wider) if wider > paths.horizon[i] else limit
+            near, near_costs = paths.near, paths.near_costs
+            count = all_within(columns, rows.midpoint[i], rows.half[i], limit, near, near_costs, scratch)
+            paths.horizon[i] = limit
+        else:
+            paths.horizon[i] = lists.horizon[place]
     else:
-        near, near_costs = paths.near, paths.near_costs
-        count = all_within(columns, rows.midpoint[i], rows.half[i], limit, near, near_costs, scratch)
+        paths.settled[i] = True
+        if paths.nearest[place] <= distance - rows.potential[i]:
+            return np.inf, -1  # a copy of this row leads to the same columns, and they are no farther from it
+        paths.nearest[place] = distance - rows.potential[i]
+        paths.horizon[i] = lists.horizon[place]
     free = -1
     for t in range(count):
         j = near[t]
@@ -143,6 +164,8 @@ def _relax(
             length, free = reached, j
         else:
             discover(paths, holder, reached)
+    if paths.horizon[i] < min(length - distance + rows.potential[i], rows.diagonal[i]):
+        push(paths, i, max(distance + paths.horizon[i] - rows.potential[i], distance))
     return length, free
 
 

@@ -10,7 +10,17 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from nnunet_topomae.topology.solver.kernels import kernel
-from nnunet_topomae.topology.solver.tree import LEAF_SIZE, Side
+from nnunet_topomae.topology.solver.tree import (
+    HALF,
+    HEIGHT,
+    LEAF_SIZE,
+    MIDPOINT,
+    REACH_M,
+    REACH_S,
+    SLOPE_M,
+    SLOPE_S,
+    Side,
+)
 
 
 class Scratch(NamedTuple):
@@ -41,11 +51,23 @@ def new_scratch(neighbours: int) -> Scratch:
 
 
 @kernel
-def _bound(boxes: Float[ndarray, "nodes 4"], highest: Float[ndarray, " nodes"], node: int, m: float, s: float) -> float:
-    """Lower bound of the reduced costs from (m, s) to the points below ``node``."""
-    beside = max(boxes[node, 0] - m, m - boxes[node, 1], 0.0) + max(boxes[node, 2] - s, s - boxes[node, 3], 0.0)
-    bound: float = beside * beside - highest[node]
-    return bound
+def _bound(nodes: Float[ndarray, "nodes 8"], node: int, m: float, s: float) -> float:
+    """Lower bound of the reduced costs from (m, s) to the points below ``node``.
+
+    No potential is above the node's plane. At the point of the box nearest to (m, s), the bound is the squared distance
+    less the height of the plane. A step of t from there up the slope of the plane along one axis gains t * slope and
+    costs 2 t * distance + t^2 or more; the step that gains most stays inside the box.
+    """
+    dm, ds = m - nodes[node, MIDPOINT], s - nodes[node, HALF]
+    reach_m, reach_s = nodes[node, REACH_M], nodes[node, REACH_S]
+    slope_m, slope_s = nodes[node, SLOPE_M], nodes[node, SLOPE_S]
+    near_m, near_s = min(max(dm, -reach_m), reach_m), min(max(ds, -reach_s), reach_s)
+    distance = abs(dm - near_m) + abs(ds - near_s)
+    gain_m, gain_s = max(abs(slope_m) - 2.0 * distance, 0.0), max(abs(slope_s) - 2.0 * distance, 0.0)
+    step_m = min(0.5 * gain_m, reach_m - near_m if slope_m > 0.0 else reach_m + near_m)
+    step_s = min(0.5 * gain_s, reach_s - near_s if slope_s > 0.0 else reach_s + near_s)
+    bound: float = distance * distance - nodes[node, HEIGHT] - slope_m * near_m - slope_s * near_s
+    return bound - step_m * (gain_m - step_m) - step_s * (gain_s - step_s)
 
 
 @kernel
@@ -92,20 +114,20 @@ def nearest(
     Returns:
         The number of points found, and the horizon: all other points have a reduced cost of at least that.
     """
-    boxes, highest = side.boxes, side.highest
+    tree = side.nodes
     midpoint, half, potential = side.midpoint, side.half, side.potential
     nodes, bounds, values = scratch.nodes, scratch.bounds, scratch.values
     leaf_costs, leaf_values = scratch.leaf_costs, scratch.leaf_values
-    leaves, n = highest.shape[0] // 2, side.partner.shape[0]
+    leaves, n = tree.shape[0] // 2, side.partner.shape[0]
     count, horizon, visits = 0, limit, 0
-    nodes[0], bounds[0] = 1, _bound(boxes, highest, 1, m, s)
+    nodes[0], bounds[0] = 1, _bound(tree, 1, m, s)
     waiting = 1
     while waiting > 0:
         waiting -= 1
         node, bound = nodes[waiting], bounds[waiting]
         while node < leaves and bound < horizon:
             near, far = 2 * node, 2 * node + 1
-            bound, far_bound = _bound(boxes, highest, near, m, s), _bound(boxes, highest, far, m, s)
+            bound, far_bound = _bound(tree, near, m, s), _bound(tree, far, m, s)
             if far_bound < bound:
                 near, far, bound, far_bound = far, near, far_bound, bound
             if far_bound < horizon:
@@ -173,16 +195,16 @@ def all_within(
     Returns:
         The number of points found.
     """
-    boxes, highest = side.boxes, side.highest
+    tree = side.nodes
     midpoint, half, potential = side.midpoint, side.half, side.potential
     nodes, leaf_costs, leaf_values = scratch.nodes, scratch.leaf_costs, scratch.leaf_values
-    leaves, n = highest.shape[0] // 2, side.partner.shape[0]
+    leaves, n = tree.shape[0] // 2, side.partner.shape[0]
     count, waiting, visits = 0, 1, 0
     nodes[0] = 1
     while waiting > 0:
         waiting -= 1
         node = nodes[waiting]
-        if _bound(boxes, highest, node, m, s) >= limit:
+        if _bound(tree, node, m, s) >= limit:
             continue
         if node < leaves:
             nodes[waiting], nodes[waiting + 1] = 2 * node, 2 * node + 1

@@ -1,7 +1,9 @@
 """A k-d tree over one persistence diagram in rotated coordinates, with the potentials of its points.
 
-A node of the tree knows the box of its points and their highest potential, which together bound the reduced costs
-below it (neighbours.py). Potentials may change at any time; lowering one repairs the nodes above it.
+A node of the tree knows the box of its points and a plane over the box that no potential below the node rises above;
+together they bound the reduced costs below it (neighbours.py). Potentials of neighbouring points are alike, and change
+along the diagram much like a plane does: with one highest potential per node instead, a search visits about twice as
+many leaves. Potentials may change at any time; lowering one lowers the planes of the nodes above it.
 """
 
 from typing import NamedTuple
@@ -15,6 +17,10 @@ from nnunet_topomae.topology.solver.kernels import kernel
 LEAF_SIZE = 24
 UNASSIGNED = -2
 ON_DIAGONAL = -1
+# What a node knows: centre and half widths of its box, slopes of its plane and the plane's height at the centre.
+MIDPOINT, HALF, REACH_M, REACH_S, SLOPE_M, SLOPE_S, HEIGHT = range(7)
+# Points with a smaller share of their variance off one line are taken as lying on it.
+_OFF_LINE = 1e-6
 
 
 class Side(NamedTuple):
@@ -32,8 +38,9 @@ class Side(NamedTuple):
         potential: dual variables (n + LEAF_SIZE,).
         diagonal: s^2, the cost of the diagonal (n,).
         partner: index of the point of the other side (n,), or UNASSIGNED or ON_DIAGONAL.
-        boxes: lowest and highest m, lowest and highest s below each node (2L, 4).
-        highest: highest potential below each node (2L,).
+        place: number of the place at which the point lies (n,); copies of a point have the same.
+        nodes: what each node knows (2L, 8), in the columns named above; the last one fills up a cache line.
+        across: rise from the plane of each node to the lowest parallel of its parent's plane that is above it (2L,).
     """
 
     midpoint: Float[ndarray, " padded"]
@@ -41,8 +48,9 @@ class Side(NamedTuple):
     potential: Float[ndarray, " padded"]
     diagonal: Float[ndarray, " n"]
     partner: Int[ndarray, " n"]
-    boxes: Float[ndarray, "nodes 4"]
-    highest: Float[ndarray, " nodes"]
+    place: Int[ndarray, " n"]
+    nodes: Float[ndarray, "nodes 8"]
+    across: Float[ndarray, " nodes"]
 
 
 def build_side(points: Float[ndarray, "n 2"]) -> tuple[Side, Int[ndarray, " n"]]:
@@ -58,22 +66,23 @@ def build_side(points: Float[ndarray, "n 2"]) -> tuple[Side, Int[ndarray, " n"]]
     while leaves * LEAF_SIZE < len(points):
         leaves *= 2
     order = np.arange(len(points))
-    boxes = np.zeros((2 * leaves, 4))
-    _partition(np.ascontiguousarray(points), order, boxes)
+    nodes = np.zeros((2 * leaves, 8))
+    _partition(np.ascontiguousarray(points), order, nodes)
     padded = np.zeros((2, len(points) + LEAF_SIZE))
     padded[:, : len(points)] = points[order].T
     diagonal = points[order, 1] ** 2
     potential = np.append(diagonal, np.zeros(LEAF_SIZE))
     partner = np.full(len(points), UNASSIGNED, dtype=np.int64)
-    side = Side(padded[0], padded[1], potential, diagonal, partner, boxes, np.zeros(2 * leaves))
+    place = np.unique(padded[0, : len(points)] + 1j * padded[1, : len(points)], return_inverse=True)[1]
+    side = Side(padded[0], padded[1], potential, diagonal, partner, place, nodes, np.zeros(2 * leaves))
     refresh(side)
     return side, order
 
 
 @kernel
-def _partition(points: Float[ndarray, "n 2"], order: Int[ndarray, " n"], boxes: Float[ndarray, "nodes 4"]) -> None:
-    """Sort ``order`` into the leaves, every node at the median of its wider axis; fill the boxes."""
-    leaves, n = boxes.shape[0] // 2, points.shape[0]
+def _partition(points: Float[ndarray, "n 2"], order: Int[ndarray, " n"], nodes: Float[ndarray, "nodes 8"]) -> None:
+    """Sort ``order`` into the leaves, every node at the median of its wider axis; fill in the boxes."""
+    leaves, n = nodes.shape[0] // 2, points.shape[0]
     width = leaves  # leaves below a node of the current level
     for node in range(1, 2 * leaves):
         if node & (node - 1) == 0 and node > 1:
@@ -85,11 +94,11 @@ def _partition(points: Float[ndarray, "n 2"], order: Int[ndarray, " n"], boxes: 
             for position in range(first, last):
                 low = min(low, points[order[position], axis])
                 high = max(high, points[order[position], axis])
-            boxes[node, 2 * axis] = low
-            boxes[node, 2 * axis + 1] = high
+            nodes[node, axis] = (low + high) / 2
+            nodes[node, axis + 2] = (high - low) / 2
         if node < leaves:
             middle = ((2 * node + 1) * (width // 2) - leaves) * n // leaves
-            wide_s = 2.0 * (boxes[node, 3] - boxes[node, 2]) > boxes[node, 1] - boxes[node, 0]
+            wide_s = 2.0 * nodes[node, REACH_S] > nodes[node, REACH_M]
             _select(points[:, 1 if wide_s else 0], order, first, last - 1, middle)
 
 
@@ -118,45 +127,91 @@ def _select(keys: Float[ndarray, " n"], order: Int[ndarray, " n"], left: int, ri
 
 @kernel
 def refresh(side: Side) -> None:
-    """Recompute the highest potential of every node."""
-    leaves, n = side.highest.shape[0] // 2, side.partner.shape[0]
-    for leaf in range(leaves):
-        side.highest[leaves + leaf] = _leaf_highest(side.potential, leaf * n // leaves, (leaf + 1) * n // leaves)
-    for node in range(leaves - 1, 0, -1):
-        side.highest[node] = max(side.highest[2 * node], side.highest[2 * node + 1])
+    """Fit the plane of every node to the present potentials, and raise it above all of them."""
+    nodes, leaves, n = side.nodes, side.nodes.shape[0] // 2, side.partner.shape[0]
+    width = leaves  # leaves below a node of the current level
+    for node in range(1, 2 * leaves):
+        if node & (node - 1) == 0 and node > 1:
+            width //= 2
+        first = (node * width - leaves) * n // leaves
+        last = ((node + 1) * width - leaves) * n // leaves
+        _fit_plane(side, node, first, last)
+        _raise_plane(side, node, first, last)
+        above = max(node // 2, 1)
+        across = (nodes[above, MIDPOINT] - nodes[node, MIDPOINT]) * nodes[above, SLOPE_M]
+        across += (nodes[above, HALF] - nodes[node, HALF]) * nodes[above, SLOPE_S]
+        across += abs(nodes[node, SLOPE_M] - nodes[above, SLOPE_M]) * nodes[node, REACH_M]
+        across += abs(nodes[node, SLOPE_S] - nodes[above, SLOPE_S]) * nodes[node, REACH_S]
+        side.across[node] = across
+
+
+@kernel
+def _fit_plane(side: Side, node: int, first: int, last: int) -> None:
+    """Slopes of the potentials below a node by least squares; along one axis only if the points lie on a line."""
+    nodes, midpoint, half, potential = side.nodes, side.midpoint, side.half, side.potential
+    m, s = nodes[node, MIDPOINT], nodes[node, HALF]
+    mean_m, mean_s, mean_v = 0.0, 0.0, 0.0
+    for j in range(first, last):
+        mean_m += midpoint[j] - m
+        mean_s += half[j] - s
+        mean_v += potential[j]
+    size = max(last - first, 1)
+    mean_m, mean_s, mean_v = mean_m / size, mean_s / size, mean_v / size
+    mm, ms, ss, mv, sv = 0.0, 0.0, 0.0, 0.0, 0.0
+    for j in range(first, last):
+        dm, ds, dv = midpoint[j] - m - mean_m, half[j] - s - mean_s, potential[j] - mean_v
+        mm += dm * dm
+        ms += dm * ds
+        ss += ds * ds
+        mv += dm * dv
+        sv += ds * dv
+    determinant = mm * ss - ms * ms
+    slope_m, slope_s = 0.0, 0.0
+    if determinant > _OFF_LINE * mm * ss:
+        slope_m, slope_s = (mv * ss - sv * ms) / determinant, (sv * mm - mv * ms) / determinant
+    elif mm >= ss and mm > 0.0:
+        slope_m = mv / mm
+    elif ss > 0.0:
+        slope_s = sv / ss
+    nodes[node, SLOPE_M], nodes[node, SLOPE_S] = slope_m, slope_s
+
+
+@kernel
+def _raise_plane(side: Side, node: int, first: int, last: int) -> None:
+    """Height of a node's plane such that no potential below the node is above it."""
+    nodes = side.nodes
+    m, s, slope_m, slope_s = nodes[node, MIDPOINT], nodes[node, HALF], nodes[node, SLOPE_M], nodes[node, SLOPE_S]
+    height = -np.inf
+    for j in range(first, last):
+        height = max(height, side.potential[j] - slope_m * (side.midpoint[j] - m) - slope_s * (side.half[j] - s))
+    nodes[node, HEIGHT] = height
 
 
 @kernel
 def lower_potential(side: Side, j: int, value: float) -> None:
-    """Lower the potential of one point and update the nodes above it.
+    """Lower the potential of one point and the planes of the nodes above it.
 
     Args:
         side: the points and their tree.
         j: the point.
         value: its new potential, at most the present one.
     """
-    potential, highest = side.potential, side.highest
-    leaves, n = highest.shape[0] // 2, side.partner.shape[0]
-    before = potential[j]
-    potential[j] = value
+    nodes, across = side.nodes, side.across
+    leaves, n = nodes.shape[0] // 2, side.partner.shape[0]
     leaf = ((j + 1) * leaves - 1) // n
     node = leaves + leaf
-    if before < highest[node]:
+    slope_m, slope_s = nodes[node, SLOPE_M], nodes[node, SLOPE_S]
+    m, s = nodes[node, MIDPOINT], nodes[node, HALF]
+    before = side.potential[j] - slope_m * (side.midpoint[j] - m) - slope_s * (side.half[j] - s)
+    side.potential[j] = value
+    if before < nodes[node, HEIGHT]:  # another point holds the plane up
         return
-    highest[node] = _leaf_highest(potential, leaf * n // leaves, (leaf + 1) * n // leaves)
+    _raise_plane(side, node, leaf * n // leaves, (leaf + 1) * n // leaves)
     node //= 2
     while node > 0:
-        above = max(highest[2 * node], highest[2 * node + 1])
-        if above == highest[node]:
+        near, far = 2 * node, 2 * node + 1
+        height = max(nodes[near, HEIGHT] + across[near], nodes[far, HEIGHT] + across[far])
+        if height >= nodes[node, HEIGHT]:
             return
-        highest[node] = above
+        nodes[node, HEIGHT] = height
         node //= 2
-
-
-@kernel
-def _leaf_highest(potential: Float[ndarray, " padded"], first: int, last: int) -> float:
-    """Highest of ``potential[first:last]``."""
-    highest = -np.inf
-    for j in range(first, last):
-        highest = max(highest, potential[j])
-    return highest

@@ -113,11 +113,11 @@ def test_padding_adds_nothing_to_the_topological_distance(composition: str) -> N
     topological_loss = TopologicalLoss("full", threads=1)
     wrong_in_padding = torch.where(inside, data, output.vit.reconstruction).requires_grad_()
     composed = compose_reconstruction(wrong_in_padding, data, hidden, composition, inside)
-    assert topological_loss(data, composed).item() == 0.0
-    assert topological_loss(data, compose_reconstruction(wrong_in_padding, data, hidden, composition)).item() > 0.0
+    assert topological_loss(composed, data).item() == 0.0
+    assert topological_loss(compose_reconstruction(wrong_in_padding, data, hidden, composition), data).item() > 0.0
     reconstruction = output.vit.reconstruction.clone().requires_grad_()
     composed = compose_reconstruction(reconstruction, data, hidden, composition, inside)
-    topological_loss(data, composed).backward()
+    topological_loss(composed, data).backward()
     assert reconstruction.grad is not None and reconstruction.grad.any()
     assert not reconstruction.grad[~inside.expand(SHAPE)].any()
 

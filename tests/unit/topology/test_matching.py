@@ -3,15 +3,18 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import linear_sum_assignment
 
 from nnunet_topomae.topology import (
     Matching,
     matching_gradient,
     persistence_diagrams,
+    verify,
     wasserstein_distance,
     wasserstein_matching,
 )
@@ -98,6 +101,22 @@ def test_random_problems(solver: Solver) -> None:
 @pytest.mark.slow
 def test_a_thousand_random_problems(solver: Solver) -> None:
     compare(range(1000), 150)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_copies_on_one_side_only(swapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image of whole numbers against a reconstruction: many copies here, none there."""
+    monkeypatch.setattr(module, "MERGED_PAIRS", -1)
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        copies = np.round(4 * random_diagram(generator, 80, 0)) / 4 - np.array([0.0, 0.5])
+        pair = [copies, random_diagram(generator, int(generator.integers(1, 200)), 0)]
+        first, second = pair[::-1] if swapped else pair
+        matching = wasserstein_matching(first, second)
+        assert matching.cost == pytest.approx(dense_cost(first, second), rel=1e-12)
+        assert matching.gap < 1e-13
+        check_certificate(first, second, matching)
+        check_pairs(first, second, matching)
 
 
 def test_a_sample_is_matched_first_without_harm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,3 +290,78 @@ def test_a_tolerance_bounds_the_gap(tolerance: float) -> None:
     assert exact.cost <= loose.cost <= exact.cost / (1 - tolerance)
     assert loose.gap <= tolerance
     assert loose.lower_bound <= exact.cost * (1 + 1e-12)
+
+
+def pot_distance(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """POT's exact transport with one diagonal node on either side; differentiable by torch."""
+    ot = pytest.importorskip("ot")
+    n, m = len(first), len(second)
+    costs = torch.zeros(n + 1, m + 1, dtype=torch.float64)
+    costs[:n, :m] = (first[:, None] - second[None]).abs().amax(dim=2) ** 2
+    costs[:n, m], costs[n, :m] = (first[:, 0] - first[:, 1]) ** 2 / 4, (second[:, 0] - second[:, 1]) ** 2 / 4
+    supply, demand = np.append(np.ones(n), m), np.append(np.ones(m), n)
+    plan = torch.from_numpy(ot.emd(supply, demand, costs.detach().numpy()))
+    return (plan * costs).sum().sqrt()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_distance_of_tensors_has_the_gradient_of_pot(seed: int, sign: int) -> None:
+    generator = np.random.default_rng(seed)
+    pair = [torch.from_numpy(sign * random_diagram(generator, n, 0)).requires_grad_() for n in (25, 31)]
+    again = [points.detach().clone().requires_grad_() for points in pair]
+    value, expected = wasserstein_distance(*pair), pot_distance(*again)
+    value.backward()
+    expected.backward()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+    for points, same in zip(pair, again, strict=True):
+        torch.testing.assert_close(points.grad, same.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_the_distance_of_tensors_has_the_gradient_of_finite_differences() -> None:
+    generator = np.random.default_rng(9)
+    pair = [torch.from_numpy(random_diagram(generator, n, 0)).requires_grad_() for n in (9, 7)]
+    assert torch.autograd.gradcheck(lambda a, b: wasserstein_distance(a, b), pair, eps=1e-7)
+
+
+def test_tensors_and_arrays_mix() -> None:
+    points = torch.tensor([[4.0, 0.0]], requires_grad=True)
+    value = wasserstein_distance(np.array([[4.5, 0.0]]), points)
+    assert value.dtype == torch.float32 and value.item() == 0.5
+    value.backward()
+    assert points.grad is not None and points.grad.tolist() == [[-1.0, 0.0]]
+    same = wasserstein_distance(points, points.detach())
+    same.backward()  # distance 0: no direction
+    assert same.item() == 0.0 and points.grad.tolist() == [[-1.0, 0.0]]
+    nothing = torch.zeros(0, 2, requires_grad=True)
+    wasserstein_distance(nothing, points).backward()
+    assert nothing.grad is not None and nothing.grad.shape == (0, 2)
+
+
+def test_verify_proves_the_gap_from_the_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(10)
+    first, second = random_diagram(generator, 70, 0), random_diagram(generator, 90, 0)
+    monkeypatch.setattr("nnunet_topomae.topology.certificate._BLOCK", 1000)  # several blocks
+    exact = wasserstein_matching(first, second)
+    assert abs(verify(exact)) < 1e-13
+    lower = exact.potentials[0], exact.potentials[1] - 1e-6
+    assert 1e-9 < verify(replace(exact, potentials=lower)) < 1.0
+    higher = exact.potentials[0], exact.potentials[1] + 1e-6  # not feasible: no bound without the check
+    assert verify(replace(exact, potentials=higher)) > 1e-9
+    pairs = exact.pairs[1:]
+    worse = replace(exact, pairs=pairs)
+    with pytest.raises(ValueError, match="but the matching says"):
+        verify(worse)
+    i, j = exact.pairs[0]
+    alone = ((first[i, 0] - first[i, 1]) ** 2 + (second[j, 0] - second[j, 1]) ** 2) / 4
+    worse = replace(worse, cost=exact.cost + alone - np.abs(first[i] - second[j]).max() ** 2)
+    assert verify(worse) == pytest.approx(1 - exact.cost / worse.cost, rel=1e-9)
+    for bad in ([[0, 0], [0, 1]], [[0, 0], [1, 0]], [[70, 0]], [[0, -1]]):
+        with pytest.raises(ValueError, match="twice, or points that it does not have"):
+            verify(replace(exact, pairs=np.array(bad)))
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 0), (3, 0), (0, 4)])
+def test_verify_without_points(n: int, m: int) -> None:
+    generator = np.random.default_rng(11)
+    assert verify(wasserstein_matching(random_diagram(generator, n, 0), random_diagram(generator, m, 0))) == 0.0

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from nnunet_topomae.topology.solver.neighbours import all_within, nearest, new_scratch
-from nnunet_topomae.topology.solver.tree import Side, build_side, lower_potential, refresh
+from nnunet_topomae.topology.solver.tree import (
+    HALF,
+    HEIGHT,
+    MIDPOINT,
+    SLOPE_M,
+    SLOPE_S,
+    Side,
+    build_side,
+    lower_potential,
+    refresh,
+)
 
 
 def points_of(size: int, seed: int) -> np.ndarray:
@@ -42,13 +52,39 @@ def test_search_finds_what_looking_at_every_point_finds(size: int, seed: int) ->
         assert sorted(found) == np.flatnonzero(values < limit).tolist()
 
 
-def test_the_potentials_bound_every_node() -> None:
-    points, generator = points_of(300, 0), np.random.default_rng(2)
+def below(side: Side, node: int) -> slice:
+    """The points below a node."""
+    leaves, n = len(side.nodes) // 2, len(side.partner)
+    width = leaves >> (node.bit_length() - 1)
+    return slice((node * width - leaves) * n // leaves, ((node + 1) * width - leaves) * n // leaves)
+
+
+def highest_above_plane(side: Side, node: int) -> float:
+    """How far the highest potential below a node is above the node's plane; at most 0."""
+    members, known = below(side, node), side.nodes[node]
+    plane = known[HEIGHT] + known[SLOPE_M] * (side.midpoint[members] - known[MIDPOINT])
+    plane += known[SLOPE_S] * (side.half[members] - known[HALF])
+    return float((side.potential[members] - plane).max())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_potential_is_above_the_planes(seed: int) -> None:
+    points, generator = points_of(300, seed), np.random.default_rng(2)
     side, _ = build_side(points)
     for _ in range(500):
         j = int(generator.integers(300))
         lower_potential(side, j, side.potential[j] - 0.1 * generator.random())
-    maintained = side.highest.copy()
+    nodes = range(1, len(side.nodes))
+    assert max(highest_above_plane(side, node) for node in nodes) <= 1e-14
+    leaves = nodes[len(side.nodes) // 2 - 1 :]
+    assert min(highest_above_plane(side, leaf) for leaf in leaves) >= -1e-14  # and the planes of leaves are no higher
     refresh(side)
-    np.testing.assert_array_equal(maintained, side.highest)
-    assert maintained[1] == side.potential[:300].max()
+    assert max(abs(highest_above_plane(side, node)) for node in nodes) <= 1e-14
+
+
+def test_copies_have_the_same_place() -> None:
+    points = points_of(300, 1)
+    side, order = build_side(points)
+    same = (points[order][:, None] == points[order][None]).all(axis=2)
+    np.testing.assert_array_equal(side.place[:, None] == side.place[None], same)
+    assert sorted(set(side.place)) == list(range(len(np.unique(points, axis=0))))
