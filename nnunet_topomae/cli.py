@@ -35,6 +35,8 @@ COMMANDS = {
     "export-encoder": Command(
         "nnunet_topomae.commands.export_encoder", "a pre-trained encoder as safetensors, with a model card"
     ),
+    "push": Command("nnunet_topomae.commands.push", "send an exported encoder to the Hugging Face Hub"),
+    "pull": Command("nnunet_topomae.commands.pull", "fetch an exported encoder from the Hugging Face Hub"),
     "doctor": Command("nnunet_topomae.commands.doctor", "check the installation, or describe a checkpoint"),
     "benchmark": Command(
         "nnunet_topomae.commands.benchmark", "compare recipes over data sets, folds and seeds: run, watch, report"

@@ -17,6 +17,7 @@ from nnunet_topomae.nnunet.plan_checks import check_plans, check_splits
 from nnunet_topomae.training.checks import check_no_copies
 from nnunet_topomae.training.devices import record_gpu_memory, unwrap
 from nnunet_topomae.training.failures import show_expected_failures_in_one_line
+from nnunet_topomae.training.monitors import add_tensorboard
 from nnunet_topomae.training.record import add_facts
 
 
@@ -41,6 +42,7 @@ class PlannedTrainer(nnUNetTrainer):
         name = plans.get("plans_name", "plans") if isinstance(plans, dict) else "plans"
         check_plans(plans, configuration, f"{name}.json")
         super().__init__(plans, configuration, fold, dataset_json, device)
+        add_tensorboard(self)
         self.config = TopoMAEConfig.from_configuration(self.configuration_manager.configuration)
         section = self.section
         self.num_epochs = section.epochs
