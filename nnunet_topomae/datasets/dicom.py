@@ -65,7 +65,8 @@ def read_series(files: list[Path]) -> SimpleITK.Image:
     """
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames([str(file) for file in files])
-    return reader.Execute()
+    image: SimpleITK.Image = reader.Execute()
+    return image
 
 
 def _read_header(file: Path) -> Slice:

@@ -1,6 +1,7 @@
 """Images of a download, also those whose header ITK refuses."""
 
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -39,7 +40,7 @@ def read_image(path: Path, fix_direction: bool = False) -> SimpleITK.Image:
 
 
 def _read_skewed(path: Path) -> SimpleITK.Image:
-    read = nibabel.load(path)
+    read: Any = nibabel.load(path)
     affine = np.diag([-1.0, -1.0, 1.0]) @ np.asarray(read.affine, np.float64)[:3]  # from RAS to LPS, as ITK has it
     spacing = np.linalg.norm(affine[:, :3], axis=0)
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:, :3]) < 3:
