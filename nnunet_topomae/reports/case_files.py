@@ -46,6 +46,7 @@ class CaseFiles:
         predictions: label maps by title: baseline, then the recipe, of the first seed.
         labels: value of every structure by name; regions are left out.
         channel: name of the first channel, such as `CT`.
+        ct_window: HU to show where it is CT; None to choose by the labels.
     """
 
     case: str
@@ -58,6 +59,7 @@ class CaseFiles:
     predictions: Mapping[str, Path]
     labels: Mapping[str, int]
     channel: str
+    ct_window: tuple[float, float] | None = None
 
 
 def find_case_files(spec: BenchmarkSpec, entries: Sequence[Entry], ranked: Sequence[RankedCase]) -> Iterator[CaseFiles]:
@@ -96,4 +98,5 @@ def find_case_files(spec: BenchmarkSpec, entries: Sequence[Entry], ranked: Seque
                 if isinstance(value, int) and value and name != "ignore"
             },
             str(channel_names(description)[0]),
+            spec.ct_window,
         )

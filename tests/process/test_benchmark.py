@@ -1,6 +1,7 @@
 """A whole benchmark on stand-ins for nnU-Net's commands: killed, failing, changed, watched and reported."""
 
 import csv
+import html
 import json
 import os
 import pty
@@ -89,6 +90,39 @@ def test_the_page_loads_nothing_and_has_no_errors(finished, tmp_path, find_brows
     )
     assert picture.stat().st_size > 50_000
     assert not [line for line in shot.stderr.splitlines() if "CONSOLE" in line]
+
+
+# Runs in the page; what it finds is written into the page, which the browser then prints.
+AUDIT = """
+axe.run(document, {resultTypes: ["violations"]}).then(found => {
+  document.documentElement.dataset.background = getComputedStyle(document.body).backgroundColor;
+  document.documentElement.dataset.axe = JSON.stringify(found.violations.map(
+    one => [one.impact, one.id, one.nodes.slice(0, 3).map(node => node.html.slice(0, 200))]));
+});
+"""
+
+
+@pytest.mark.parametrize(("scheme", "background"), [(1, "rgb(246, 247, 249)"), (0, "rgb(20, 24, 30)")])
+def test_the_page_is_accessible_in_light_and_dark_mode(finished, tmp_path, find_browser, scheme, background):
+    browser = find_browser()
+    if "AXE_CORE" not in os.environ:
+        pytest.skip("AXE_CORE does not name axe-core's axe.min.js")
+    program = Path(os.environ["AXE_CORE"]).read_text()
+    page = (finished.spec.out / "report" / "report.html").read_text()
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)  # which forbids this very script
+    copy = tmp_path / "report.html"
+    copy.write_text(page.replace("</body>", f"<script>{program}</script><script>{AUDIT}</script></body>"))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"]
+    done = subprocess.run(
+        [browser, *options, f"--blink-settings=preferredColorScheme={scheme}", "--dump-dom", copy.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert re.findall(r'data-background="([^"]*)"', done.stdout) == [background]
+    (found,) = re.findall(r'data-axe="([^"]*)"', done.stdout)
+    serious = [one for one in json.loads(html.unescape(found)) if one[0] in ("serious", "critical")]
+    assert not serious, serious
 
 
 @pytest.mark.slow

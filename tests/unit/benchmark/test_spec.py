@@ -113,6 +113,8 @@ def test_the_file_may_name_the_raw_data(raw, tmp_path, monkeypatch):
         ("recipes = ['unetrpp', 'nnunet']\nprimary = ['unetrpp', 'nnunet', 'betti_error']", "betti = true only"),
         ("recipes = ['unetrpp', 'nnunet']\nprimary = ['unetrpp', 'nnunet', 'dice']\nmargin = 1.5", "below 1"),
         ("recipes = ['unetrpp', 'nnunet']\nprimary = ['unetrpp', 'nnunet', 'hd95']\nmargin = 0", "above 0"),
+        ("ct_window = [400, -1000]", "must be the lowest and the highest HU"),
+        ("ct_window = [-160, 240, 1]", "must be the lowest and the highest HU"),
         ("margin = 0.02", "belongs to a primary comparison"),
         ("tolerance = 'x'", "must be of type float"),
         ("recipes = ['mine']\n[recipe.mine]\nbase = 'full'\ntypo = 1", "unknown key recipe.mine.typo"),
