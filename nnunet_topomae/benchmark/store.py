@@ -48,7 +48,7 @@ class JobFolder:
             job: the job.
             spec: the benchmark; the folder lies in `runs` of its `out`.
         """
-        return cls(job, spec.out / "runs" / job.name / job.fingerprint)
+        return cls(job, spec.out / "runs" / job.place / job.fingerprint)
 
     @property
     def log(self) -> Path:
@@ -99,9 +99,24 @@ class JobFolder:
         return "failed" if (self.path / "failed.json").is_file() else "stopped"
 
     def done(self) -> dict[str, Any] | None:
-        """Content of done.json, None if the job is not done."""
+        """Content of done.json, None if the job is not done.
+
+        Raises:
+            ValueError: it is damaged; names the file and the cure.
+        """
         file = self.path / "done.json"
-        return dict(read_json(file)) if file.is_file() else None
+        return self._read(file, "outputs") if file.is_file() else None
+
+    def _read(self, file: Path, key: str) -> dict[str, Any]:
+        """A table that a job wrote, with a key that it always has."""
+        cure = f"Delete {self.path} to make it again."
+        try:
+            read = read_json(file)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{file} is damaged: {error}. {cure}") from error
+        if not isinstance(read, dict) or key not in read:
+            raise ValueError(f"{file} is damaged: it is no table with {key!r}. {cure}")
+        return read
 
     def check_outputs(self) -> None:
         """Compare the outputs with the hashes in done.json.
@@ -131,7 +146,7 @@ class JobFolder:
     def error(self) -> str:
         """Why the job failed; empty if it did not."""
         file = self.path / "failed.json"
-        return str(read_json(file).get("error", "")) if file.is_file() else ""
+        return str(self._read(file, "error")["error"]) if file.is_file() else ""
 
     def fail(self, facts: Mapping[str, Any]) -> None:
         """Record a failure.

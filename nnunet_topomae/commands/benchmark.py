@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     report.add_argument("--embed-images", action="store_true", help="show images of worst and median cases")
     report.add_argument("--niivue", type=Path, metavar="FILE", help="niivue.umd.js: also pages with all their slices")
     report.add_argument("-o", type=Path, metavar="FOLDER", help="where to; default: report in the out folder")
-    add("job", _job, "do one job (what the others start)").add_argument("name", metavar="JOB", help="name of the job")
+    job = add("job", _job, "do one job (what the others start)")
+    job.add_argument("name", metavar="JOB", help="name of the job")
+    job.add_argument("--fingerprint", metavar="HASH", help="do it only if this is still its fingerprint")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,9 +51,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _job(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
-    from nnunet_topomae.benchmark.work import Worker
+    from nnunet_topomae.benchmark.work import CHANGED, Worker
 
     found = [job for job in jobs if job.name == args.name]
+    if args.fingerprint and (not found or found[0].fingerprint != args.fingerprint):
+        return CHANGED
     if not found:
         raise ValueError(f"{args.b} has no job {args.name}; `benchmark plan --dry` lists them")
     try:

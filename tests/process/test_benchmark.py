@@ -131,11 +131,11 @@ def test_pretraining_comes_first_and_held_out_cases_are_scored(small):
     small.file.write_text("held_out = true\n" + small.file.read_text() + "mirror_axes = []\n" + environment)
     small.behave(predict={"fails": True})
     small.call("run", code=1)
-    assert set(small.done()) == {"Dataset005__plan", PRETRAIN, TRAIN}
+    assert set(small.done()) == {"Dataset005__TopoMAEPlans__plan", PRETRAIN, TRAIN}
     assert last_lines(small.folder(PREDICT).log, 1) == ["out of memory in prediction"]
     small.behave()
     small.call("run")
-    assert set(small.done()) == {"Dataset005__plan", PRETRAIN, TRAIN, PREDICT, SCORE}
+    assert set(small.done()) == {"Dataset005__TopoMAEPlans__plan", PRETRAIN, TRAIN, PREDICT, SCORE}
     scores = json.loads((small.folder(SCORE).path / "scores.json").read_text())
     assert (list(scores["scores"]), scores["parameters"]) == (["case_10", "case_11", "case_12"], 12)
     predicted = small.folder(PREDICT)
@@ -147,7 +147,7 @@ def test_pretraining_comes_first_and_held_out_cases_are_scored(small):
     assert small.starts(TRAIN) == ["anew"]
     # Other truth: only the score is done again.
     (small.raw / "labelsTs/case_10.nii.gz").touch()
-    assert set(small.done()) == {"Dataset005__plan", PRETRAIN, TRAIN, PREDICT}
+    assert set(small.done()) == {"Dataset005__TopoMAEPlans__plan", PRETRAIN, TRAIN, PREDICT}
     link = next(small.folder(TRAIN).results.glob("*/TopoMAEPretrainer__*"))
     assert link.is_symlink()
     assert link.resolve().is_relative_to(small.folder(PRETRAIN).path)
@@ -158,7 +158,7 @@ def test_a_change_redoes_what_depends_on_it_and_nothing_else(small):
     small.call("run")
     before = small.done()
     small.file.write_text(small.file.read_text().replace("epochs = 3", "epochs = 4"))
-    assert set(small.done()) == {"Dataset005__plan", PRETRAIN}
+    assert set(small.done()) == {"Dataset005__TopoMAEPlans__plan", PRETRAIN}
     small.call("run")
     after = small.done()
     assert {name for name in after if after[name] != before[name]} == {TRAIN, SCORE}
@@ -209,7 +209,7 @@ def test_kill_9_of_anything_and_start_again(small, whom):
     record = "nnUNet_results/*/TopoMAEFusionTrainer__*/fold_0/metrics.jsonl"
     small.wait_for(lambda: list(folder.path.glob(record)), 120)
     finished = small.done()
-    assert set(finished) == {"Dataset005__plan", PRETRAIN}
+    assert set(finished) == {"Dataset005__TopoMAEPlans__plan", PRETRAIN}
     if whom == "scheduler":
         kill_group(driver)
         # The supervisor lives on, on its own, and a second driver waits for it.
@@ -227,7 +227,7 @@ def test_kill_9_of_anything_and_start_again(small, whom):
     small.behave()
     small.call("run")
     after = small.done()
-    assert set(after) == {"Dataset005__plan", PRETRAIN, TRAIN, SCORE}
+    assert set(after) == {"Dataset005__TopoMAEPlans__plan", PRETRAIN, TRAIN, SCORE}
     assert {name: after[name] for name in finished} == finished  # nothing finished is done again
     starts = small.starts(TRAIN)
     assert starts == (["anew"] if whom == "scheduler" else ["anew", "--c"])
@@ -291,7 +291,7 @@ def test_changed_outputs_are_not_built_upon(small):
 
 def test_exit_codes_of_a_single_job(small):
     assert small.call("job", TRAIN, code=76) == ""  # too early
-    small.call("job", "Dataset005__plan")
+    small.call("job", "Dataset005__TopoMAEPlans__plan")
     small.behave(TopoMAEPretrainer={"seconds": 1.0})
     first = small.start("job", PRETRAIN)
     small.wait_for(lambda: small.folder(PRETRAIN).state() == "running")
@@ -352,7 +352,7 @@ def test_status_shows_progress(small):
 def test_exported_commands_do_the_same(small):
     script = small.root / "commands.sh"
     script.write_text(small.call("export"))
-    assert f"# after Dataset005__plan, {PRETRAIN}" in script.read_text()
+    assert f"# after Dataset005__TopoMAEPlans__plan, {PRETRAIN}" in script.read_text()
     subprocess.run(["bash", str(script)], env=small.environment, check=True, timeout=120, capture_output=True)
     assert len(small.done()) == 4
     assert "benchmark job" not in small.call("export")
@@ -380,7 +380,7 @@ def test_submitting_to_slurm(small):
     control = small.bin / "scontrol"
     control.write_text(f'#!/bin/bash\necho "$@" > {small.root}/requeued\n')
     control.chmod(0o755)
-    for name in ("Dataset005__plan", PRETRAIN):
+    for name in ("Dataset005__TopoMAEPlans__plan", PRETRAIN):
         small.call("job", name)
     small.behave(TopoMAEFusionTrainer={"seconds": 2.0})
     body = "#!/bin/bash" + scripts[2].split("#!/bin/bash", 1)[1]

@@ -102,7 +102,9 @@ def test_a_release_is_what_its_tag_says(tmp_path: Path) -> None:
 def test_containers_copy_all_that_an_installation_needs(name: str) -> None:
     text = (ROOT / "containers" / name).read_text()
     copied = {
-        file for line in re.findall(r"^(?:COPY|   ) (.+) /source\S*$", text, re.MULTILINE) for file in line.split()
+        file
+        for line in re.findall(r"^(?:COPY|   ) ((?:[\w.]+ )+)/source/\S*$", text, re.MULTILINE)
+        for file in line.split()
     }
     needed = {path.name for path in ROOT.glob("*.py")} - {"noxfile.py"}
     assert copied == needed | {"pyproject.toml", "README.md", "LICENSE", "nnunet_topomae", "trainers", "plans"}
