@@ -13,12 +13,11 @@ from pathlib import Path
 
 from nnunet_topomae.benchmark.jobs import PRESET, Job, Kind
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.benchmark.store import JobFolder, variant_name
+from nnunet_topomae.benchmark.store import SCORES, JobFolder, variant_name
 from nnunet_topomae.files import read_json, strict_json, write_json
 from nnunet_topomae.nnunet.names import BEST_CHECKPOINT, FINAL_CHECKPOINT, LATEST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from nnunet_topomae.training.record import read_facts
 
-SCORES = "scores.json"
 CHECKPOINTS = (FINAL_CHECKPOINT, LATEST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT)
 # What batch normalisation keeps in a state dict besides its parameters.
 _BUFFERS = ("running_mean", "running_var")

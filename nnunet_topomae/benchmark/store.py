@@ -9,7 +9,7 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.files import hash_file, read_json, write_json
 
 State = Literal["done", "running", "failed", "stopped", "waiting"]
+# What a score job makes.
+SCORES = "scores.json"
 # In the environment of all processes of a job, so that those which outlive it are found.
 TOKEN = "NNUNET_TOPOMAE_JOB"
 
@@ -167,6 +169,25 @@ class JobFolder:
         with lock(self.path / "lease"):
             end_orphans(self.path)
             yield
+
+
+def jobs_to_do(jobs: Sequence[Job], spec: BenchmarkSpec) -> list[Job]:
+    """The jobs that are not done and that lead to something that is not done, in their order.
+
+    What only leads to results that are there, for example imported ones, need not be done.
+
+    Args:
+        jobs: each after those that it needs; those that no other one needs are wanted.
+        spec: the benchmark.
+    """
+    used = {need.name for job in jobs for need in job.needs}
+    wanted: set[str] = set()
+    needed: set[str] = set()
+    for job in reversed(jobs):
+        if (job.name in needed or job.name not in used) and not JobFolder.of(job, spec).done():
+            wanted.add(job.name)
+            needed |= {need.name for need in job.needs}
+    return [job for job in jobs if job.name in wanted]
 
 
 def variant_name(plans: str) -> str:

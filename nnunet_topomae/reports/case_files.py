@@ -78,7 +78,10 @@ def find_case_files(spec: BenchmarkSpec, entries: Sequence[Entry], ranked: Seque
             for recipe in recipes
             for entry in reversed(entries)
             if entry.job.recipe == recipe.name and entry.job.seed == spec.seeds[0] and shown.case in entry.scores
+            if JobFolder.of(entry.predicted, spec).predictions.is_dir()  # imported scores come without images
         }
+        if not predicted:
+            continue
         first = next(iter(predicted.values()))
         description = read_json(JobFolder.of(first.need("plan"), spec).dataset / "dataset.json")
         ending = description["file_ending"]

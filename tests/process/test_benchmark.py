@@ -28,7 +28,7 @@ PRETRAIN, TRAIN, PREDICT, SCORE = (
 @pytest.mark.timeout(300)
 def test_from_nothing_to_the_report(finished):
     done = finished.done()
-    assert len(done) == len(finished.jobs) == 1 + 2 * 2 * 2
+    assert len(done) == len(finished.jobs) == 2 + 2 * 2 * 2
     # Again: nothing is done again.
     finished.call("run")
     assert finished.done() == done
@@ -146,7 +146,8 @@ def test_pretraining_comes_first_and_held_out_cases_are_scored(small):
     assert "-tr TopoMAEFusionTrainer -p TopoMAEPlans_benchmark -f 0 --disable_tta" in command
     assert small.starts(TRAIN) == ["anew"]
     # Other truth: only the score is done again.
-    (small.raw / "labelsTs/case_10.nii.gz").touch()
+    with (small.raw / "labelsTs/case_10.nii.gz").open("ab") as file:
+        file.write(b"more")
     assert set(small.done()) == {"Dataset005__TopoMAEPlans__plan", PRETRAIN, TRAIN, PREDICT}
     link = next(small.folder(TRAIN).results.glob("*/TopoMAEPretrainer__*"))
     assert link.is_symlink()
@@ -165,9 +166,38 @@ def test_a_change_redoes_what_depends_on_it_and_nothing_else(small):
     # Back to the former settings: the former results are still there.
     small.file.write_text(small.file.read_text().replace("epochs = 4", "epochs = 3"))
     assert small.done() == before
-    # Other data: everything is new.
+    # Another recipe without pre-training, and another time of a file: nothing is new.
     (small.raw / "labelsTr/case_0.nii.gz").touch()
+    small.limit(recipes='["nnunet", "full", "unetrpp"]')
+    assert small.done() == before
+    small.limit(recipes='["full"]')
+    # The whole folder elsewhere: the same, and what is missing is done there.
+    out = small.spec.out
+    (small.folder(TRAIN).path / "done.json").unlink()
+    moved = small.root / "moved"
+    moved.mkdir()
+    out.rename(moved / out.name)
+    small.file = small.file.rename(moved / small.file.name)
+    small.call("run")
+    assert set(small.done()) == set(before)
+    assert small.starts(TRAIN)[-1] == "--c"
+    # Other data: everything is new.
+    with (small.raw / "labelsTr/case_0.nii.gz").open("ab") as file:
+        file.write(b"more")
     assert not small.done()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_file_that_changes_during_a_run_stops_it(small):
+    go_on = small.root / "go_on"
+    small.behave(TopoMAEPretrainer={"until": str(go_on)})
+    driver = small.start("run")
+    small.wait_for(lambda: list(small.folder(PRETRAIN).path.rglob("metrics.jsonl")), 120)
+    small.file.write_text(small.file.read_text().replace("epochs = 3", "epochs = 4"))
+    go_on.touch()
+    assert driver.wait(60) == 2
+    assert set(small.done()) == {"Dataset005__TopoMAEPlans__plan", PRETRAIN}
 
 
 @pytest.mark.slow
