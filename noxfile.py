@@ -4,6 +4,7 @@
 # ///
 """Sessions for developers: ``nox`` for the usual checks, ``nox -l`` for all; each has an environment of its own."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -104,6 +105,55 @@ def build_topology(session: nox.Session) -> None:
     session.run(
         "python", "-c", "import torch, topological_loss_3d as t; print(t.TopologicalLoss()(*torch.rand(2, 9, 9, 9)))"
     )
+
+
+@nox.session(default=False)
+def release(session: nox.Session) -> None:
+    """Build the tagged version, check it, install it in fresh environments; `-- upload` publishes it on PyPI."""
+    tag = str(session.run("git", "describe", "--exact-match", "--tags", "HEAD", external=True, silent=True)).strip()
+    changed = str(session.run("git", "status", "--porcelain", external=True, silent=True)).strip()
+    problems = [*release_problems(tag, Path.cwd()), *([f"not committed: {changed}"] if changed else [])]
+    if problems:
+        session.error("; ".join(problems))
+    shutil.rmtree("dist", ignore_errors=True)
+    build(session)
+    for file in sorted(Path("dist").iterdir()):
+        environment = Path(session.create_tmp()) / file.name
+        shutil.rmtree(environment, ignore_errors=True)
+        session.run("python", "-m", "venv", str(environment))
+        programs = environment / "bin"
+        session.run(str(programs / "pip"), "install", "--quiet", str(file), external=True)
+        session.run(str(programs / "pip"), "check", external=True)
+        with session.chdir(environment):
+            session.run(str(programs / "nnunet-topomae"), "--version", external=True)
+            session.run(str(programs / "nnunet-topomae"), "doctor", external=True)
+    if "upload" in session.posargs:
+        session.run("twine", "upload", *map(str, sorted(Path("dist").iterdir())))
+    else:
+        session.log(f"{tag} is ready in dist/: `nox -s release -- upload` publishes it")
+
+
+def release_problems(tag: str, root: Path) -> list[str]:
+    """What in a checkout is not that of a tag such as v1.2.3."""
+    version = tag.removeprefix("v")
+    texts = {
+        "nnunet_topomae/__init__.py": rf'^__version__ = "{re.escape(version)}"$',
+        "CITATION.cff": rf"^version: {re.escape(version)}$",
+        "CHANGELOG.md": rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$",
+    }
+    problems = [
+        f"{name} is not of version {version}"
+        for name, pattern in texts.items()
+        if not re.search(pattern, (root / name).read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    if not re.fullmatch(r"v\d+\.\d+\.\d+", tag):
+        problems.append(f"the tag {tag} is not v1.2.3")
+    citation = (root / "CITATION.cff").read_text(encoding="utf-8")
+    if not re.search(r"^date-released: \d{4}-\d\d-\d\d$", citation, re.MULTILINE):
+        problems.append("CITATION.cff has no date-released")
+    if "Repository" not in (root / "pyproject.toml").read_text(encoding="utf-8"):
+        problems.append("[project.urls] in pyproject.toml names no Repository")
+    return problems
 
 
 if __name__ == "__main__":

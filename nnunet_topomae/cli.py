@@ -39,6 +39,8 @@ COMMANDS = {
         "nnunet_topomae.commands.export_encoder", "a pre-trained encoder as safetensors, with a model card"
     ),
     "stop": Command("nnunet_topomae.commands.stop", "end a training after its epoch, with its final checkpoint"),
+    "push": Command("nnunet_topomae.commands.push", "send an exported encoder to the Hugging Face Hub"),
+    "pull": Command("nnunet_topomae.commands.pull", "fetch an exported encoder from the Hugging Face Hub"),
     "doctor": Command("nnunet_topomae.commands.doctor", "check the installation, or describe a checkpoint"),
     "benchmark": Command(
         "nnunet_topomae.commands.benchmark", "compare recipes over data sets, folds and seeds: run, watch, report"

@@ -23,6 +23,7 @@ from nnunet_topomae.training.devices import (
     unwrap,
 )
 from nnunet_topomae.training.failures import results_can_be_written, show_expected_failures_in_one_line
+from nnunet_topomae.training.monitors import add_tensorboard
 from nnunet_topomae.training.record import add_facts
 from nnunet_topomae.training.skipping import SkippedSteps
 
@@ -49,6 +50,7 @@ class PlannedTrainer(nnUNetTrainer):
         check_plans(plans, configuration, f"{name}.json")
         with results_can_be_written():
             super().__init__(plans, configuration, fold, dataset_json, device)
+        add_tensorboard(self)
         if self.is_ddp:
             self.device = own_device(device)
             if self.device.type != "cuda":

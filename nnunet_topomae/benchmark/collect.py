@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nnunet_topomae.benchmark.exchange import Known, read_known
 from nnunet_topomae.benchmark.jobs import Job, names
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.benchmark.stages import SCORES
-from nnunet_topomae.benchmark.store import JobFolder
+from nnunet_topomae.benchmark.store import SCORES, JobFolder
 from nnunet_topomae.evaluation.metrics import StructureScore
 from nnunet_topomae.files import read_json
-from nnunet_topomae.training.record import read_facts
 
 
 @dataclass(frozen=True)
@@ -62,15 +61,16 @@ def collect(spec: BenchmarkSpec, jobs: Sequence[Job], partial: bool = False) -> 
             f"{len(missing)} of {len(scoring)} scores are missing: {names(missing)}. Run the benchmark to its end"
             + ("." if partial else ", or report what is there with --partial.")
         )
-    return [_read(spec, job) for job in scoring if job not in missing]
+    known = read_known(spec, jobs)
+    return [_read(spec, job, known) for job in scoring if job not in missing]
 
 
-def _read(spec: BenchmarkSpec, job: Job) -> Entry:
+def _read(spec: BenchmarkSpec, job: Job, known: Known) -> Entry:
     folder = JobFolder.of(job, spec)
     folder.check_outputs()
     read = read_json(folder.path / SCORES)
     training, pretraining = job.need("train"), job.find("pretrain")
-    facts = {job.kind: read_facts(JobFolder.of(job, spec).fold) for job in (training, pretraining) if job}
+    facts = {one.kind: known.facts.get(one.fingerprint, {}) for one in (training, pretraining) if one}
     memory = [found["peak_gpu_bytes"] for found in facts.values() if found.get("peak_gpu_bytes")]
     return Entry(
         job=training,
@@ -82,8 +82,8 @@ def _read(spec: BenchmarkSpec, job: Job) -> Entry:
         steps=facts["train"].get("steps"),
         pretraining_steps=facts["pretrain"].get("steps") if pretraining else 0,
         total_macs=_total_macs(list(facts.values())),
-        training=JobFolder.of(training, spec).done() or {},
-        pretraining=JobFolder.of(pretraining, spec).done() if pretraining else None,
+        training=known.done.get(training.fingerprint, {}),
+        pretraining=known.done.get(pretraining.fingerprint) if pretraining else None,
     )
 
 

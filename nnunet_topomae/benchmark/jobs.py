@@ -1,33 +1,45 @@
 """The jobs of a benchmark, each with a fingerprint of all that decides its result. Quick to import.
 
-For every data set one job plans and preprocesses; for every recipe, fold and seed one pre-trains; for every label
-fraction one trains and validates; where held-out cases are asked for, one predicts them; one scores. A job's
-fingerprint contains those of the jobs it needs, so that after any change exactly what depends on it has another one.
+For every data set and its base plans one job plans and preprocesses; for every recipe, fold and seed one pre-trains;
+for every label fraction one trains and validates; where held-out cases are asked for, one predicts them; one scores. A
+job's fingerprint contains those of the jobs it needs, so that after any change exactly what depends on it has another
+one. It contains nothing that the job does not use; recipes whose pre-trainings are the same share one.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from nnunet_topomae.benchmark.content import (
+    HELD_OUT,
+    ContentHashes,
+    code_state,
+    data_fingerprint,
+    digest,
+    hash_weights,
+    held_out_fingerprint,
+    library_versions,
+)
 from nnunet_topomae.benchmark.recipes import PLANNERS, Recipe
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.config import TopoMAEConfig
-from nnunet_topomae.files import hash_json
 from nnunet_topomae.nnunet.names import PLANS, check_name
 
 Kind = Literal["plan", "pretrain", "train", "predict", "score"]
 # Raised when the code of a stage changes what it makes.
-STAGE_VERSIONS: dict[Kind, int] = {"plan": 2, "pretrain": 2, "train": 2, "predict": 1, "score": 2}
-PACKAGES = ("nnunet-topomae", "nnunetv2")
-# Settings that pre-training does not see.
+STAGE_VERSIONS: dict[Kind, int] = {"plan": 3, "pretrain": 3, "train": 3, "predict": 2, "score": 3}
+# Settings that pre-training does not see, and those that only pre-training sees.
 SUPERVISED = "finetuning."
+UNSUPERVISED = ("pretraining.", "topology.")
+# A training without pre-training sees it too: it refuses folds with a patient on both sides.
+PATIENTS = "pretraining.patients"
+PRETRAINED = "finetuning.pretrained"
+# Values of it that are no file.
+_NO_FILE = (None, "scratch")
 # What stands for a planner where a preset plans.
 PRESET = "preset "
-# nnU-Net's folders of held-out cases.
-HELD_OUT = ("imagesTs", "labelsTs")
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ class Job:
         dataset: name of the data set.
         parameters: JSON values that decide the result.
         needs: jobs that must be done before.
-        recipe: name of the recipe; empty for a plan, which all recipes share.
+        recipe: name of the recipe; of a pre-training, the first one that uses it; empty for a plan.
         fold: fold.
         seed: seed.
         fraction: share of the labels.
@@ -61,13 +73,21 @@ class Job:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the parameters, the stage's version and all that is needed."""
+        parameters = dict(self.parameters)
+        if "pretrained" in parameters:  # the content of a file counts, not its place
+            parameters["settings"] = {key: value for key, value in parameters["settings"].items() if key != PRETRAINED}
         return digest(
             {
                 "stage": [self.kind, STAGE_VERSIONS[self.kind]],
-                "parameters": dict(self.parameters),
+                "parameters": parameters,
                 "needs": [job.fingerprint for job in self.needs],
             }
         )
+
+    @property
+    def place(self) -> str:
+        """Name of the folder of all its fingerprints; recipes share those of pre-trainings."""
+        return self.name.replace(f"__{self.recipe}__", "__") if self.kind == "pretrain" else self.name
 
     @property
     def dataset_id(self) -> str:
@@ -96,35 +116,51 @@ def make_jobs(spec: BenchmarkSpec) -> list[Job]:
     """All jobs, each after those that it needs.
 
     Raises:
-        FileNotFoundError: a data set, or the held-out cases that are asked for, are missing.
+        FileNotFoundError: a data set, a file of weights, or the held-out cases that are asked for, are missing.
         ValueError: nnU-Net's folder of raw data is not known.
     """
-    jobs: list[Job] = []
+    jobs: dict[str, Job] = {}
+    hashes = ContentHashes(spec.out)
     for dataset in spec.datasets:
         folder = find_dataset(spec.raw_folder(), dataset)
-        plan = _plan(spec, folder)
-        held_out = {part: _held_out(folder / part) for part in HELD_OUT} if spec.held_out else {}
-        jobs.append(plan)
+        plans = {name: _plan(spec, folder, name, planner, hashes) for name, planner in planners(spec).items()}
+        held_out = {part: held_out_fingerprint(folder / part, hashes) for part in HELD_OUT} if spec.held_out else {}
+        for job in plans.values():
+            jobs[job.name] = job
         for seed in spec.seeds:
             for fold in spec.folds:
                 for recipe in spec.recipes:
-                    jobs += _of_recipe(spec, plan, recipe, fold, seed, held_out)
-    return jobs
+                    plan = plans[base_plans(spec, recipe)]
+                    for job in _of_recipe(spec, plan, recipe, fold, seed, held_out, jobs, hashes):
+                        jobs[job.name] = job
+    hashes.save()
+    return list(jobs.values())
 
 
-def _plan(spec: BenchmarkSpec, folder: Path) -> Job:
-    planners = {base_plans(spec, recipe): _planner(spec, recipe) for recipe in spec.recipes}
+def planners(spec: BenchmarkSpec) -> dict[str, str]:
+    """The planner, or preset, of every base plans that a recipe needs."""
+    return {
+        base_plans(spec, recipe): f"{PRESET}{spec.preset}"
+        if spec.preset and recipe.plans == PLANS
+        else PLANNERS[recipe.plans]
+        for recipe in spec.recipes
+    }
+
+
+def _plan(spec: BenchmarkSpec, folder: Path, plans: str, planner: str, hashes: ContentHashes) -> Job:
     return Job(
         "plan",
-        f"{folder.name.split('_')[0]}__plan",
+        f"{folder.name.split('_')[0]}__{plans}__plan",
         folder.name,
         {
             "dataset": folder.name,
             "configuration": spec.configuration,
-            "planners": dict(sorted(planners.items())),
+            "plans": plans,
+            "planner": planner,
             "gpu_memory_target": spec.gpu_memory_target,
-            "data": data_fingerprint(folder),
-            "versions": {name: version(name) for name in PACKAGES},
+            "data": data_fingerprint(folder, hashes),
+            "versions": library_versions("nnunetv2"),
+            "code": code_state("plan", spec.code),
         },
     )
 
@@ -139,47 +175,66 @@ def base_plans(spec: BenchmarkSpec, recipe: Recipe) -> str:
     return f"{recipe.plans}_{spec.preset}" if spec.preset and recipe.plans == PLANS else recipe.plans
 
 
-def _planner(spec: BenchmarkSpec, recipe: Recipe) -> str:
-    return f"{PRESET}{spec.preset}" if spec.preset and recipe.plans == PLANS else PLANNERS[recipe.plans]
-
-
 def _of_recipe(
-    spec: BenchmarkSpec, plan: Job, recipe: Recipe, fold: int, seed: int, held_out: Mapping[str, str]
+    spec: BenchmarkSpec,
+    plan: Job,
+    recipe: Recipe,
+    fold: int,
+    seed: int,
+    held_out: Mapping[str, str],
+    known: Mapping[str, Job],
+    hashes: ContentHashes,
 ) -> list[Job]:
     """Pre-training, and for every label fraction training, prediction and score."""
     settings = recipe_settings(spec, recipe)
     common = {"plans": base_plans(spec, recipe), "fold": fold, "device": spec.device}
-    where = f"{plan.name.removesuffix('__plan')}__{recipe.name}__fold{fold}__seed{seed}"
+    common["versions"] = library_versions("nnunetv2", "torch")
+    where = f"{plan.dataset.split('_')[0]}__{recipe.name}__fold{fold}__seed{seed}"
     first = Job("pretrain", f"{where}__pretrain", plan.dataset, {}, (plan,), recipe.name, fold, seed)
     jobs: list[Job] = []
     needs: tuple[Job, ...] = (plan,)
     if recipe.pretrainer:
         unsupervised = {key: value for key, value in settings.items() if not key.startswith(SUPERVISED)}
         parameters = {"trainer": recipe.pretrainer, "settings": {**unsupervised, "pretraining.seed": seed}, **common}
-        jobs.append(replace(first, parameters=parameters, epochs=_epochs(settings, "pretraining")))
+        parameters["code"] = code_state("pretrain", spec.code)
+        own = replace(first, parameters=parameters, epochs=_epochs(settings, "pretraining"))
+        shared = (job for job in known.values() if job.kind == "pretrain" and job.fingerprint == own.fingerprint)
+        jobs.append(next(shared, own))
         needs = (plan, jobs[0])
+    else:
+        settings = {k: v for k, v in settings.items() if not k.startswith(UNSUPERVISED) or k == PATIENTS}
+    supervised = {"trainer": recipe.trainer, **common, "code": code_state("train", spec.code)}
+    if (weights := settings.get(PRETRAINED)) not in _NO_FILE:
+        supervised["pretrained"] = hash_weights(str(weights), hashes)
     for fraction in spec.label_fractions:
         suffix = "" if fraction == 1 else f"__labels{fraction:g}"
         seeded = {**settings, "finetuning.seed": seed}
         if fraction < 1:
             seeded |= {"finetuning.label_fraction": fraction, "finetuning.label_seed": seed}
-        parameters = {"trainer": recipe.trainer, "settings": seeded, **common}
-        epochs = _epochs(settings, "finetuning")
         of_fraction = replace(first, fraction=fraction, needs=needs)
-        last = replace(of_fraction, kind="train", name=f"{where}{suffix}__train", parameters=parameters, epochs=epochs)
-        jobs.append(last)
-        scoring: dict[str, Any] = {"tolerance": spec.tolerance, "betti": spec.betti}
-        if held_out:
-            images = {"imagesTs": held_out["imagesTs"]}
-            last = replace(
-                of_fraction, kind="predict", name=f"{where}{suffix}__predict", parameters=images, needs=(last,)
-            )
-            jobs.append(last)
-            scoring["labelsTs"] = held_out["labelsTs"]
         jobs.append(
-            replace(of_fraction, kind="score", name=f"{where}{suffix}__score", parameters=scoring, needs=(last,))
+            replace(
+                of_fraction,
+                kind="train",
+                name=f"{where}{suffix}__train",
+                parameters={**supervised, "settings": seeded},
+                epochs=_epochs(settings, "finetuning"),
+            )
         )
+        jobs += _scoring(spec, of_fraction, f"{where}{suffix}", jobs[-1], held_out)
     return jobs
+
+
+def _scoring(spec: BenchmarkSpec, like: Job, where: str, training: Job, held_out: Mapping[str, str]) -> list[Job]:
+    """The score of a training, after the prediction of held-out cases where these are asked for."""
+    scoring: dict[str, Any] = {"tolerance": spec.tolerance, "betti": spec.betti}
+    scoring["code"] = code_state("score", spec.code)
+    if not held_out:
+        return [replace(like, kind="score", name=f"{where}__score", parameters=scoring, needs=(training,))]
+    images = {"imagesTs": held_out["imagesTs"], "code": code_state("predict", spec.code)}
+    predict = replace(like, kind="predict", name=f"{where}__predict", parameters=images, needs=(training,))
+    scoring["labelsTs"] = held_out["labelsTs"]
+    return [predict, replace(like, kind="score", name=f"{where}__score", parameters=scoring, needs=(predict,))]
 
 
 def recipe_settings(spec: BenchmarkSpec, recipe: Recipe) -> dict[str, Any]:
@@ -224,42 +279,6 @@ def find_dataset(raw: Path, dataset: int) -> Path:
         raise ValueError(f"{raw} has several data sets {dataset}: {', '.join(path.name for path in found)}")
     check_name(found[0].name, f"{raw}: folder")
     return found[0]
-
-
-def _held_out(folder: Path) -> str:
-    """Fingerprint of held-out images or labels.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
-    listing = list_files(folder)
-    if not listing:
-        raise FileNotFoundError(f"{folder} holds no files, but held_out = true asks for {' and '.join(HELD_OUT)}")
-    return digest(listing)
-
-
-def list_files(folder: Path) -> list[list[Any]]:
-    """Name with its folder, size and time of every file, in the order of names."""
-    return [
-        [f"{folder.name}/{path.name}", path.stat().st_size, path.stat().st_mtime_ns]
-        for path in sorted(folder.glob("*"))
-    ]
-
-
-def data_fingerprint(folder: Path) -> str:
-    """Hash of dataset.json, the splits, and names, sizes and times of all training images and label maps."""
-    listing = [entry for part in ("imagesTr", "labelsTr") for entry in list_files(folder / part)]
-    small = {
-        name: (folder / name).read_text(encoding="utf-8")
-        for name in ("dataset.json", "splits_final.json")
-        if (folder / name).is_file()
-    }
-    return digest([listing, small])
-
-
-def digest(value: Any) -> str:
-    """Short hash of a JSON value, for the name of a folder."""
-    return hash_json(value)[:16]
 
 
 def names(jobs: Sequence[Job]) -> str:

@@ -157,8 +157,8 @@ class Results:
         tables: by data set and share of the labels.
         jobs: all jobs.
         published_source: where the published numbers are from.
-        machine: where the report was made.
-        versions: of packages.
+        machine: where the jobs were done, several values with a semicolon between them.
+        versions: of packages, and the commit of the checkout; likewise.
     """
 
     spec: BenchmarkSpec

@@ -13,11 +13,12 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+from nnunet_topomae.benchmark.gpus import hold_gpu
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.status import job_status
-from nnunet_topomae.benchmark.store import JobFolder, end_orphans
-from nnunet_topomae.benchmark.work import BUSY, DONE, INTERRUPTED, WAITING
+from nnunet_topomae.benchmark.store import JobFolder, end_orphans, jobs_to_do
+from nnunet_topomae.benchmark.work import BUSY, CHANGED, DONE, INTERRUPTED, WAITING
 from nnunet_topomae.training.record import duration
 
 POLL_SECONDS = 0.5
@@ -45,7 +46,8 @@ class LocalScheduler:
     Args:
         spec: the benchmark.
         file: the benchmark's file, for the children.
-        gpus: a slot for each entry: what CUDA_VISIBLE_DEVICES is in it, None to leave it as it is.
+        gpus: a slot for each entry: what CUDA_VISIBLE_DEVICES is in it, None to leave it as it is. Of all drivers of a
+            user on a machine, one uses a GPU at a time.
     """
 
     def __init__(self, spec: BenchmarkSpec, file: Path, gpus: Sequence[str | None]) -> None:
@@ -69,9 +71,9 @@ class LocalScheduler:
         """
         outcome = Outcome()
         previous = signal.signal(signal.SIGTERM, _stop)
-        waiting = []
-        for job in jobs:
-            (outcome.done.append(job.name) if JobFolder.of(job, self.spec).done() else waiting.append(job))
+        waiting = jobs_to_do(jobs, self.spec)
+        left = {job.name for job in waiting}
+        outcome.done += [job.name for job in jobs if job.name not in left]
         try:
             with tqdm(total=len(jobs), initial=len(outcome.done), unit="job", smoothing=0, disable=None) as bar:
                 while waiting or self.running:
@@ -103,22 +105,32 @@ class LocalScheduler:
                 state = JobFolder.of(job, self.spec).state()
                 if state == "running":  # another driver is on it
                     continue
+                if state != "done" and not self._launch(job):
+                    return
                 waiting.remove(job)
                 if state == "done":
                     outcome.done.append(job.name)
-                else:
-                    self._launch(job)
 
-    def _launch(self, job: Job) -> None:
-        gpu = self.free.pop(0)
+    def _launch(self, job: Job) -> bool:
+        """Start a job on a free GPU; False where other drivers use all of them."""
+        gpu, held = next(((gpu, held) for gpu in self.free if (held := hold_gpu(gpu)) is not None), (None, None))
+        if held is None:
+            return False
+        self.free.remove(gpu)
         environment = dict(os.environ)
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         environment.setdefault("OMP_NUM_THREADS", str(self.threads))
         argv = [sys.executable, "-m", "nnunet_topomae.cli", "benchmark", "job", "-b", str(self.file), job.name]
+        argv += ["--fingerprint", job.fingerprint]
         # A session of its own: Ctrl-C reaches this process alone, which then stops the children in order.
-        child = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+        # It inherits the lock on the GPU, which lasts as long as it lives, whatever becomes of this process.
+        with held:
+            child = subprocess.Popen(
+                argv, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=held.descriptors
+            )
         self.running[child] = (job, gpu)
+        return True
 
     def _show_epochs(self, jobs: "tqdm[NoReturn]") -> None:
         """A bar for each training that runs, below the bar of the jobs."""
@@ -147,13 +159,19 @@ class LocalScheduler:
             if code == DONE:
                 outcome.done.append(job.name)
                 tqdm.write(f"done: {job.name}, {duration((folder.done() or {}).get('seconds', 0.0))}")
-            elif code in (BUSY, WAITING):
+            elif code == BUSY:
                 again.append(job)
+            elif code == CHANGED:
+                raise RuntimeError(
+                    f"{self.file}, the data or the code were changed during the run: {job.name} is another job now. "
+                    "What runs is stopped. Run again, and it continues with what there is now."
+                )
             elif code == INTERRUPTED:
                 outcome.interrupted.append(job.name)
             else:
                 outcome.failed.append(job.name)
-                tqdm.write(f"failed: {job.name}, see {folder.log}")
+                why = "a job that it needs is not done any more" if code == WAITING else f"see {folder.log}"
+                tqdm.write(f"failed: {job.name}, {why}")
         return again
 
     def _end(self) -> None:

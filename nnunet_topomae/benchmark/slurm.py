@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nnunet_topomae.benchmark.jobs import Job, Kind
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.benchmark.store import JobFolder
+from nnunet_topomae.benchmark.store import JobFolder, jobs_to_do
 from nnunet_topomae.benchmark.work import INTERRUPTED
 from nnunet_topomae.files import read_json, write_json
 from nnunet_topomae.nnunet.names import one_line
@@ -121,10 +121,11 @@ def submit(spec: BenchmarkSpec, file: Path, jobs: Sequence[Job], environment: Ma
     queued = queued_jobs(spec, jobs, environment)
     submitted: dict[str, str] = {}
     blocked: list[str] = []
+    to_do = {job.name for job in jobs_to_do(jobs, spec)}
     for job in jobs:
         folder = JobFolder.of(job, spec)
         state = folder.state()
-        if state == "done":
+        if job.name not in to_do:
             queued.pop(job.name, None)
             continue
         if job.name in queued:
@@ -193,8 +194,7 @@ def command_list(spec: BenchmarkSpec, file: Path, jobs: Sequence[Job]) -> str:
         "# done is left alone. Exit codes: 0 done, 75 it runs elsewhere, 76 too early.",
         "set -e",
     ]
-    for job in jobs:
-        if JobFolder.of(job, spec).state() != "done":
-            needs = one_line(", ".join(need.name for need in job.needs))
-            lines.append(f"{shlex.join(job_command(file, job))}" + (f"   # after {needs}" if needs else ""))
+    for job in jobs_to_do(jobs, spec):
+        needs = one_line(", ".join(need.name for need in job.needs))
+        lines.append(f"{shlex.join(job_command(file, job))}" + (f"   # after {needs}" if needs else ""))
     return "\n".join(lines) + "\n"

@@ -40,6 +40,8 @@ class BenchmarkSpec:
         raw: nnU-Net's folder of raw data; None where the variable nnUNet_raw names it.
         held_out: score the data sets' held-out cases (imagesTs, labelsTs) instead of each fold's validation cases.
         embed_images: show images of cases in the report; for data that everybody may see.
+        ct_window: lowest and highest HU that images of CT in the report show; None to choose by the labels.
+        code: `source`, another code of a stage makes its results new; `version`, another version of the package does.
         title: of the report; empty for the name.
         description: a sentence or two below the report's title.
         environment: variables of nnU-Net's commands, such as `nnUNet_n_proc_DA`.
@@ -67,6 +69,8 @@ class BenchmarkSpec:
     raw: Path | None = None
     held_out: bool = False
     embed_images: bool = False
+    ct_window: tuple[float, float] | None = None
+    code: str = "source"
     environment: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
     description: str = ""
@@ -92,7 +96,7 @@ class BenchmarkSpec:
 
 
 SECTIONS = ("architecture.", "pretraining.", "topology.", "vectorpose.", "finetuning.")
-_LISTS = {"datasets": int, "folds": int, "seeds": int, "label_fractions": float}
+_LISTS = {"datasets": int, "folds": int, "seeds": int, "label_fractions": float, "ct_window": float}
 _TABLES = ("settings", "paper", "slurm", "environment")
 # Settings besides the plan's section.
 _CROP = ("patch_size", "batch_size")
@@ -105,6 +109,7 @@ _PLAIN = {
     "preset": str,
     "held_out": bool,
     "embed_images": bool,
+    "code": str,
     "title": str,
     "description": str,
     "margin": float,
@@ -157,6 +162,9 @@ def _read_values(path: Path, read: Mapping[str, Any]) -> dict[str, Any]:
     values["settings"] = _flatten(values.get("settings", {}))
     for name, value in values.get("environment", {}).items():
         _convert(path, f"environment.{name}", value, str)
+    window = values.get("ct_window")
+    if window is not None and (len(window) != 2 or window[0] >= window[1]):
+        raise ValueError(f"{path}: ct_window = {list(window)} must be the lowest and the highest HU")
     if "raw" in read:
         values["raw"] = (path.parent / _convert(path, "raw", read["raw"], str)).absolute()
     if "preset" in values:
@@ -268,6 +276,8 @@ def _check(path: Path, spec: BenchmarkSpec) -> None:
         raise ValueError(f"{path}: label_fractions = {list(spec.label_fractions)} must be above 0 and at most 1")
     if min(spec.folds) < 0 or min(spec.seeds) < 0:
         raise ValueError(f"{path}: folds and seeds must be at least 0")
+    if spec.code not in ("source", "version"):
+        raise ValueError(f"{path}: code = {spec.code!r} must be source or version")
     _check_statistics(path, spec)
     reserved = ("finetuning.seed", "finetuning.label_fraction", "finetuning.label_seed", "pretraining.seed")
     for source in (spec.settings, *(recipe.settings for recipe in spec.recipes)):

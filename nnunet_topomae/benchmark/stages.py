@@ -13,12 +13,11 @@ from pathlib import Path
 
 from nnunet_topomae.benchmark.jobs import PRESET, Job, Kind
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.benchmark.store import JobFolder, variant_name
+from nnunet_topomae.benchmark.store import SCORES, JobFolder, variant_name
 from nnunet_topomae.files import read_json, strict_json, write_json
 from nnunet_topomae.nnunet.names import BEST_CHECKPOINT, FINAL_CHECKPOINT, LATEST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from nnunet_topomae.training.record import read_facts
 
-SCORES = "scores.json"
 CHECKPOINTS = (FINAL_CHECKPOINT, LATEST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT)
 # What batch normalisation keeps in a state dict besides its parameters.
 _BUFFERS = ("running_mean", "running_var")
@@ -63,17 +62,16 @@ def make_plan(task: Task) -> list[Path]:
     task.command("nnUNetv2_extract_fingerprint", "-d", job.dataset_id, "-np", workers)
     target = job.parameters["gpu_memory_target"]
     memory = [] if target is None else ["-gpu_memory_target", str(target)]
-    for plans, planner in job.parameters["planners"].items():
-        if planner.startswith(PRESET):
-            preset = planner.removeprefix(PRESET)
-            task.command("nnunet-topomae", "plan", "-d", job.dataset_id, "--preset", preset, "--no_pp", *memory)
-        else:
-            task.command("nnUNetv2_plan_experiment", "-d", job.dataset_id, "-pl", planner, *memory)
-        what = ["-d", job.dataset_id, "-plans_name", plans, "-c", job.parameters["configuration"]]
-        task.command("nnUNetv2_preprocess", *what, "-np", workers)
+    plans, planner = job.parameters["plans"], job.parameters["planner"]
+    if planner.startswith(PRESET):
+        preset = planner.removeprefix(PRESET)
+        task.command("nnunet-topomae", "plan", "-d", job.dataset_id, "--preset", preset, "--no_pp", *memory)
+    else:
+        task.command("nnUNetv2_plan_experiment", "-d", job.dataset_id, "-pl", planner, *memory)
+    what = ["-d", job.dataset_id, "-plans_name", plans, "-c", job.parameters["configuration"]]
+    task.command("nnUNetv2_preprocess", *what, "-np", workers)
     write_splits(folder.dataset)
-    made = [*(f"{name}.json" for name in job.parameters["planners"]), "splits_final.json", "dataset.json"]
-    return [folder.dataset / name for name in made]
+    return [folder.dataset / name for name in (f"{plans}.json", "splits_final.json", "dataset.json")]
 
 
 def write_splits(dataset: Path) -> None:
@@ -117,8 +115,7 @@ def _prepare_plans(task: Task) -> None:
     source, target = task.plan.dataset, task.folder.dataset
     target.mkdir(parents=True, exist_ok=True)
     for entry in source.iterdir():
-        if not (target / entry.name).exists():
-            (target / entry.name).symlink_to(entry)
+        _link(target / entry.name, entry)
     _, name, configuration = _model_of(task.job)
     plans = read_plans(source / f"{task.job.parameters['plans']}.json")
     write_plans(make_variant(plans, name, [configuration], task.job.parameters["settings"]), target)
@@ -129,8 +126,16 @@ def _link_model(task: Task, job: Job) -> None:
     model = JobFolder.of(job, task.spec).model
     link = task.folder.results / job.dataset / model.name
     link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.is_symlink():
-        link.symlink_to(model)
+    _link(link, model)
+
+
+def _link(link: Path, target: Path) -> None:
+    """A relative link, so that the benchmark's folder can be moved as a whole; a link elsewhere is replaced."""
+    relative = os.path.relpath(target, link.parent)
+    if link.is_symlink() and str(link.readlink()) != relative:
+        link.unlink()
+    if not link.exists():
+        link.symlink_to(relative)
 
 
 def _usable_checkpoint(folder: Path) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.benchmark.store import JobFolder, State
+from nnunet_topomae.benchmark.store import JobFolder, State, jobs_to_do
 from nnunet_topomae.training.record import METRICS_FILE, duration, read_epochs
 
 BAR = 20
@@ -75,9 +75,14 @@ def describe(jobs: Sequence[Job], spec: BenchmarkSpec, slots: int = 1) -> str:
         spec: the benchmark.
         slots: jobs that run at a time, for the estimate of the end.
     """
+    to_do = {job.name for job in jobs_to_do(jobs, spec)}
     found = [job_status(job, spec) for job in jobs]
-    counts = Counter(status.state for status in found)
+    counts = Counter(
+        "not needed here" if status.state == "waiting" and status.job.name not in to_do else status.state
+        for status in found
+    )
     lines = [f"{spec.name}: {len(found)} jobs, " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))]
+    found = [status for status in found if status.state != "waiting" or status.job.name in to_do]
     for status in found:
         if status.state in ("running", "failed", "stopped"):
             lines.append(f"  {status.state:<8} {_progress(status)} {status.job.name}{_hint(status, spec)}")

@@ -9,7 +9,7 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.files import hash_file, read_json, write_json
 
 State = Literal["done", "running", "failed", "stopped", "waiting"]
+# What a score job makes.
+SCORES = "scores.json"
 # In the environment of all processes of a job, so that those which outlive it are found.
 TOKEN = "NNUNET_TOPOMAE_JOB"
 
@@ -48,7 +50,7 @@ class JobFolder:
             job: the job.
             spec: the benchmark; the folder lies in `runs` of its `out`.
         """
-        return cls(job, spec.out / "runs" / job.name / job.fingerprint)
+        return cls(job, spec.out / "runs" / job.place / job.fingerprint)
 
     @property
     def log(self) -> Path:
@@ -99,9 +101,24 @@ class JobFolder:
         return "failed" if (self.path / "failed.json").is_file() else "stopped"
 
     def done(self) -> dict[str, Any] | None:
-        """Content of done.json, None if the job is not done."""
+        """Content of done.json, None if the job is not done.
+
+        Raises:
+            ValueError: it is damaged; names the file and the cure.
+        """
         file = self.path / "done.json"
-        return dict(read_json(file)) if file.is_file() else None
+        return self._read(file, "outputs") if file.is_file() else None
+
+    def _read(self, file: Path, key: str) -> dict[str, Any]:
+        """A table that a job wrote, with a key that it always has."""
+        cure = f"Delete {self.path} to make it again."
+        try:
+            read = read_json(file)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{file} is damaged: {error}. {cure}") from error
+        if not isinstance(read, dict) or key not in read:
+            raise ValueError(f"{file} is damaged: it is no table with {key!r}. {cure}")
+        return read
 
     def check_outputs(self) -> None:
         """Compare the outputs with the hashes in done.json.
@@ -131,7 +148,7 @@ class JobFolder:
     def error(self) -> str:
         """Why the job failed; empty if it did not."""
         file = self.path / "failed.json"
-        return str(read_json(file).get("error", "")) if file.is_file() else ""
+        return str(self._read(file, "error")["error"]) if file.is_file() else ""
 
     def fail(self, facts: Mapping[str, Any]) -> None:
         """Record a failure.
@@ -152,6 +169,25 @@ class JobFolder:
         with lock(self.path / "lease"):
             end_orphans(self.path)
             yield
+
+
+def jobs_to_do(jobs: Sequence[Job], spec: BenchmarkSpec) -> list[Job]:
+    """The jobs that are not done and that lead to something that is not done, in their order.
+
+    What only leads to results that are there, for example imported ones, need not be done.
+
+    Args:
+        jobs: each after those that it needs; those that no other one needs are wanted.
+        spec: the benchmark.
+    """
+    used = {need.name for job in jobs for need in job.needs}
+    wanted: set[str] = set()
+    needed: set[str] = set()
+    for job in reversed(jobs):
+        if (job.name in needed or job.name not in used) and not JobFolder.of(job, spec).done():
+            wanted.add(job.name)
+            needed |= {need.name for need in job.needs}
+    return [job for job in jobs if job.name in wanted]
 
 
 def variant_name(plans: str) -> str:

@@ -16,10 +16,10 @@ from nnunet_topomae.benchmark.contrasts import (
     make_contrasts,
     make_design,
 )
+from nnunet_topomae.benchmark.exchange import read_known
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.results import Contrast, Cost, JobRecord, Results, Row, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.benchmark.store import JobFolder
 from nnunet_topomae.evaluation.metrics import METRICS, StructureScore, summarise
 from nnunet_topomae.evaluation.statistics import rank_shares
 from nnunet_topomae.nnunet.provenance import describe_machine, describe_versions
@@ -130,18 +130,26 @@ def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[En
             chosen = [entry for entry in entries if (entry.job.dataset, entry.job.fraction) == (dataset, fraction)]
             preset = spec.paper.get(str(int(chosen[0].job.dataset_id))) if chosen else None
             tables.append(_table(spec, dataset, fraction, chosen, published.get(preset, []) if preset else []))
+    done = read_known(spec, jobs).done
+    origins = [facts["provenance"] for facts in done.values() if "provenance" in facts]
     return Results(
         spec,
         correct_together(tables),
-        [_job_record(spec, job) for job in jobs],
+        [_job_record(spec, job, done.get(job.fingerprint, {})) for job in jobs],
         published["source"],
-        describe_machine(),
-        describe_versions(),
+        _merge([origin["machine"] for origin in origins]) or describe_machine(),
+        _merge([{**origin["versions"], "commit": origin["commit"] or "-"} for origin in origins])
+        or describe_versions(),
     )
 
 
-def _job_record(spec: BenchmarkSpec, job: Job) -> JobRecord:
-    done = JobFolder.of(job, spec).done() or {}
+def _merge(tables: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """All values of several tables by key, each once, with a semicolon between them."""
+    keys = dict.fromkeys(key for table in tables for key in table)
+    return {key: "; ".join(dict.fromkeys(table[key] for table in tables if key in table)) for key in keys}
+
+
+def _job_record(spec: BenchmarkSpec, job: Job, done: Mapping[str, Any]) -> JobRecord:
     commands = [command.replace(str(spec.out), "$OUT") for command in done.get("commands", [])]
     return JobRecord(job.name, job.fingerprint, done.get("seconds"), commands)
 

@@ -19,11 +19,12 @@ from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.store import TOKEN, BusyError, JobFolder, end_orphans
 from nnunet_topomae.files import read_json, write_json
 from nnunet_topomae.nnunet.process import die_with_parent, end_session, find_program
+from nnunet_topomae.nnunet.provenance import describe_commit, describe_machine, describe_versions
 
 ATTEMPTS = "attempts.json"
 # Between two notes of what a running attempt has taken: this much may be missing after kill -9.
 BOOKING_SECONDS = 30.0
-DONE, FAILED, BUSY, WAITING, INTERRUPTED = 0, 1, 75, 76, 77
+DONE, FAILED, BUSY, WAITING, INTERRUPTED, CHANGED = 0, 1, 75, 76, 77, 78
 # Less than the scheduler and SLURM give an interrupted job.
 SAVE_SECONDS = 15.0
 
@@ -79,8 +80,7 @@ class Worker:
         for need in self.job.needs:
             JobFolder.of(need, self.spec).check_outputs()
         write_json(self.folder.path / "job.json", {"name": self.job.name, "parameters": dict(self.job.parameters)})
-        file = self.folder.path / ATTEMPTS
-        self.attempts = read_json(file) if file.is_file() else []
+        self.attempts = self._earlier_attempts()
         self.attempts.append({"started": time.time(), "host": socket.gethostname()})
         self.start, used = time.monotonic(), _cpu_seconds()
         self._book()
@@ -96,6 +96,18 @@ class Worker:
         self._finish(outputs)
         return DONE
 
+    def _earlier_attempts(self) -> list[dict[str, Any]]:
+        file = self.folder.path / ATTEMPTS
+        if not file.is_file():
+            return []
+        try:
+            read: Any = read_json(file)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{file} is damaged: {error}. Delete it: earlier attempts then cost nothing.") from error
+        if not isinstance(read, list) or not all(isinstance(attempt, dict) for attempt in read):
+            raise ValueError(f"{file} is damaged: it is no list. Delete it: earlier attempts then cost nothing.")
+        return read
+
     def _book(self) -> None:
         """Write down what the attempt has taken so far, for the case that it is killed."""
         self.attempts[-1]["seconds"] = time.monotonic() - self.start
@@ -107,7 +119,18 @@ class Worker:
         }
         facts["attempts"] = len(self.attempts)
         facts["peak_process_bytes"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-        self.folder.finish(outputs, {**facts, "finished": time.time(), "commands": self.commands})
+        facts |= {"finished": time.time(), "commands": self.commands, "provenance": self._provenance()}
+        self.folder.finish(outputs, facts)
+
+    def _provenance(self) -> dict[str, Any]:
+        """What the result was made with and where."""
+        device = self.job.parameters.get("device")
+        return {
+            "versions": describe_versions(),
+            "commit": describe_commit(),
+            "machine": describe_machine(gpu=device == "cuda"),
+            "device": device,
+        }
 
     def command(self, program: str, *arguments: str) -> None:
         """Run one of nnU-Net's commands; whatever it starts ends with it.

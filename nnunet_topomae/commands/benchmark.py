@@ -34,12 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("export", _export, "print the commands of what is not done")
     for action in (run, add("status", _status, "how far it is")):
         action.add_argument("--slots", type=int, default=1, metavar="N", help="jobs at a time (default: 1)")
+    exported = add("export-scores", _export_scores, "write finished scores as small files, for another machine")
+    exported.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="where to")
+    imported = add("import-scores", _import_scores, "take scores that were exported on another machine")
+    imported.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="of exported files")
     report = add("report", _report, "tables, statistics and pictures of what is done")
     report.add_argument("--partial", action="store_true", help="report although jobs are missing")
     report.add_argument("--embed-images", action="store_true", help="show images of worst and median cases")
     report.add_argument("--niivue", type=Path, metavar="FILE", help="niivue.umd.js: also pages with all their slices")
     report.add_argument("-o", type=Path, metavar="FOLDER", help="where to; default: report in the out folder")
-    add("job", _job, "do one job (what the others start)").add_argument("name", metavar="JOB", help="name of the job")
+    job = add("job", _job, "do one job (what the others start)")
+    job.add_argument("name", metavar="JOB", help="name of the job")
+    job.add_argument("--fingerprint", metavar="HASH", help="do it only if this is still its fingerprint")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,9 +55,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _job(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
-    from nnunet_topomae.benchmark.work import Worker
+    from nnunet_topomae.benchmark.work import CHANGED, Worker
 
     found = [job for job in jobs if job.name == args.name]
+    if args.fingerprint and (not found or found[0].fingerprint != args.fingerprint):
+        return CHANGED
     if not found:
         raise ValueError(f"{args.b} has no job {args.name}; `benchmark plan --dry` lists them")
     try:
@@ -116,6 +124,21 @@ def _export(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> i
     from nnunet_topomae.benchmark.slurm import command_list
 
     print(command_list(spec, args.b, jobs), end="")
+    return 0
+
+
+def _export_scores(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
+    from nnunet_topomae.benchmark.exchange import export_scores
+
+    print(f"{len(export_scores(spec, jobs, args.o))} scores written to {args.o}")
+    return 0
+
+
+def _import_scores(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
+    from nnunet_topomae.benchmark.exchange import import_scores
+
+    found = import_scores(spec, jobs, args.i)
+    print(f"{len(found.taken)} scores taken, {len(found.known)} were here already")
     return 0
 
 

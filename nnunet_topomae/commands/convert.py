@@ -1,6 +1,7 @@
 """`nnunet-topomae convert`: from a download to a data set in nnU-Net format."""
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -42,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-geometry", action="store_true", help="give label maps their image's spacing, origin and direction"
     )
+    parser.add_argument(
+        "--fix-direction",
+        action="store_true",
+        help="read NIfTI files whose axes are not at right angles with the closest axes that are",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,14 +75,30 @@ def run(args: argparse.Namespace) -> int:
         except ValueError as error:
             print(f"{error}: there is no published fold 5, the five folds apply")
             published = None
-    target = Target(raw / name, published, args.image_geometry)
+    target = Target(raw / name, published, args.image_geometry, args.fix_direction)
     progress = tqdm(convert(download, target, args.np), "convert", len(download.cases), unit="case")
     done = len(list(progress))
     training = sum(case.training for case in download.cases)
     print(f"{target.folder}: {training} training and {len(download.cases) - training} test cases", end="")
     print("." if done else "; nothing to do, it was made from these files before.")
+    if warning := _older_folds(target.folder):
+        print(warning)
     print(f"Next: nnunet-topomae plan -d {dataset_id}" + (f" --preset {kind.preset}" if kind.preset else ""))
     return 0
+
+
+def _older_folds(raw: Path) -> str | None:
+    """What is wrong where the preprocessed data set has folds of its own, which nnU-Net would compare and refuse."""
+    from nnunet_topomae.datasets.splits import check_folds_agree
+
+    preprocessed = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112 - nnU-Net's name
+    if not preprocessed:
+        return None
+    try:
+        check_folds_agree(raw, Path(preprocessed) / raw.name)
+    except ValueError as error:
+        return f"Before you plan: {error}"
+    return None
 
 
 def _kind(name: str, source: Path) -> Kind:

@@ -8,6 +8,7 @@ Organs and their values in the download, from the challenge's page: 1 spleen, 2 
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from nnunet_topomae.datasets.conversion import Download, RawCase
 
@@ -46,12 +47,13 @@ def find_btcv(source: Path, with_test: bool = True) -> Download:
     """All 13 organs.
 
     Args:
-        source: the unpacked download: `RawData`, its `Training` or a folder above.
-        with_test: also take the images of `Testing`, which have no labels.
+        source: the unpacked download: `RawData`, its `Training` or a folder above; or MONAI's copy of it, with
+            `imagesTr` and `labelsTr`.
+        with_test: also take the images of `Testing` or `imagesTs`, which have no labels.
 
     Raises:
-        FileNotFoundError: there is no `Training/img` and `Training/label`.
-        ValueError: an image without a label map or the other way round.
+        FileNotFoundError: there are neither `Training/img` and `Training/label` nor `imagesTr` and `labelsTr`.
+        ValueError: an image without a label map or the other way round, or TransUNet's copy, which has only slices.
     """
     return _find(source, BTCV_LABELS, with_test)
 
@@ -63,30 +65,43 @@ def find_synapse(source: Path, with_test: bool = True) -> Download:
     images have no labels.
 
     Args:
-        source: the unpacked download: `RawData`, its `Training` or a folder above.
-        with_test: also take the images of `Testing`.
+        source: as in :func:`find_btcv`.
+        with_test: likewise.
 
     Raises:
-        FileNotFoundError: there is no `Training/img` and `Training/label`.
-        ValueError: an image without a label map or the other way round.
+        FileNotFoundError, ValueError: as :func:`find_btcv`.
     """
     return _find(source, SYNAPSE_LABELS, with_test)
 
 
+class _Layout(NamedTuple):
+    """Folders of images, label maps and test images below the root of a copy of the download."""
+
+    images: str
+    labels: str
+    test: str
+
+
+# As downloaded, and as MONAI's tutorials sort the same files.
+_LAYOUTS = (_Layout("Training/img", "Training/label", "Testing/img"), _Layout("imagesTr", "labelsTr", "imagesTs"))
+# Of TransUNet's copy.
+_SLICES = ("train_npz", "test_vol_h5")
+
+
 def _find(source: Path, labels: Mapping[str, int], with_test: bool) -> Download:
-    training = _training_folder(source)
-    images, label_maps = _numbered(training / "img", "img"), _numbered(training / "label", "label")
+    root, layout = _layout(source)
+    images, label_maps = _numbered(root / layout.images, "img"), _numbered(root / layout.labels, "label")
     for number in sorted(images.keys() ^ label_maps.keys()):
         lacking = "label map" if number in images else "image"
-        raise ValueError(f"{(images | label_maps)[number]} has no {lacking} in {training}")
+        raise ValueError(f"{(images | label_maps)[number]} has no {lacking} in {(root / layout.images).parent}")
     cases = [RawCase(f"img{n}", (images[n],), label_maps[n]) for n in sorted(images)]
-    test = training.parent / "Testing" / "img"
+    test = root / layout.test
     if with_test and test.is_dir():
         cases += [
             RawCase(f"img{n}", (path,), None, training=False) for n, path in sorted(_numbered(test, "img").items())
         ]
     return Download(
-        root=training.parent,
+        root=root,
         channel_names=("CT",),
         labels=labels,
         label_values={value: labels.get(organ, 0) for organ, value in BTCV_LABELS.items()},
@@ -95,13 +110,24 @@ def _find(source: Path, labels: Mapping[str, int], with_test: bool) -> Download:
     )
 
 
-def _training_folder(source: Path) -> Path:
-    """`Training` of the download, which holds `img` and `label`."""
-    for folder in (source, source / "Training", source / "RawData" / "Training", source / "Abdomen/RawData/Training"):
-        if (folder / "img").is_dir() and (folder / "label").is_dir():
-            return folder.resolve()
+def _layout(source: Path) -> tuple[Path, _Layout]:
+    """Root and layout of a copy of the download."""
+    here = source.resolve()
+    above = here.parent if here.name == "Training" else here
+    for root in (above, here / "RawData", here / "Abdomen/RawData"):
+        for layout in _LAYOUTS:
+            if (root / layout.images).is_dir() and (root / layout.labels).is_dir():
+                return root, layout
+    for folder in (here, *here.glob("*")):
+        if folder.name in _SLICES:
+            raise ValueError(
+                f"{folder} is TransUNet's copy of the data: slices in h5 and npz files, clipped and scaled to [0, 1], "
+                "without voxel spacing. No 3D plan can be made from it. Take the download itself, RawData.zip of "
+                f"{REFERENCE}: its cases have the same numbers."
+            )
     raise FileNotFoundError(
-        f"no Training/img and Training/label in {source}. Unpack the download's RawData.zip and name its RawData."
+        f"no Training/img and Training/label, and no imagesTr and labelsTr, in {source}. Unpack the download's "
+        "RawData.zip and name its RawData."
     )
 
 

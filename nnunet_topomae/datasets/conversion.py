@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import SimpleITK
 
+from nnunet_topomae.datasets.reading import read_image
 from nnunet_topomae.datasets.splits import (
     EVERY_CASE,
     FOLDS,
@@ -85,11 +86,13 @@ class Target:
         folder: `nnUNet_raw/DatasetXXX_NAME`.
         published: split to write as fold 5.
         image_geometry: give label maps the geometry of their image, whatever their own header says.
+        fix_direction: read NIfTI files whose axes are not at right angles with the closest axes that are.
     """
 
     folder: Path
     published: PublishedSplit | None = None
     image_geometry: bool = False
+    fix_direction: bool = False
 
 
 def convert(download: Download, target: Target, processes: int = 1) -> Iterator[str]:
@@ -123,7 +126,7 @@ def convert(download: Download, target: Target, processes: int = 1) -> Iterator[
     try:
         for name in ("imagesTr", "labelsTr"):
             (folder / name).mkdir()
-        yield from _each(partial(convert_case, download, folder, target.image_geometry), download.cases, processes)
+        yield from _each(partial(convert_case, download, replace(target, folder=folder)), download.cases, processes)
         write_json(folder / DATASET_FILE, dataset_json(download))
         for file, content in splits.items():
             write_json(folder / file, content)
@@ -152,35 +155,35 @@ def _each(work: Callable[[RawCase], None], cases: Sequence[RawCase], processes: 
             raise
 
 
-def convert_case(download: Download, folder: Path, image_geometry: bool, case: RawCase) -> None:
+def convert_case(download: Download, target: Target, case: RawCase) -> None:
     """Check one case and write its images and its label map.
 
     Args:
         download: labels, channels and orientation.
-        folder: data set to write into.
-        image_geometry: as in :class:`Target`.
+        target: data set to write into, and how to read headers.
         case: the case.
 
     Raises:
         ValueError: unreadable, wrong number of channels, geometry that does not match, or unknown label values.
     """
     suffix = "Tr" if case.training else "Ts"
-    images = folder / f"images{suffix}"
+    images = target.folder / f"images{suffix}"
     images.mkdir(exist_ok=True)
-    channels = _read_channels(case, len(download.channel_names))
+    channels = _read_channels(case, len(download.channel_names), target.fix_direction)
     for index, channel in enumerate(channels):
         if index and not _same_grid(channel, channels[0]):
             raise ValueError(f"channel {index} of case {case.name} is not on the grid of channel 0: {case.images}")
         path = images / f"{case.name}_{index:04d}{ENDING}"
         oriented = _orient(channel, download.orientation)
-        if len(case.images) == len(channels) and _is_as_wanted(case.images[index], channel, oriented):
+        as_it_is = len(case.images) == len(channels) and not target.fix_direction
+        if as_it_is and _is_as_wanted(case.images[index], channel, oriented):
             shutil.copyfile(case.images[index], path)
         else:
             SimpleITK.WriteImage(oriented, path, useCompression=True)
     if case.label is not None:
-        labels = folder / f"labels{suffix}"
+        labels = target.folder / f"labels{suffix}"
         labels.mkdir(exist_ok=True)
-        label = _read_label(case.label, channels[0], download.label_values, image_geometry)
+        label = _read_label(case.label, channels[0], download.label_values, target)
         SimpleITK.WriteImage(_orient(label, download.orientation), labels / f"{case.name}{ENDING}", useCompression=True)
 
 
@@ -196,8 +199,8 @@ def dataset_json(download: Download) -> dict[str, Any]:
     }
 
 
-def _read_channels(case: RawCase, count: int) -> list[SimpleITK.Image]:
-    images = [_read(path) for path in case.images]
+def _read_channels(case: RawCase, count: int, fix_direction: bool) -> list[SimpleITK.Image]:
+    images = [read_image(path, fix_direction) for path in case.images]
     if len(images) == 1 and images[0].GetDimension() == 4:
         size = images[0].GetSize()
         images = [SimpleITK.Extract(images[0], (*size[:3], 0), (0, 0, 0, index)) for index in range(size[3])]
@@ -208,20 +211,11 @@ def _read_channels(case: RawCase, count: int) -> list[SimpleITK.Image]:
     return images
 
 
-def _read(path: Path) -> SimpleITK.Image:
-    try:
-        return SimpleITK.ReadImage(path)
-    except RuntimeError as error:
-        raise ValueError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
-
-
-def _read_label(
-    path: Path, image: SimpleITK.Image, allowed: Mapping[int, int], image_geometry: bool
-) -> SimpleITK.Image:
-    read = _read(path)
+def _read_label(path: Path, image: SimpleITK.Image, allowed: Mapping[int, int], target: Target) -> SimpleITK.Image:
+    read = read_image(path, target.fix_direction)
     if read.GetSize() != image.GetSize():
         raise ValueError(f"{path} has {read.GetSize()} voxels, its image {image.GetSize()} (x, y, z)")
-    if not image_geometry and not _same_grid(read, image):
+    if not target.image_geometry and not _same_grid(read, image):
         raise ValueError(
             f"{path} does not lie on the grid of its image: spacing {read.GetSpacing()} and origin {read.GetOrigin()}, "
             f"the image's {image.GetSpacing()} and {image.GetOrigin()}, directions {read.GetDirection()} and "
@@ -285,6 +279,7 @@ def _record(download: Download, target: Target) -> dict[str, Any]:
         "label_values": {str(value): becomes for value, becomes in download.label_values.items()},
         "orientation": download.orientation,
         "image_geometry": target.image_geometry,
+        **({"fix_direction": True} if target.fix_direction else {}),
     }
 
 

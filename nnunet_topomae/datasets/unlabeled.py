@@ -23,6 +23,7 @@ import SimpleITK
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset, nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_topomae.datasets.dicom import find_series, read_series
 from nnunet_topomae.files import hash_file, hash_json, read_json, write_json
 
 RAW_FOLDER = "imagesUn"
@@ -150,7 +151,7 @@ def find_images(source: Path, file_ending: str, channels: int) -> dict[str, list
     for folder in sorted(path for path in source.iterdir() if path.is_dir()):
         if channels != 1 or folder.name in found:
             raise ValueError(f"{folder}: a DICOM folder must be a case of its own with one channel, not {channels}")
-        found[folder.name] = _dicom_slices(folder)
+        found[folder.name] = find_series(folder)
     if not found:
         raise FileNotFoundError(f"{source} holds neither *_0000{file_ending} files nor DICOM folders")
     return found
@@ -257,25 +258,10 @@ def _open_manifest(task: UnlabeledPreprocessing) -> dict[str, Any]:
     return manifest
 
 
-def _dicom_slices(folder: Path) -> list[Path]:
-    """Slices of the only DICOM series of a folder, in order.
-
-    Raises:
-        ValueError: no series, or several.
-    """
-    series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if len(series) != 1:
-        what = f"{len(series)} DICOM series ({', '.join(series[:3])})" if series else "no DICOM series"
-        raise ValueError(f"{folder} holds {what}; each sub-folder must hold exactly one. Sort or remove it.")
-    return [Path(name) for name in SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])]
-
-
 def _as_readable(files: Sequence[Path], file_ending: str, folder: Path) -> list[str]:
     """The files as the data set's reader takes them: a DICOM series becomes one image."""
     if all(file.name.endswith(file_ending) for file in files):
         return [str(file) for file in files]
-    reader = SimpleITK.ImageSeriesReader()
-    reader.SetFileNames([str(file) for file in files])
     image = folder / f"series{file_ending}"
-    SimpleITK.WriteImage(reader.Execute(), str(image))
+    SimpleITK.WriteImage(read_series(list(files)), str(image))
     return [str(image)]

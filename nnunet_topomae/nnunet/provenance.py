@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,10 +24,31 @@ def describe_versions() -> dict[str, str]:
     return versions
 
 
-def describe_machine() -> dict[str, str]:
-    """Operating system, processor, memory and GPU."""
-    import torch
+def describe_commit() -> str | None:
+    """Commit of the checkout that the package runs from, with a plus sign where files have changed; None elsewhere."""
+    import nnunet_topomae
 
+    root = Path(nnunet_topomae.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    commit, changed = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", "--untracked-files=no")
+    return None if commit is None else f"{commit}+" if changed else commit
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def describe_machine(gpu: bool = True) -> dict[str, str]:
+    """Operating system, processor, memory and GPU.
+
+    Args:
+        gpu: look for one, which imports torch.
+    """
     machine = {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processor": _processor(),
@@ -35,8 +57,11 @@ def describe_machine() -> dict[str, str]:
     if sys.platform == "linux":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         machine["memory"] = f"{memory / 2**30:.0f} GiB"
-    if torch.cuda.is_available():
-        machine["GPU"] = torch.cuda.get_device_name()
+    if gpu:
+        import torch
+
+        if torch.cuda.is_available():
+            machine["GPU"] = torch.cuda.get_device_name()
     return machine
 
 

@@ -46,6 +46,7 @@ class CaseFiles:
         predictions: label maps by title: baseline, then the recipe, of the first seed.
         labels: value of every structure by name; regions are left out.
         channel: name of the first channel, such as `CT`.
+        ct_window: HU to show where it is CT; None to choose by the labels.
     """
 
     case: str
@@ -58,6 +59,7 @@ class CaseFiles:
     predictions: Mapping[str, Path]
     labels: Mapping[str, int]
     channel: str
+    ct_window: tuple[float, float] | None = None
 
 
 def find_case_files(spec: BenchmarkSpec, entries: Sequence[Entry], ranked: Sequence[RankedCase]) -> Iterator[CaseFiles]:
@@ -76,7 +78,10 @@ def find_case_files(spec: BenchmarkSpec, entries: Sequence[Entry], ranked: Seque
             for recipe in recipes
             for entry in reversed(entries)
             if entry.job.recipe == recipe.name and entry.job.seed == spec.seeds[0] and shown.case in entry.scores
+            if JobFolder.of(entry.predicted, spec).predictions.is_dir()  # imported scores come without images
         }
+        if not predicted:
+            continue
         first = next(iter(predicted.values()))
         description = read_json(JobFolder.of(first.need("plan"), spec).dataset / "dataset.json")
         ending = description["file_ending"]
@@ -96,4 +101,5 @@ def find_case_files(spec: BenchmarkSpec, entries: Sequence[Entry], ranked: Seque
                 if isinstance(value, int) and value and name != "ignore"
             },
             str(channel_names(description)[0]),
+            spec.ct_window,
         )

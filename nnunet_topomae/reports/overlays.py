@@ -67,7 +67,7 @@ def case_picture(files: CaseFiles, title: str) -> Picture:
     """
     truth, image = read_volume(files.truth), read_volume(files.image).values
     predictions = {name: read_volume(file).values for name, file in files.predictions.items()}
-    window = choose_window(image, files.channel, files.labels, files.dataset)
+    window = choose_window(image, files.channel, files.labels, files.dataset, files.ct_window)
     figure = overlay_figure(window.apply(image), truth.values, predictions, truth.spacing, files.labels)
     return Picture(
         data_uri(figure, "png"),

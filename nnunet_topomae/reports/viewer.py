@@ -60,7 +60,7 @@ def write_viewer(files: CaseFiles, title: str, niivue: str, folder: Path) -> Pat
     layers = {"Truth": files.truth, **files.predictions}
     image = read_image(files.image)
     values = SimpleITK.GetArrayViewFromImage(image)
-    window = choose_window(values, files.channel, files.labels, files.dataset)
+    window = choose_window(values, files.channel, files.labels, files.dataset, files.ct_window)
     data = {
         "image": _encode_image(image, window),
         "layers": [{"name": name, "base64": _encode_labels(file)} for name, file in layers.items()],

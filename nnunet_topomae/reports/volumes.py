@@ -110,7 +110,13 @@ def describe_orientation(tilt: float) -> str:
     return f"{text} The volume is oblique by {tilt:.0f}°: planes and letters are those of the nearest axes."
 
 
-def choose_window(values: ndarray, channel: str, structures: Iterable[str] = (), dataset: str = "") -> Window:
+def choose_window(
+    values: ndarray,
+    channel: str,
+    structures: Iterable[str] = (),
+    dataset: str = "",
+    ct_window: tuple[float, float] | None = None,
+) -> Window:
     """The window that suits an image.
 
     CT is shown in HU: in a lung or bone window where most structures, or else the data set, are named after lungs or
@@ -122,10 +128,13 @@ def choose_window(values: ndarray, channel: str, structures: Iterable[str] = (),
         channel: its name in `dataset.json`; nnU-Net takes `CT` for HU, in any case.
         structures: names of the labels.
         dataset: name of the data set.
+        ct_window: HU to show where it is CT, in place of the choice.
     """
     low, high = (float(value) for value in np.percentile(values, PERCENTILES))
     if channel.lower() != "ct" or high - low < SMALLEST_SPAN_HU:
         return Window(low, max(high, low + 1e-6), f"window from {PERCENTILES[0]} to {PERCENTILES[1]} % of intensities")
+    if ct_window is not None:
+        return Window(*ct_window, f"window from {ct_window[0]:g} to {ct_window[1]:g} HU")
     tissue = _tissue(structures) or _tissue([dataset]) or "soft tissue"
     low, high = CT_WINDOWS[tissue]
     return Window(low, high, f"{tissue} window, {low:.0f} to {high:.0f} HU")

@@ -1,5 +1,6 @@
 """Pre-trained weights for others: a file for stock nnU-Net, and an encoder with its model card."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,9 @@ _RESENC_L = {
 }
 
 EncoderName = Literal["vit", "partner"]
+# What a configuration may name.
+_NETWORK = r"dynamic_network_architectures\.architectures\.\w+\.[A-Z]\w+"
+_LAYER = r"torch\.nn(\.modules\.\w+)?\.[A-Z]\w+"
 _PARTS: dict[EncoderName, str] = {"vit": "vit_encoder", "partner": "encoder"}
 
 
@@ -153,21 +157,30 @@ def export_encoder(file: Path, folder: Path, which: EncoderName) -> None:
     write_text(folder / CARD_FILE, model_card(described, which, size, folder.name, curve))
 
 
+def _check_names(architecture: Mapping[str, Any], file: Path) -> None:
+    """Refuse names that nnU-Net would import, unless they are of networks and layers: the file may be a stranger's."""
+    layers = [architecture["arch_kwargs"].get(key) for key in architecture.get("_kw_requires_import", ())]
+    for name, pattern in ((architecture["network_class_name"], _NETWORK), *((layer, _LAYER) for layer in layers)):
+        if name is not None and not re.fullmatch(pattern, str(name)):
+            raise ValueError(f"{file} names {name!r}, which is no network or layer of nnU-Net's. Do not use this file.")
+
+
 def load_encoder(folder: str | Path) -> nn.Module:
     """Build an encoder that :func:`export_encoder` wrote, with its weights.
 
     The ViT's encoder returns tokens (B, N, E) of a crop (B, C, D, H, W), its partner's a list of feature maps from fine
-    to coarse. Nothing in the folder is executed.
+    to coarse. Nothing in the folder is executed, and its configuration may name nnU-Net's networks only.
 
     Args:
         folder: with `model.safetensors` and `config.json`.
 
     Raises:
-        ValueError: the files do not belong together.
+        ValueError: the files do not belong together, or the configuration names something else to import.
         FileNotFoundError: one of them is missing.
     """
     folder = Path(folder)
     content = read_json(folder / CONFIG_FILE)
+    _check_names(content["configuration"]["architecture"], folder / CONFIG_FILE)
     plan = read_plan(ConfigurationManager(content["configuration"]), content["channels"])
     network = build_copretraining_network(
         plan.shape, content["channels"], plan.config.architecture, planned=plan.network

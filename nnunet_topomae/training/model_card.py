@@ -40,9 +40,13 @@ vector = {vector}
 
 ## Licence and limits
 
-The licence of these weights depends on that of the images: add yours here, and replace `other` above. The encoder has
-seen the images that are counted above. Do not test it on them.
+{placeholder}
+
+The encoder has seen the images that are counted above. Do not test it on them. It was not made for diagnosis, and
+nothing is known of its quality on other scanners, regions of the body and groups of patients: measure it on yours.
 """
+# What the author of an encoder has to replace before it is handed on.
+PLACEHOLDER = "The licence of these weights depends on that of the images: write yours here, and replace `other` above."
 
 _VECTORS = {
     "vit": "features.mean(dim=1)  # (1, N, E) tokens -> (1, E), for a classifier",
@@ -83,6 +87,7 @@ def model_card(described: Mapping[str, Any], which: str, weights: int, folder: s
         versions=", ".join(f"{key} {value}" for key, value in described["versions"].items() if value),
         curve=f"\n![Losses over the epochs]({curve})\n" if curve else "",
         folder=folder,
+        placeholder=PLACEHOLDER,
         size=", ".join(map(str, plan["patch_size"])),
         vector=_VECTORS[which],
     )

@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from nnunet_topomae.training.devices import unwrap
+from nnunet_topomae.training.monitors import show_previews
 from nnunet_topomae.training.record import duration
 from nnunet_topomae.training.validation import ReconstructionValidation
 
@@ -74,3 +75,6 @@ def rebuild_crops(trainer: Any, cases: Sequence[str], folder: Path, report: Call
         ReconstructionValidation(unwrap(trainer.network), loader, trainer.plan, trainer.device).run(
             cases, folder, report
         )
+    show_previews(
+        trainer.logger.loggers, folder / "previews", max(0, min(trainer.current_epoch, trainer.num_epochs - 1))
+    )

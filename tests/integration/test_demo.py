@@ -4,6 +4,7 @@ import argparse
 import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,9 @@ def options(*arguments: str) -> argparse.Namespace:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not installed(), reason="nnU-Net's commands find the trainers of an installed package only")
-def test_demo_runs_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_runs_resumes_and_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, repository: Path
+) -> None:
     out = tmp_path / "demo"
     out.mkdir()
     file = demo.write_benchmark(out, "cpu")
@@ -73,6 +76,17 @@ def test_demo_runs_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFix
     assert demo.run(arguments) == 0
     assert checkpoint.stat().st_mtime_ns == written
     assert json.loads((out / "report" / "results.json").read_text())["tables"] == results["tables"]
+    # The notebook, in the folder of this demo.
+    monkeypatch.setenv("TOPOMAE_DEMO", str(out))
+    monkeypatch.setenv("TOPOMAE_DEMO_CASES", "5")
+    capsys.readouterr()
+    names: dict[str, Any] = {}
+    for cell in json.loads((repository / "docs" / "demo.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "docs/demo.ipynb", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "full     " in printed and "all done" in printed and "'mse_vit'" in printed
+    assert names["figure"].axes and checkpoint.stat().st_mtime_ns == written
     # The file is a benchmark like any other.
     assert main(["benchmark", "report", "-b", str(file), "-o", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "scores.csv").read_text() == (out / "report" / "scores.csv").read_text()

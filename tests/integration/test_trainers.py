@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import chdir, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -186,11 +187,13 @@ class Pretraining(NamedTuple):
 @pytest.fixture(scope="module")
 def pretraining(workspace: Path) -> Pretraining:
     fold = _fold(workspace, "TopoMAEPretrainer")
-    _train_until(1, "TopoMAEPretrainer", workers=1)
-    interrupted = _epochs(fold)
-    with pytest.raises(FileNotFoundError) as refused:
-        _train("TopoMAEFusionTrainer")
-    _train("TopoMAEPretrainer", workers=1, continue_training=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NNUNET_TOPOMAE_TENSORBOARD", str(int(find_spec("tensorboard") is not None)))
+        _train_until(1, "TopoMAEPretrainer", workers=1)
+        interrupted = _epochs(fold)
+        with pytest.raises(FileNotFoundError) as refused:
+            _train("TopoMAEFusionTrainer")
+        _train("TopoMAEPretrainer", workers=1, continue_training=True)
     return Pretraining(fold / "checkpoint_final.pth", interrupted, str(refused.value))
 
 
@@ -210,6 +213,16 @@ def test_an_interrupted_pre_training_continues(pretraining: Pretraining) -> None
     epochs = _epochs(pretraining.file.parent)
     assert [epoch["epoch"] for epoch in epochs] == [0, 1]
     assert epochs[:1] == pretraining.interrupted
+
+
+def test_tensorboard_shows_terms_and_previews_of_both_parts(pretraining: Pretraining) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(pretraining.file.parent / "tensorboard"))
+    events.Reload()
+    shown = events.Tags()
+    assert {"train/total", "monitoring/total", "lrs", "train_losses"} <= set(shown["scalars"])
+    assert [event.step for event in events.Scalars("train/total")] == [0, 1]
+    assert len(shown["images"]) == 4 and all(name.startswith("previews/") for name in shown["images"])
 
 
 def test_pre_training_reads_and_validates_on_the_training_cases(workspace: Path, pretraining: Pretraining) -> None:

@@ -1,6 +1,7 @@
 """A whole benchmark on stand-ins for nnU-Net's commands: killed, failing, changed, watched and reported."""
 
 import csv
+import html
 import json
 import os
 import pty
@@ -27,7 +28,7 @@ PRETRAIN, TRAIN, PREDICT, SCORE = (
 @pytest.mark.timeout(300)
 def test_from_nothing_to_the_report(finished):
     done = finished.done()
-    assert len(done) == len(finished.jobs) == 1 + 2 * 2 * 2
+    assert len(done) == len(finished.jobs) == 2 + 2 * 2 * 2
     # Again: nothing is done again.
     finished.call("run")
     assert finished.done() == done
@@ -92,17 +93,50 @@ def test_the_page_loads_nothing_and_has_no_errors(finished, tmp_path, find_brows
     assert not [line for line in shot.stderr.splitlines() if "CONSOLE" in line]
 
 
+# Runs in the page; what it finds is written into the page, which the browser then prints.
+AUDIT = """
+axe.run(document, {resultTypes: ["violations"]}).then(found => {
+  document.documentElement.dataset.background = getComputedStyle(document.body).backgroundColor;
+  document.documentElement.dataset.axe = JSON.stringify(found.violations.map(
+    one => [one.impact, one.id, one.nodes.slice(0, 3).map(node => node.html.slice(0, 200))]));
+});
+"""
+
+
+@pytest.mark.parametrize(("scheme", "background"), [(1, "rgb(246, 247, 249)"), (0, "rgb(20, 24, 30)")])
+def test_the_page_is_accessible_in_light_and_dark_mode(finished, tmp_path, find_browser, scheme, background):
+    browser = find_browser()
+    if "AXE_CORE" not in os.environ:
+        pytest.skip("AXE_CORE does not name axe-core's axe.min.js")
+    program = Path(os.environ["AXE_CORE"]).read_text()
+    page = (finished.spec.out / "report" / "report.html").read_text()
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)  # which forbids this very script
+    copy = tmp_path / "report.html"
+    copy.write_text(page.replace("</body>", f"<script>{program}</script><script>{AUDIT}</script></body>"))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"]
+    done = subprocess.run(
+        [browser, *options, f"--blink-settings=preferredColorScheme={scheme}", "--dump-dom", copy.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert re.findall(r'data-background="([^"]*)"', done.stdout) == [background]
+    (found,) = re.findall(r'data-axe="([^"]*)"', done.stdout)
+    serious = [one for one in json.loads(html.unescape(found)) if one[0] in ("serious", "critical")]
+    assert not serious, serious
+
+
 @pytest.mark.slow
 def test_pretraining_comes_first_and_held_out_cases_are_scored(small):
     environment = '[environment]\nGREETING = "hello"\n'
     small.file.write_text("held_out = true\n" + small.file.read_text() + "mirror_axes = []\n" + environment)
     small.behave(predict={"fails": True})
     small.call("run", code=1)
-    assert set(small.done()) == {"Dataset005__plan", PRETRAIN, TRAIN}
+    assert set(small.done()) == {"Dataset005__TopoMAEPlans__plan", PRETRAIN, TRAIN}
     assert last_lines(small.folder(PREDICT).log, 1) == ["out of memory in prediction"]
     small.behave()
     small.call("run")
-    assert set(small.done()) == {"Dataset005__plan", PRETRAIN, TRAIN, PREDICT, SCORE}
+    assert set(small.done()) == {"Dataset005__TopoMAEPlans__plan", PRETRAIN, TRAIN, PREDICT, SCORE}
     scores = json.loads((small.folder(SCORE).path / "scores.json").read_text())
     assert (list(scores["scores"]), scores["parameters"]) == (["case_10", "case_11", "case_12"], 12)
     predicted = small.folder(PREDICT)
@@ -113,8 +147,9 @@ def test_pretraining_comes_first_and_held_out_cases_are_scored(small):
     assert "-tr TopoMAEFusionTrainer -p TopoMAEPlans_benchmark -f 0 --disable_tta" in command
     assert small.starts(TRAIN) == ["anew"]
     # Other truth: only the score is done again.
-    (small.raw / "labelsTs/case_10.nii.gz").touch()
-    assert set(small.done()) == {"Dataset005__plan", PRETRAIN, TRAIN, PREDICT}
+    with (small.raw / "labelsTs/case_10.nii.gz").open("ab") as file:
+        file.write(b"more")
+    assert set(small.done()) == {"Dataset005__TopoMAEPlans__plan", PRETRAIN, TRAIN, PREDICT}
     link = next(small.folder(TRAIN).results.glob("*/TopoMAEPretrainer__*"))
     assert link.is_symlink()
     assert link.resolve().is_relative_to(small.folder(PRETRAIN).path)
@@ -125,16 +160,45 @@ def test_a_change_redoes_what_depends_on_it_and_nothing_else(small):
     small.call("run")
     before = small.done()
     small.file.write_text(small.file.read_text().replace("epochs = 3", "epochs = 4"))
-    assert set(small.done()) == {"Dataset005__plan", PRETRAIN}
+    assert set(small.done()) == {"Dataset005__TopoMAEPlans__plan", PRETRAIN}
     small.call("run")
     after = small.done()
     assert {name for name in after if after[name] != before[name]} == {TRAIN, SCORE}
     # Back to the former settings: the former results are still there.
     small.file.write_text(small.file.read_text().replace("epochs = 4", "epochs = 3"))
     assert small.done() == before
-    # Other data: everything is new.
+    # Another recipe without pre-training, and another time of a file: nothing is new.
     (small.raw / "labelsTr/case_0.nii.gz").touch()
+    small.limit(recipes='["nnunet", "full", "unetrpp"]')
+    assert small.done() == before
+    small.limit(recipes='["full"]')
+    # The whole folder elsewhere: the same, and what is missing is done there.
+    out = small.spec.out
+    (small.folder(TRAIN).path / "done.json").unlink()
+    moved = small.root / "moved"
+    moved.mkdir()
+    out.rename(moved / out.name)
+    small.file = small.file.rename(moved / small.file.name)
+    small.call("run")
+    assert set(small.done()) == set(before)
+    assert small.starts(TRAIN)[-1] == "--c"
+    # Other data: everything is new.
+    with (small.raw / "labelsTr/case_0.nii.gz").open("ab") as file:
+        file.write(b"more")
     assert not small.done()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_file_that_changes_during_a_run_stops_it(small):
+    go_on = small.root / "go_on"
+    small.behave(TopoMAEPretrainer={"until": str(go_on)})
+    driver = small.start("run")
+    small.wait_for(lambda: list(small.folder(PRETRAIN).path.rglob("metrics.jsonl")), 120)
+    small.file.write_text(small.file.read_text().replace("epochs = 3", "epochs = 4"))
+    go_on.touch()
+    assert driver.wait(60) == 2
+    assert set(small.done()) == {"Dataset005__TopoMAEPlans__plan", PRETRAIN}
 
 
 @pytest.mark.slow
@@ -176,7 +240,7 @@ def test_kill_9_of_anything_and_start_again(small, whom):
     record = "nnUNet_results/*/TopoMAEFusionTrainer__*/fold_0/metrics.jsonl"
     small.wait_for(lambda: list(folder.path.glob(record)), 120)
     finished = small.done()
-    assert set(finished) == {"Dataset005__plan", PRETRAIN}
+    assert set(finished) == {"Dataset005__TopoMAEPlans__plan", PRETRAIN}
     if whom == "scheduler":
         kill_group(driver)
         # The supervisor lives on, on its own, and a second driver waits for it.
@@ -194,7 +258,7 @@ def test_kill_9_of_anything_and_start_again(small, whom):
     small.behave()
     small.call("run")
     after = small.done()
-    assert set(after) == {"Dataset005__plan", PRETRAIN, TRAIN, SCORE}
+    assert set(after) == {"Dataset005__TopoMAEPlans__plan", PRETRAIN, TRAIN, SCORE}
     assert {name: after[name] for name in finished} == finished  # nothing finished is done again
     starts = small.starts(TRAIN)
     assert starts == (["anew"] if whom == "scheduler" else ["anew", "--c"])
@@ -258,7 +322,7 @@ def test_changed_outputs_are_not_built_upon(small):
 
 def test_exit_codes_of_a_single_job(small):
     assert small.call("job", TRAIN, code=76) == ""  # too early
-    small.call("job", "Dataset005__plan")
+    small.call("job", "Dataset005__TopoMAEPlans__plan")
     small.behave(TopoMAEPretrainer={"seconds": 1.0})
     first = small.start("job", PRETRAIN)
     small.wait_for(lambda: small.folder(PRETRAIN).state() == "running")
@@ -319,7 +383,7 @@ def test_status_shows_progress(small):
 def test_exported_commands_do_the_same(small):
     script = small.root / "commands.sh"
     script.write_text(small.call("export"))
-    assert f"# after Dataset005__plan, {PRETRAIN}" in script.read_text()
+    assert f"# after Dataset005__TopoMAEPlans__plan, {PRETRAIN}" in script.read_text()
     subprocess.run(["bash", str(script)], env=small.environment, check=True, timeout=120, capture_output=True)
     assert len(small.done()) == 4
     assert "benchmark job" not in small.call("export")
@@ -347,7 +411,7 @@ def test_submitting_to_slurm(small):
     control = small.bin / "scontrol"
     control.write_text(f'#!/bin/bash\necho "$@" > {small.root}/requeued\n')
     control.chmod(0o755)
-    for name in ("Dataset005__plan", PRETRAIN):
+    for name in ("Dataset005__TopoMAEPlans__plan", PRETRAIN):
         small.call("job", name)
     small.behave(TopoMAEFusionTrainer={"seconds": 2.0})
     body = "#!/bin/bash" + scripts[2].split("#!/bin/bash", 1)[1]

@@ -143,7 +143,7 @@ def test_dependencies_gpus_and_failures(cluster):
     assert "gpu:1" in requested
     cluster.wait_for(lambda: not ask("squeue", "-h"), 240)
     done = set(cluster.done())
-    assert done == {"Dataset005__plan"} | {
+    assert done == {"Dataset005__TopoMAEPlans__plan"} | {
         f"Dataset005__unetrpp__fold{fold}__seed0__{kind}" for fold in (0, 1) for kind in ("train", "score")
     }
     assert cluster.folder("Dataset005__full__fold0__seed0__pretrain").state() == "failed"

@@ -20,7 +20,7 @@ PLACES = {
 F0 = {"numpy", "torch", "jaxtyping"}
 F1 = F0 | {"timm", "dynamic_network_architectures", "numba", "ot", "scipy", "skimage", "monai"}
 F2 = F1 | {"nnunetv2", "batchgenerators", "batchgeneratorsv2", "acvl_utils", "SimpleITK", "threadpoolctl"}
-F2 |= {"blosc2", "matplotlib", "safetensors", "tqdm"}
+F2 |= {"nibabel", "huggingface_hub", "wandb", "blosc2", "matplotlib", "safetensors", "tqdm"}
 LIBRARIES = {0: F0, 1: F1, 2: F2, 3: F2}
 NOT_PURE = {"logging", "shutil", "subprocess", "tempfile", "pathlib", "io", "random"}
 # The one module of the ground floor that writes.

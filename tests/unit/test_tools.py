@@ -4,6 +4,9 @@ import ast
 import importlib
 import importlib.util
 import re
+import runpy
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -68,6 +71,56 @@ def test_costly_fixtures_are_made_once() -> None:
     for _ in wanted:
         covered |= {name for name, needs in wanted.items() if needs & (covered - {"repository"})}
     assert set(wanted) <= covered, "add them to SHARED_FIXTURES in tests/conftest.py"
+
+
+def test_the_citation_names_the_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.findall(r"^version: (\S+)$", citation, re.MULTILINE) == [nnunet_topomae.__version__]
+
+
+def test_a_release_is_what_its_tag_says(tmp_path: Path) -> None:
+    noxfile = pytest.importorskip("nox") and runpy.run_path(str(ROOT / "noxfile.py"))
+    problems = noxfile["release_problems"]
+    (tmp_path / "nnunet_topomae").mkdir()
+    texts = {
+        "nnunet_topomae/__init__.py": '__version__ = "1.2.3"\n',
+        "CITATION.cff": "version: 1.2.3\ndate-released: 2030-01-31\n",
+        "CHANGELOG.md": "## [Unreleased]\n\n## [1.2.3] - 2030-01-31\n",
+        "pyproject.toml": 'Repository = "https://example.org"\n',
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    assert problems("v1.2.3", tmp_path) == []
+    assert problems("1.2.3", tmp_path) == ["the tag 1.2.3 is not v1.2.3"]
+    assert len(problems("v1.2.4", tmp_path)) == 3
+    for name in texts:
+        (tmp_path / name).write_text("")
+        assert problems("v1.2.3", tmp_path), name
+        (tmp_path / name).write_text(texts[name])
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "nnunet-topomae.def"])
+def test_containers_copy_all_that_an_installation_needs(name: str) -> None:
+    text = (ROOT / "containers" / name).read_text()
+    copied = {
+        file
+        for line in re.findall(r"^(?:COPY|   ) ((?:[\w.]+ )+)/source/\S*$", text, re.MULTILINE)
+        for file in line.split()
+    }
+    needed = {path.name for path in ROOT.glob("*.py")} - {"noxfile.py"}
+    assert copied == needed | {"pyproject.toml", "README.md", "LICENSE", "nnunet_topomae", "trainers", "plans"}
+    kept = (ROOT / ".dockerignore").read_text().split()
+    assert {f"!{file}" for file in copied} | {"*", "**/__pycache__"} == set(kept)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("builder", ["docker", "podman", "apptainer"])
+def test_containers_work(builder: str) -> None:
+    found = shutil.which(builder)
+    if found is None or subprocess.run([found, "version"], capture_output=True).returncode:
+        pytest.skip(f"{builder} cannot build images here")
+    done = subprocess.run([ROOT / "containers" / "test", builder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def test_the_package_has_a_version() -> None:

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+import nnunet_topomae
+from nnunet_topomae.benchmark import content
 from nnunet_topomae.benchmark.jobs import make_jobs
 from nnunet_topomae.benchmark.primary import Primary
 from nnunet_topomae.benchmark.spec import read_spec
@@ -63,10 +65,10 @@ def test_held_out_cases_are_predicted_once_per_training(raw, tmp_path):
     assert [job.kind for job in jobs] == ["plan", *2 * ["train", "predict", "score"]]
     before = [job.fingerprint for job in jobs]
     # The models do not depend on the held-out cases, and the predictions not on their labels.
-    os.utime(raw / "labelsTs/case.nii.gz", (1, 1))
+    (raw / "labelsTs/case.nii.gz").write_bytes(b"other labels")
     assert changed(before, jobs_of(tmp_path, text)) == {"score"}
     before = [job.fingerprint for job in jobs]
-    os.utime(raw / "imagesTs/case.nii.gz", (1, 1))
+    (raw / "imagesTs/case.nii.gz").write_bytes(b"another image")
     assert changed(before, jobs_of(tmp_path, text)) == {"predict", "score"}
     (raw / "labelsTs/case.nii.gz").unlink()
     with pytest.raises(FileNotFoundError, match=r"labelsTs holds no files, but held_out = true"):
@@ -75,6 +77,114 @@ def test_held_out_cases_are_predicted_once_per_training(raw, tmp_path):
 
 def changed(before, jobs):
     return {job.kind for job, old in zip(jobs, before, strict=True) if job.fingerprint != old}
+
+
+HEAD = "datasets = [5]\nfolds = [0]\nseeds = [0]\n"
+
+
+def fingerprints(folder, text):
+    return {job.name: job.fingerprint for job in jobs_of(folder, HEAD + text)}
+
+
+def test_only_what_a_job_uses_makes_it_new(raw, tmp_path):
+    one = fingerprints(tmp_path, "recipes = ['full', 'unetrpp']\n")
+    more = fingerprints(tmp_path, "recipes = ['nnunet', 'full', 'unetrpp', 'nnunet-pretrained']\n")
+    assert one.items() <= more.items()
+    assert {name for name in more if name.endswith("__plan")} == {
+        "Dataset005__TopoMAEPlans__plan",
+        "Dataset005__nnUNetPlans__plan",
+    }
+    # Settings of pre-training are no part of trainings without one.
+    longer = fingerprints(
+        tmp_path,
+        "recipes = ['full', 'unetrpp']\n[settings.pretraining]\nepochs = 7\n[settings.topology]\nweight = 3\n",
+    )
+    different = {name for name in one if one[name] != longer[name]}
+    assert different == {f"Dataset005__full__fold0__seed0__{kind}" for kind in ("pretrain", "train", "score")}
+    # But a control with the steps of pre-training has other epochs, and a table of patients makes other folds.
+    control = "recipes = ['unetrpp-2x']\n"
+    assert fingerprints(tmp_path, control) != fingerprints(tmp_path, f"{control}[settings.pretraining]\nepochs = 7\n")
+    patients = "[settings.pretraining]\npatients = '^(c)'\n"
+    assert fingerprints(tmp_path, "recipes = ['unetrpp']\n") != fingerprints(
+        tmp_path, f"recipes = ['unetrpp']\n{patients}"
+    )
+
+
+def test_content_counts_and_not_the_time_of_a_file(raw, tmp_path):
+    text = "recipes = ['unetrpp']\n"
+    before = fingerprints(tmp_path, text)
+    image = raw / "imagesTr/case.nii.gz"
+    os.utime(image, (1, 1))
+    assert fingerprints(tmp_path, text) == before
+    copy = raw.with_name("copy")
+    raw.rename(copy)
+    copy.rename(raw)
+    assert fingerprints(tmp_path, text) == before
+    image.write_bytes(b"other")
+    assert not fingerprints(tmp_path, text).items() & before.items()
+
+
+def test_files_are_hashed_once(raw, tmp_path, monkeypatch):
+    text = "recipes = ['unetrpp']\n"
+    before, read = fingerprints(tmp_path, text), []
+    monkeypatch.setattr(content, "hash_file", lambda path: read.append(path.parent.name) or "0" * 64)
+    assert fingerprints(tmp_path, text) == before and read == []
+    (raw / "labelsTr/case.nii.gz").write_bytes(b"longer")
+    assert fingerprints(tmp_path, text) != before and read == ["labelsTr"]
+    (tmp_path / "b" / content.CACHE).write_text("half a fi")
+    fingerprints(tmp_path, text)
+    assert sorted(read) == ["imagesTr", "labelsTr", "labelsTr"]
+
+
+def test_weights_count_by_content(raw, tmp_path):
+    weights = tmp_path / "a.pth"
+    text = (
+        "recipes = ['mine']\n[recipe.mine]\ntrainer = 'TopoMAEFusionTrainer'\nsettings.finetuning.pretrained = '{}'\n"
+    )
+    with pytest.raises(FileNotFoundError, match=r"finetuning.pretrained = '.*a.pth' is not a file"):
+        fingerprints(tmp_path, text.format(weights))
+    weights.write_bytes(b"weights")
+    before = fingerprints(tmp_path, text.format(weights))
+    moved = weights.rename(tmp_path / "b.pth")
+    assert fingerprints(tmp_path, text.format(moved)) == before
+    moved.write_bytes(b"better weights")
+    after = fingerprints(tmp_path, text.format(moved))
+    assert {name.rpartition("__")[2] for name in before if before[name] != after[name]} == {"train", "score"}
+
+
+def test_code_and_versions_count(raw, tmp_path, monkeypatch):
+    text = "recipes = ['unetrpp']\n"
+    before = fingerprints(tmp_path, text)
+
+    def changed_after(name, value):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"nnunet_topomae.benchmark.jobs.{name}", value)
+            after = fingerprints(tmp_path, text)
+        return {name.rpartition("__")[2] for name in before if before[name] != after[name]}
+
+    code, versions = content.code_state, content.library_versions
+    assert changed_after("code_state", lambda stage, by: "new" if stage == "score" else code(stage, by)) == {"score"}
+    assert changed_after("code_state", lambda stage, by: "new" if stage == "train" else code(stage, by)) == {
+        "train",
+        "score",
+    }
+    newer = {**versions("torch", "nnunetv2"), "torch": "99.0"}
+    assert changed_after("library_versions", lambda *names: {name: newer[name] for name in names}) == {"train", "score"}
+    assert content.code_state("train", "version") == nnunet_topomae.__version__
+    assert fingerprints(tmp_path, f"code = 'version'\n{text}") != before
+
+
+def test_identical_pretrainings_run_once(raw, tmp_path):
+    own = "[recipe.slow]\nbase = 'full'\nsettings.finetuning.learning_rate = 1e-5\n"
+    jobs = jobs_of(tmp_path, f"{HEAD}recipes = ['full', 'slow', '+vit']\n{own}")
+    pretrainings = [job for job in jobs if job.kind == "pretrain"]
+    assert [job.recipe for job in pretrainings] == ["full", "+vit"]
+    training = next(job for job in jobs if job.kind == "train" and job.recipe == "slow")
+    assert training.find("pretrain") is pretrainings[0]
+    # Another recipe first: another name, the same folder.
+    (other,) = (job for job in jobs_of(tmp_path, f"{HEAD}recipes = ['slow']\n{own}") if job.kind == "pretrain")
+    assert other.name != pretrainings[0].name
+    assert (other.place, other.fingerprint) == (pretrainings[0].place, pretrainings[0].fingerprint)
 
 
 def test_the_file_may_name_the_raw_data(raw, tmp_path, monkeypatch):
@@ -113,6 +223,8 @@ def test_the_file_may_name_the_raw_data(raw, tmp_path, monkeypatch):
         ("recipes = ['unetrpp', 'nnunet']\nprimary = ['unetrpp', 'nnunet', 'betti_error']", "betti = true only"),
         ("recipes = ['unetrpp', 'nnunet']\nprimary = ['unetrpp', 'nnunet', 'dice']\nmargin = 1.5", "below 1"),
         ("recipes = ['unetrpp', 'nnunet']\nprimary = ['unetrpp', 'nnunet', 'hd95']\nmargin = 0", "above 0"),
+        ("ct_window = [400, -1000]", "must be the lowest and the highest HU"),
+        ("ct_window = [-160, 240, 1]", "must be the lowest and the highest HU"),
         ("margin = 0.02", "belongs to a primary comparison"),
         ("tolerance = 'x'", "must be of type float"),
         ("recipes = ['mine']\n[recipe.mine]\nbase = 'full'\ntypo = 1", "unknown key recipe.mine.typo"),
@@ -170,7 +282,8 @@ def test_a_preset_plans_and_sets(tmp_path, monkeypatch):
     spec = read_spec(file)
     assert spec.paper == {"18": "synapse"}
     plan, *others = make_jobs(spec)
-    assert plan.parameters["planners"] == {"TopoMAEPlans_synapse": "preset synapse", "nnUNetPlans": "ExperimentPlanner"}
+    planned = {job.parameters["plans"]: job.parameters["planner"] for job in (plan, others[0])}
+    assert planned == {"TopoMAEPlans_synapse": "preset synapse", "nnUNetPlans": "ExperimentPlanner"}
     by_kind = {job.kind: job for job in others if "full" in job.name}
     assert by_kind["pretrain"].parameters["plans"] == "TopoMAEPlans_synapse"
     assert by_kind["pretrain"].epochs == 120

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -16,6 +17,7 @@ from nnunet_topomae.datasets.acdc import find_acdc
 from nnunet_topomae.datasets.btcv import BTCV_LABELS, SYNAPSE_LABELS, find_btcv, find_synapse
 from nnunet_topomae.datasets.conversion import RECORD, Download, Target, convert
 from nnunet_topomae.datasets.msd import find_msd
+from nnunet_topomae.datasets.reading import read_image
 from nnunet_topomae.datasets.splits import PublishedSplit
 from nnunet_topomae.plans.preset import load_preset
 
@@ -304,6 +306,72 @@ def test_another_size_is_an_error(btcv: Path, raw: Path) -> None:
     write(btcv / "Training/label/label0005.nii.gz", np.zeros((5, 7, 8), np.uint8))
     with pytest.raises(ValueError, match=r"label0005.nii.gz has \(8, 7, 5\) voxels, its image \(9, 7, 5\)"):
         run_convert("btcv", str(btcv), "--image-geometry")
+
+
+def skew(path: Path) -> None:
+    """Turn one axis of a NIfTI file by three degrees, which ITK refuses to read."""
+    image = nibabel.load(path)
+    affine = np.asarray(image.affine).copy()
+    affine[:3, 0] += 0.05 * affine[:3, 1]
+    skewed = nibabel.Nifti1Image(np.asanyarray(image.dataobj), affine)
+    skewed.set_qform(None, code=0)
+    nibabel.save(skewed, path)
+
+
+def test_axes_that_are_not_at_right_angles(btcv: Path, raw: Path) -> None:
+    before = sitk.ReadImage(btcv / "Training/img/img0005.nii.gz")
+    for name in ("img/img0005.nii.gz", "label/label0005.nii.gz"):
+        skew(btcv / "Training" / name)
+    with pytest.raises(ValueError, match=r"img0005.nii.gz has axes that are not at right angles.*--fix-direction.*Nib"):
+        run_convert("btcv", str(btcv))
+    assert run_convert("btcv", str(btcv), "--fix-direction") == 0
+    image = sitk.ReadImage(raw / "Dataset017_BTCV/imagesTr/img0005_0000.nii.gz")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), image_of(5))
+    np.testing.assert_array_equal(read(raw / "Dataset017_BTCV/labelsTr/img0005.nii.gz"), label_of(range(14)))
+    np.testing.assert_allclose(image.GetOrigin(), before.GetOrigin(), atol=1e-5)
+    np.testing.assert_allclose(image.GetSpacing(), before.GetSpacing(), rtol=2e-3)
+    # Both axes give way by half of the angle.
+    assert np.abs(np.subtract(image.GetDirection(), RAI)).max() == pytest.approx(0.025, rel=0.2)
+
+
+def test_colour_and_flat_axes_are_refused(tmp_path: Path) -> None:
+    affine = np.diag([1.0, 1.0, 0.0, 1.0])
+    affine[0, 2] = 1.0
+    flat = nibabel.Nifti1Image(np.zeros((3, 4, 5), np.int16), affine)
+    nibabel.save(flat, tmp_path / "flat.nii")
+    with pytest.raises(ValueError, match=r"flat.nii"):
+        read_image(tmp_path / "flat.nii", fix_direction=True)
+
+
+def test_monai_s_copy_of_btcv(btcv: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "monai"
+    copy.mkdir()
+    for old, new in (("Training/img", "imagesTr"), ("Training/label", "labelsTr"), ("Testing/img", "imagesTs")):
+        (btcv / old).rename(copy / new)
+    (copy / "dataset_0.json").write_text("{}")
+    found = find_synapse(copy)
+    assert (len(found.cases), found.root) == (32, copy)
+    assert found.cases[0].label == copy / "labelsTr/label0001.nii.gz"
+    assert load_preset("synapse").split.fits([case.name for case in found.cases if case.training])
+    with pytest.raises(FileNotFoundError, match="no imagesTr and labelsTr"):
+        find_synapse(btcv)
+
+
+@pytest.mark.parametrize("folder", ["train_npz", "test_vol_h5"])
+def test_transunet_s_slices_are_refused_with_the_reason(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    for source in (tmp_path, tmp_path / folder):
+        with pytest.raises(ValueError, match="without voxel spacing.*RawData.zip"):
+            find_synapse(source)
+
+
+def test_older_folds_are_named_before_planning(acdc: Path, raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    older = raw.parent / "nnUNet_preprocessed/Dataset027_ACDC"
+    older.mkdir()
+    (older / "splits_final.json").write_text('[{"train": ["patient001_frame01"], "val": ["patient002_frame01"]}]')
+    assert run_convert("acdc", str(acdc)) == 0
+    printed = capsys.readouterr().out
+    assert "Before you plan: fold 0 of" in printed and "Remove it" in printed
 
 
 def test_an_unreadable_file_is_named(btcv: Path, raw: Path) -> None:

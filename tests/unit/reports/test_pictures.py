@@ -171,6 +171,13 @@ def test_ct_is_shown_in_a_window_in_hu(
     assert chosen.apply(np.array([-2000, sum(window) / 2, 3000])).tolist() == [0.0, 0.5, 1.0]
 
 
+def test_a_window_can_be_asked_for() -> None:
+    values = np.linspace(-1000, 2000, 1000)
+    chosen = choose_window(values, "CT", ["liver"], ct_window=(-1000.0, 400.0))
+    assert (chosen.low, chosen.high, chosen.name) == (-1000, 400, "window from -1000 to 400 HU")
+    assert choose_window(values, "T2", ["liver"], ct_window=(-1000.0, 400.0)).low > -1000  # it is for CT
+
+
 def test_other_intensities_are_shown_by_percentiles() -> None:
     values = np.arange(1001.0)
     for channel, found in (("T2", values), ("CT", values / 1000)):

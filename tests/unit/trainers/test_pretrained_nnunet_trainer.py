@@ -256,6 +256,13 @@ def test_an_exported_encoder_computes_the_same(tmp_path: Path, which: str, part:
     (folder / "config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"model.safetensors does not fit config.json"):
         load_encoder(folder)
+    for key, name in (("network_class_name", "os.system"), ("conv_op", "torch.nn.os.system")):
+        changed = deepcopy(content)
+        architecture = changed["configuration"]["architecture"]
+        (architecture if key in architecture else architecture["arch_kwargs"])[key] = name
+        (folder / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=f"config.json names '{name}'.*Do not use this file"):
+            load_encoder(folder)
 
 
 def _as_list(output: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:

@@ -1,0 +1,134 @@
+"""Scores that travel, folders that move, markers that are damaged, GPUs that are shared."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nnunet_topomae.benchmark import gpus
+from nnunet_topomae.benchmark.collect import collect
+from nnunet_topomae.benchmark.exchange import export_scores, import_scores
+from nnunet_topomae.benchmark.jobs import make_jobs
+from nnunet_topomae.benchmark.spec import read_spec
+from nnunet_topomae.benchmark.stages import _link
+from nnunet_topomae.benchmark.status import describe
+from nnunet_topomae.benchmark.store import JobFolder, jobs_to_do
+from nnunet_topomae.benchmark.tables import _merge
+from nnunet_topomae.files import hash_json
+
+
+@pytest.fixture
+def elsewhere(finished_demo: Path, tmp_path: Path):
+    """The same benchmark's file and data on another machine, where nothing is done."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    shutil.copytree(finished_demo.parent / "nnUNet_raw", folder / "nnUNet_raw")  # with other times
+    file = Path(shutil.copy(finished_demo, folder))
+    return read_spec(file), make_jobs(read_spec(file))
+
+
+@pytest.fixture
+def exported(finished_demo: Path, tmp_path: Path) -> Path:
+    spec = read_spec(finished_demo)
+    files = export_scores(spec, make_jobs(spec), tmp_path / "scores")
+    assert len(files) == 2 and all(file.stat().st_size < 100_000 for file in files)
+    return tmp_path / "scores"
+
+
+def test_scores_of_another_machine_make_the_same_report(finished_demo, elsewhere, exported, tmp_path):
+    spec, jobs = elsewhere
+    assert len(jobs_to_do(jobs, spec)) == len(jobs)
+    found = import_scores(spec, jobs, exported)
+    assert len(found.taken) == 2 and not found.known
+    assert jobs_to_do(jobs, spec) == []
+    assert describe(jobs, spec).startswith(f"demo: {len(jobs)} jobs, 2 done, {len(jobs) - 2} not needed here")
+    here = collect(spec, jobs)
+    original = read_spec(finished_demo)
+    for one, other in zip(here, collect(original, make_jobs(original)), strict=True):
+        assert str(one.scores) == str(other.scores)
+        assert (one.parameters, one.steps, one.total_macs, one.training["seconds"]) == (
+            other.parameters,
+            other.steps,
+            other.total_macs,
+            other.training["seconds"],
+        )
+        assert (one.pretraining is None) == (other.pretraining is None)
+    # Again, and onwards to a third machine.
+    assert len(import_scores(spec, jobs, exported).known) == 2
+    for file in export_scores(spec, jobs, tmp_path / "onwards"):
+        assert json.loads(file.read_text()) == json.loads((exported / file.name).read_text())
+
+
+def test_damaged_and_foreign_scores_are_refused_as_a_whole(elsewhere, exported):
+    spec, jobs = elsewhere
+    file = max(exported.iterdir())
+    content = json.loads(file.read_text())
+
+    def refused(match, **changes):
+        changed = {**content, **changes}
+        if "sha256" not in changes:
+            changed["sha256"] = hash_json({key: value for key, value in changed.items() if key != "sha256"})
+        file.write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=f"{file.name}.*{match}"):
+            import_scores(spec, jobs, exported)
+        assert len(jobs_to_do(jobs, spec)) == len(jobs)  # not even the other file was taken
+
+    refused("does not fit its checksum", sha256="0" * 64)
+    refused("which this benchmark has not", job="Dataset777__other__score")
+    refused("no file of exported scores", format=2)
+    versions = {**content["parameters"]["train"]["versions"], "torch": "1.0"}
+    other = {**content["parameters"], "train": {**content["parameters"]["train"], "versions": versions}}
+    refused("versions of the stage train is .*1.0.* there", fingerprint="0" * 16, parameters=other)
+    with pytest.raises(FileNotFoundError, match="holds no exported scores"):
+        import_scores(spec, jobs, exported.parent)
+
+
+@pytest.mark.parametrize("content", ["{half", "[]", "{}"])
+def test_a_damaged_marker_names_its_file(elsewhere, content):
+    spec, jobs = elsewhere
+    folder = JobFolder.of(jobs[0], spec)
+    folder.path.mkdir(parents=True)
+    (folder.path / "done.json").write_text(content)
+    with pytest.raises(ValueError, match=r"done.json is damaged.*Delete .* to make it again"):
+        describe(jobs, spec)
+
+
+def test_links_survive_a_move(tmp_path):
+    out = tmp_path / "out"
+    (out / "runs/plan/data").mkdir(parents=True)
+    (out / "runs/plan/data/case").write_text("voxels")
+    (out / "runs/train").mkdir()
+    link = out / "runs/train/data"
+    _link(link, out / "runs/plan/data")
+    _link(link, out / "runs/plan/data")
+    moved = out.rename(tmp_path / "elsewhere")
+    assert (moved / "runs/train/data/case").read_text() == "voxels"
+    # An absolute link of an earlier version, whose target is gone.
+    old = moved / "runs/train/old"
+    old.symlink_to(out / "runs/plan/data")
+    _link(old, moved / "runs/plan/data")
+    assert not old.readlink().is_absolute() and (old / "case").is_file()
+
+
+def test_a_gpu_is_held_as_long_as_its_job_lives(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus, "lock_folder", lambda: tmp_path / "locks")
+    held = gpus.hold_gpu("0")
+    with held:
+        assert gpus.hold_gpu("0") is None and gpus.hold_gpu(None) is not None
+        with gpus.hold_gpu("1"):
+            pass
+        job = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=held.descriptors)
+    assert gpus.hold_gpu("0") is None  # the driver is gone, the job is not
+    job.communicate(b"\n")
+    again = gpus.hold_gpu("0")
+    assert again is not None
+    with again:
+        pass
+
+
+def test_values_of_several_machines_stand_side_by_side():
+    tables = [{"cores": "4", "GPU": "A"}, {"cores": "8"}, {"cores": "4", "GPU": "A"}]
+    assert _merge(tables) == {"cores": "4; 8", "GPU": "A"}
