@@ -100,8 +100,8 @@ def _without_nnunet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "make_manifest", lambda *_: {})
     monkeypatch.setattr(checkpoints, "channel_names", lambda *_: [])
     monkeypatch.setattr(_Training, "images_read", ImagesRead(), raising=False)
-    for name in ("configuration_manager", "dataset_json"):
-        monkeypatch.setattr(_Training, name, {}, raising=False)
+    monkeypatch.setattr(_Training, "dataset_json", {}, raising=False)
+    monkeypatch.setattr(_Training, "configuration_manager", SimpleNamespace(configuration={}), raising=False)
     monkeypatch.setattr(_Training, "plans_manager", SimpleNamespace(plans={}), raising=False)
 
 
@@ -250,7 +250,7 @@ def _asked(folder: Path, *steps: int, **options: Any) -> _Training:
 @pytest.mark.parametrize("step", [5, 8])
 def test_the_command_ends_a_training_after_its_epoch_with_the_final_checkpoint(tmp_path: Path, step: int) -> None:
     trainer = _asked(tmp_path, step)
-    assert trainer.steps_of_epochs == [4, 4] and not (tmp_path / STOP_FILE).exists()
+    assert trainer.steps_of_epochs == [[1, 2, 3, 4], [5, 6, 7, 8]] and not (tmp_path / STOP_FILE).exists()
     assert any(line.startswith("ended after 2 of 3 epochs: nnunet-topomae stop has asked") for line in trainer.lines)
     facts = read_facts(tmp_path)
     assert facts["ended_early"]["epochs"] == 2 and facts["steps"] == 8
@@ -268,7 +268,7 @@ def test_an_ended_training_goes_on_and_newer_checkpoints_are_not_forgotten(tmp_p
     assert _names(tmp_path) == {"checkpoint_latest.pth", "checkpoint_previous.pth"}  # no final one of epoch 1
     third = _continued(tmp_path)
     third.run_training()
-    assert third.steps_of_epochs == [2, 4] and float(third.network.weight) == EPOCHS * STEPS
+    assert third.steps_of_epochs == [[5, 6, 7, 8], [9, 10, 11, 12]] and float(third.network.weight) == EPOCHS * STEPS
 
 
 def test_a_request_waits_for_the_rest_of_an_epoch_and_survives_a_signal(tmp_path: Path) -> None:
@@ -278,14 +278,14 @@ def test_a_request_waits_for_the_rest_of_an_epoch_and_survives_a_signal(tmp_path
     (tmp_path / STOP_FILE).touch()
     second = _continued(tmp_path)
     second.run_training()
-    assert second.steps_of_epochs == [2] and second.current_epoch == 2
+    assert second.steps_of_epochs == [[5, 6, 7, 8]] and second.current_epoch == 2
 
 
 def test_a_new_training_forgets_the_request_to_an_old_one(tmp_path: Path) -> None:
     (tmp_path / STOP_FILE).touch()
     trainer = _Training(tmp_path)
     trainer.run_training()
-    assert trainer.steps_of_epochs == [4, 4, 4] and not (tmp_path / STOP_FILE).exists()
+    assert [len(steps) for steps in trainer.steps_of_epochs] == [4, 4, 4] and not (tmp_path / STOP_FILE).exists()
 
 
 def test_only_the_folder_of_a_training_can_be_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,8 +82,9 @@ def test_a_worker_killed_while_it_hands_over_a_batch(workers: Any) -> None:
     watched = workers(_Numbers(1000))
     next(watched)
     time.sleep(0.2)  # the pipe is full by now
-    os.kill(watched.loader._processes[0].pid, signal.SIGKILL)
-    time.sleep(0.1)
+    worker = watched.loader._processes[0]
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join(10)
     with pytest.raises(RuntimeError, match="killed from outside"):
         next(watched)  # also while batches of earlier are there
 
