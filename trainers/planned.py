@@ -51,7 +51,8 @@ class PlannedTrainer(nnUNetTrainer):
             super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp:
             self.device = own_device(device)
-            self.grad_scaler = self.grad_scaler if self.device.type == "cuda" else None
+            if self.device.type == "cpu":
+                self.grad_scaler = None
         self.config = TopoMAEConfig.from_configuration(self.configuration_manager.configuration)
         section = self.section
         self.num_epochs = section.epochs
