@@ -12,7 +12,14 @@ from nnunet_topomae.trainers.reproducible import ReproducibleTrainer
 from nnunet_topomae.training.batches import WatchedBatches
 from nnunet_topomae.training.checkpoints import ENTRY, write_checkpoint
 from nnunet_topomae.training.loading import load_checkpoint_file
-from nnunet_topomae.training.resume import drop_previous, keep_previous, newest_whole, restore, sweep
+from nnunet_topomae.training.resume import (
+    check_same_training,
+    drop_previous,
+    keep_previous,
+    newest_whole,
+    restore,
+    sweep,
+)
 from nnunet_topomae.training.stopping import StopSignals
 
 
@@ -133,6 +140,9 @@ class ResumableTrainer(ReproducibleTrainer):
             file, checkpoint = (
                 newest_whole(file, self.print_to_log_file) if older else (file, load_checkpoint_file(file))
             )
+        own = {"dataset": self.plans_manager.dataset_name, "plans_name": self.plans_manager.plans_name}
+        own |= {"configuration": self.configuration_name, "fold": self.fold}
+        check_same_training(checkpoint.get(ENTRY, {}).get("manifest", {}), own, file)
         restore(self, checkpoint, file)
         self.continue_from(checkpoint.get(ENTRY, {}))
         self.continued = True

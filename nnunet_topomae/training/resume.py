@@ -133,6 +133,27 @@ def newest_whole(asked: Path, log: Callable[[str], None]) -> tuple[Path, dict[st
     )
 
 
+def check_same_training(described: Mapping[str, Any], own: Mapping[str, Any], file: Path) -> None:
+    """Refuse to continue from a checkpoint of another data set, plan, configuration or fold.
+
+    Args:
+        described: manifest of the checkpoint; empty where another program has written it.
+        own: the same facts of this training.
+        file: the checkpoint, for the error.
+
+    Raises:
+        ValueError: a fact differs; names all that do.
+    """
+    different = [
+        f"{key} {described[key]}, not {value}" for key, value in own.items() if described.get(key, value) != value
+    ]
+    if different:
+        raise ValueError(
+            f"{file} is a checkpoint of another training ({'; '.join(different)}), which may have seen validation "
+            "cases of this one. Move it away, or train without --c."
+        )
+
+
 def restore(trainer: Any, checkpoint: Mapping[str, Any], file: Path) -> None:
     """Put a training back to where it was when it wrote a checkpoint.
 

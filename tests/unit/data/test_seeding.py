@@ -1,19 +1,21 @@
 """nnU-Net's loader and augmentation: what a sample holds follows from its number, whoever draws it."""
 
 import random
+import time
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_topomae.data.seeding import SeededLoader, seed_global_generators
 from nnunet_topomae.data.worker_errors import WorkerErrors
-from nnunet_topomae.data.workers import start_workers
+from nnunet_topomae.data.workers import NumberedLoader, Tickets, start_workers
 from nnunet_topomae.training.batches import WatchedBatches
 
 PATCH, LARGER = (6, 12, 10), (8, 14, 14)
@@ -105,3 +107,33 @@ def test_any_number_of_workers_brings_the_same_batches_in_the_same_order(
         assert all(_same(next(batches), _expected()[number]) for number in range(2, 9))
     finally:
         batches.close()
+
+
+class _Slow:
+    """Needs long for every third batch; counts how far ahead the others are."""
+
+    number, errors = 0, None
+
+    def draw(self, number: int) -> dict[str, Any]:
+        time.sleep(0.1 if number % 3 == 0 else 0.0)
+        return {"is": number, "at": time.monotonic()}
+
+    def __next__(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+def test_workers_wait_for_a_slow_one_and_the_order_is_kept() -> None:
+    tickets = Tickets(first=4, most=3)
+    assert [tickets.take() for _ in range(3)] == [4, 5, 6]
+    assert not tickets._room.acquire(block=False), "a fourth batch before the first one is used"
+    tickets.used()
+    assert tickets.take() == 7
+    augmenter = NonDetMultiThreadedAugmenter(NumberedLoader(_Slow(), Tickets(0, 4), 0), None, 3, 2, wait_time=0.002)
+    batches = WatchedBatches(augmenter, lambda: None)
+    try:
+        found = [next(batches) for _ in range(10)]
+    finally:
+        batches.close()
+    assert [batch["is"] for batch in found] == list(range(10))
+    came = [batch["at"] for batch in found]
+    assert came != sorted(came), "batches came in order by themselves: the test shows nothing"

@@ -100,9 +100,12 @@ def _without_nnunet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "make_manifest", lambda *_: {})
     monkeypatch.setattr(checkpoints, "channel_names", lambda *_: [])
     monkeypatch.setattr(_Training, "images_read", ImagesRead(), raising=False)
+    manager = SimpleNamespace(plans={}, dataset_name="Dataset001_A", plans_name="Plans")
     monkeypatch.setattr(_Training, "dataset_json", {}, raising=False)
     monkeypatch.setattr(_Training, "configuration_manager", SimpleNamespace(configuration={}), raising=False)
-    monkeypatch.setattr(_Training, "plans_manager", SimpleNamespace(plans={}), raising=False)
+    monkeypatch.setattr(_Training, "plans_manager", manager, raising=False)
+    monkeypatch.setattr(_Training, "configuration_name", "3d_fullres", raising=False)
+    monkeypatch.setattr(_Training, "fold", 0, raising=False)
 
 
 def _end(trainer: Any) -> None:

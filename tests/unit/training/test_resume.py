@@ -16,7 +16,15 @@ from torch import nn
 from nnunet_topomae.files import write_whole
 from nnunet_topomae.training.checkpoints import save_atomically
 from nnunet_topomae.training.loading import DamagedCheckpointError
-from nnunet_topomae.training.resume import ORDER, drop_previous, keep_previous, newest_whole, restore, sweep
+from nnunet_topomae.training.resume import (
+    ORDER,
+    check_same_training,
+    drop_previous,
+    keep_previous,
+    newest_whole,
+    restore,
+    sweep,
+)
 
 WRITER = """
 import sys, time
@@ -139,3 +147,21 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(OSError, match=r"cannot write checkpoint .*Read-only file system.*is kept"):
             save_atomically({"a": 1}, latest)
     assert newest_whole(latest, print)[1] == {"current_epoch": 1}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dataset", "Dataset002_B"),
+        ("plans_name", "Other"),
+        ("configuration", "3d_lowres"),
+        ("fold", 1),
+        ("fold", "all"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_not_continued(tmp_path: Path, key: str, value: Any) -> None:
+    own = {"dataset": "Dataset001_A", "plans_name": "Plans", "configuration": "3d_fullres", "fold": 0}
+    for described in (own, {}):
+        check_same_training(described, own, tmp_path / "checkpoint_latest.pth")
+    with pytest.raises(ValueError, match=rf"latest.pth is a checkpoint of another training \({key} {value}, not "):
+        check_same_training({**own, key: value}, own, tmp_path / "checkpoint_latest.pth")

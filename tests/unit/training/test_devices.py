@@ -1,0 +1,73 @@
+"""Several processes that train one network: two gloo processes on this machine's processor."""
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as nnunet_module
+import pytest
+import torch
+from torch import distributed, nn
+
+from nnunet_topomae.architectures.layers import use_channels_last
+from nnunet_topomae.training import devices
+from nnunet_topomae.training.devices import agree_on, first_sample, parallel_on_own_device
+
+DATA = torch.randn(2, 3, 6, 7, 8, generator=torch.Generator().manual_seed(1))
+
+
+def _network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.GELU(), nn.Conv3d(4, 2, 3))
+
+
+def _train(rank: int, meeting: str, results: Any) -> None:
+    """As a trainer's `initialize` and its first step do it."""
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    network = _network(seed=rank)
+    with parallel_on_own_device():
+        parallel = nnunet_module.DDP(network, device_ids=[rank])
+    use_channels_last(network)
+    parallel(DATA[rank : rank + 1]).square().mean().backward()
+    # Lists, because tensors would be shared through files of a process that ends.
+    results.put((rank, first_sample(2), agree_on(7 + rank), [p.grad.flatten().tolist() for p in network.parameters()]))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def test_gradients_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    results = fork.Queue()
+    processes = [fork.Process(target=_train, args=(rank, str(tmp_path / "meeting"), results)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    found = sorted(results.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join(60)
+    alone = _network(seed=0)  # the first process's weights
+    alone(DATA).square().mean().backward()
+    for rank, place, agreed, gradients in found:
+        assert (place, agreed) == (rank, 7)
+        for gradient, parameter in zip(gradients, alone.parameters(), strict=True):
+            torch.testing.assert_close(torch.tensor(gradient), parameter.grad.flatten(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("batch_size", "processes"), [(2, 2), (5, 3), (7, 3), (8, 3), (9, 4)])
+def test_places_are_those_of_nnunets_shares(batch_size: int, processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class _Trainer:
+        is_ddp, oversample_foreground_percent = True, 0.33
+
+        class configuration_manager:
+            pass
+
+    monkeypatch.setattr(devices, "is_distributed", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: processes)
+    _Trainer.configuration_manager.batch_size = batch_size  # type: ignore[attr-defined]
+    end = 0
+    for rank in range(processes):
+        monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
+        trainer: Any = _Trainer()
+        nnunet_module.nnUNetTrainer._set_batch_size_and_oversample(trainer)
+        assert first_sample(batch_size) == end
+        end += trainer.batch_size
+    assert end == batch_size
