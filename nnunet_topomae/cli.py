@@ -35,6 +35,7 @@ COMMANDS = {
     "export-encoder": Command(
         "nnunet_topomae.commands.export_encoder", "a pre-trained encoder as safetensors, with a model card"
     ),
+    "report": Command("nnunet_topomae.commands.report", "the page of one training, also while it runs"),
     "stop": Command("nnunet_topomae.commands.stop", "end a training after its epoch, with its final checkpoint"),
     "doctor": Command("nnunet_topomae.commands.doctor", "check the installation, or describe a checkpoint"),
     "benchmark": Command(
