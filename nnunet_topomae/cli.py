@@ -38,6 +38,7 @@ COMMANDS = {
     "export-encoder": Command(
         "nnunet_topomae.commands.export_encoder", "a pre-trained encoder as safetensors, with a model card"
     ),
+    "report": Command("nnunet_topomae.commands.report", "the page of one training, also while it runs"),
     "stop": Command("nnunet_topomae.commands.stop", "end a training after its epoch, with its final checkpoint"),
     "push": Command("nnunet_topomae.commands.push", "send an exported encoder to the Hugging Face Hub"),
     "pull": Command("nnunet_topomae.commands.pull", "fetch an exported encoder from the Hugging Face Hub"),

@@ -27,6 +27,7 @@ class PretrainingPanel:
 
     Attributes:
         title: of its recipe.
+        moment: when the networks were asked to rebuild crops.
         losses: curves of every term; None without a record of epochs.
         reconstruction: means of the metrics of its validation by network's title.
         previews: masked crops and their reconstructions; empty unless images may be shown.
@@ -34,6 +35,7 @@ class PretrainingPanel:
     """
 
     title: str
+    moment: str
     losses: Picture | None
     reconstruction: Mapping[str, Mapping[str, Any]]
     previews: Sequence[Picture]
@@ -73,7 +75,7 @@ def make_training_panels(spec: BenchmarkSpec, entries: Sequence[Entry], images: 
         if pretraining is not None:
             fold = JobFolder.of(pretraining, spec).fold
             # Diagrams of a large crop take seconds: one recipe shows what the loss compares.
-            panels.append(_pretraining_panel(title, fold, images, diagrams=not panels))
+            panels.append(pretraining_panel(title, fold, images, diagrams=not panels))
     return TrainingPanels(_training_picture({title: found for title, found in records.items() if found}), panels)
 
 
@@ -87,17 +89,36 @@ def _training_picture(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pic
     )
 
 
-def _pretraining_panel(title: str, fold: Path, images: bool, diagrams: bool) -> PretrainingPanel:
-    files = sorted((fold / "validation" / "previews").glob("*.npz"))
-    summary = fold / "validation" / "summary.json"
+def pretraining_panel(title: str, fold: Path, images: bool, diagrams: bool) -> PretrainingPanel:
+    """What a pre-training has to show; also while it runs.
+
+    Args:
+        title: what to call it.
+        fold: its folder.
+        images: show crops of cases.
+        diagrams: show the persistence diagrams of the first preview, which take seconds.
+    """
+    moment, newest = _newest_reconstructions(fold)
+    files = sorted((newest / "previews").glob("*.npz"))
+    summary = newest / "summary.json"
     means = read_json(summary).get("reconstruction", {}).get("mean", {}) if summary.is_file() else {}
     return PretrainingPanel(
         title,
+        moment,
         _loss_picture(fold),
         {name: means[key] for key, name in NETWORKS.items() if means.get(key)},
         [_preview_picture(Preview.load(file)) for file in files[:PREVIEW_CASES]] if images else [],
         _persistence_picture(Preview.load(files[0])) if files and diagrams else None,
     )
+
+
+def _newest_reconstructions(fold: Path) -> tuple[str, Path]:
+    """When crops were rebuilt last, and the folder with what came out."""
+    final = fold / "validation"
+    epochs = [int(path.name.removeprefix("epoch_")) for path in fold.glob("monitoring/epoch_*") if path.is_dir()]
+    if (final / "summary.json").is_file() or not epochs:
+        return "After pre-training", final
+    return f"After {max(epochs)} epochs", fold / "monitoring" / f"epoch_{max(epochs)}"
 
 
 def _loss_picture(fold: Path) -> Picture | None:

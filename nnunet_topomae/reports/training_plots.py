@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
 from nnunet_topomae.reports.plots import looks, new_figure, style_axis
+from nnunet_topomae.training.plots import measured_series
 
 COLOURS = {"vit": "#a80000", "partner": "#009d8a", "input": "#31367b"}
 NAMES = {"vit": "ViT", "partner": "partner", "input": "input"}
@@ -74,6 +75,31 @@ def training_curves(models: Mapping[str, Records]) -> Figure:
     for axis in (loss, dice):
         axis.set_xlabel("epoch", fontsize=8)
         axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def measured_curves(records: Records) -> Figure | None:
+    """What pre-training measures every few epochs: shares of the gradient, and the probe; None without any.
+
+    Args:
+        records: one per epoch, as in ``metrics.jsonl``.
+    """
+    panels = measured_series(records)
+    if not panels:
+        return None
+    figure = new_figure(10.0, 2.9)
+    for axis, (title, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, (colour, marker, line) in looks(series).items():
+            epochs, values = zip(*series[name], strict=True)
+            drawn = [epoch + 1 for epoch in epochs]
+            label = TERM_TITLES.get(name, NAMES.get(name, name))
+            axis.plot(drawn, values, line, color=colour, marker=marker, markersize=4, lw=1.4, label=label)
+        axis.set_title(title.replace("vit", NAMES["vit"]), fontsize=9, loc="left")
+        axis.set_xlabel("epoch", fontsize=8)
+        axis.set_ylim(0, 1)
+        style_axis(axis)
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axis.legend(fontsize=7.5, frameon=False)
     return figure
 
 

@@ -48,7 +48,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
     Keys, each absent where it is not known: ``parameters`` of the network, ``macs`` (multiply-accumulate operations of
     a forward pass of one crop), ``steps`` and ``crops_per_step`` of the whole training, ``peak_gpu_bytes`` (the largest
-    allocation of torch).
+    allocation of torch), ``ended_early`` with the ``epochs`` that were done and the ``reason``.
     """
     file = folder / FACTS_FILE
     return dict(read_json(file)) if file.is_file() else {}
