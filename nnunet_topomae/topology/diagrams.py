@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +11,6 @@ from numpy import ndarray
 from torch import Tensor
 
 from nnunet_topomae.topology.backends import resolve_backend, voxel_pairs
-
-LevelSets = Literal["super", "sub"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +135,7 @@ def check_dimensions(dimensions: Sequence[int]) -> tuple[int, ...]:
     return wanted
 
 
-def check_level_sets(level_sets: str) -> LevelSets:
+def check_level_sets(level_sets: str) -> str:
     """Check a choice of level sets.
 
     Args:
@@ -149,9 +147,9 @@ def check_level_sets(level_sets: str) -> LevelSets:
     Raises:
         ValueError: anything else.
     """
-    if level_sets == "super" or level_sets == "sub":
-        return level_sets
-    raise ValueError(f"unknown level sets {level_sets!r}; allowed: super, sub")
+    if level_sets not in ("super", "sub"):
+        raise ValueError(f"unknown level sets {level_sets!r}; allowed: super, sub")
+    return level_sets
 
 
 def _as_real_array(volume: Any) -> ndarray:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from nnunet_topomae.topology.diagrams import LevelSets, PersistenceDiagrams, persistence_diagrams
+from nnunet_topomae.topology.diagrams import PersistenceDiagrams, persistence_diagrams
 from nnunet_topomae.topology.distance import matching_gradient
 from nnunet_topomae.topology.matching import wasserstein_matching
 from nnunet_topomae.types import Scalar
@@ -73,7 +73,7 @@ class HostCopy:
 
 
 def diagrams_of(
-    copy: HostCopy, index: tuple[int, ...], dimensions: tuple[int, ...], backend: str, level_sets: LevelSets
+    copy: HostCopy, index: tuple[int, ...], dimensions: tuple[int, ...], backend: str, level_sets: str
 ) -> PersistenceDiagrams:
     """Persistence diagrams of one channel of one sample.
 

@@ -67,7 +67,8 @@ def _bound(nodes: Float[ndarray, "nodes 8"], node: int, m: float, s: float) -> f
     step_m = min(0.5 * gain_m, reach_m - near_m if slope_m > 0.0 else reach_m + near_m)
     step_s = min(0.5 * gain_s, reach_s - near_s if slope_s > 0.0 else reach_s + near_s)
     bound: float = distance * distance - nodes[node, HEIGHT] - slope_m * near_m - slope_s * near_s
-    return bound - step_m * (gain_m - step_m) - step_s * (gain_s - step_s)
+    bound -= step_m * (gain_m - step_m) + step_s * (gain_s - step_s)
+    return bound
 
 
 @kernel
