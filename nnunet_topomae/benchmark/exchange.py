@@ -126,7 +126,7 @@ def _check(file: Path, by_name: Mapping[str, Job]) -> Job:
     if job is None:
         raise ValueError(f"{file} is of job {content['job']}, which this benchmark has not: use the same file for both")
     if job.fingerprint != content["fingerprint"]:
-        here = {one.kind: dict(one.parameters) for one in _chain(job)}
+        here: dict[str, Any] = {str(one.kind): dict(one.parameters) for one in _chain(job)}
         raise ValueError(f"{file} was made otherwise: {_difference(content['parameters'], here)}")
     return job
 
