@@ -11,12 +11,10 @@ from typing import Any
 
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.benchmark.store import SCORES, JobFolder
+from nnunet_topomae.benchmark.store import IMPORTED, SCORES, JobFolder
 from nnunet_topomae.files import hash_json, read_json, write_json
 from nnunet_topomae.training.record import read_facts
 
-# In the folder of a score that was made elsewhere: the file that it came with.
-IMPORTED = "imported.json"
 FORMAT = 1
 _KEYS = ("format", "job", "fingerprint", "scores", "parameters", "done", "facts", "sha256")
 _KEPT = ("seconds", "cpu_seconds", "attempts", "peak_process_bytes", "finished", "commands", "provenance")
@@ -128,7 +126,7 @@ def _check(file: Path, by_name: Mapping[str, Job]) -> Job:
     if job is None:
         raise ValueError(f"{file} is of job {content['job']}, which this benchmark has not: use the same file for both")
     if job.fingerprint != content["fingerprint"]:
-        here = {one.kind: dict(one.parameters) for one in _chain(job)}
+        here: dict[str, Any] = {str(one.kind): dict(one.parameters) for one in _chain(job)}
         raise ValueError(f"{file} was made otherwise: {_difference(content['parameters'], here)}")
     return job
 

@@ -87,7 +87,7 @@ class Job:
     @property
     def place(self) -> str:
         """Name of the folder of all its fingerprints; recipes share those of pre-trainings."""
-        return self.name.replace(f"__{self.recipe}__", "__") if self.kind == "pretrain" else self.name
+        return self.name.replace(f"__{self.recipe}__", "__", 1) if self.kind == "pretrain" else self.name
 
     @property
     def dataset_id(self) -> str:

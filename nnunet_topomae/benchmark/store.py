@@ -22,6 +22,8 @@ from nnunet_topomae.files import hash_file, read_json, write_json
 State = Literal["done", "running", "failed", "stopped", "waiting"]
 # What a score job makes.
 SCORES = "scores.json"
+# In the folder of a score that was made on another machine: the file that it came with.
+IMPORTED = "imported.json"
 # In the environment of all processes of a job, so that those which outlive it are found.
 TOKEN = "NNUNET_TOPOMAE_JOB"
 
@@ -172,9 +174,7 @@ class JobFolder:
 
 
 def jobs_to_do(jobs: Sequence[Job], spec: BenchmarkSpec) -> list[Job]:
-    """The jobs that are not done and that lead to something that is not done, in their order.
-
-    What only leads to results that are there, for example imported ones, need not be done.
+    """The jobs that are not done, in their order, without those that only lead to results of other machines.
 
     Args:
         jobs: each after those that it needs; those that no other one needs are wanted.
@@ -184,9 +184,13 @@ def jobs_to_do(jobs: Sequence[Job], spec: BenchmarkSpec) -> list[Job]:
     wanted: set[str] = set()
     needed: set[str] = set()
     for job in reversed(jobs):
-        if (job.name in needed or job.name not in used) and not JobFolder.of(job, spec).done():
-            wanted.add(job.name)
+        folder = JobFolder.of(job, spec)
+        done = folder.done() is not None
+        elsewhere = done and (folder.path / IMPORTED).is_file()
+        if not elsewhere and (job.name in needed or job.name not in used):
             needed |= {need.name for need in job.needs}
+            if not done:
+                wanted.add(job.name)
     return [job for job in jobs if job.name in wanted]
 
 
