@@ -16,8 +16,13 @@ from nnunet_topomae.reports.plots import data_uri
 from nnunet_topomae.reports.training_plots import loss_curves, persistence_figure, training_curves
 from nnunet_topomae.training.previews import Preview, preview_figure
 from nnunet_topomae.training.record import read_epochs
+from nnunet_topomae.training.spatial_errors import SpatialErrors
 
 PREVIEW_CASES = 2
+_EXPLAINED = {
+    False: "Blue: hidden from both networks. Reconstructions have the input elsewhere.",
+    True: "The networks see the corrupted crop; blue: hidden from them too.",
+}
 NETWORKS = {"vit": "ViT", "partner": "partner"}
 
 
@@ -29,6 +34,7 @@ class PretrainingPanel:
         title: of its recipe.
         losses: curves of every term; None without a record of epochs.
         reconstruction: means of the metrics of its validation by network's title.
+        spatial: how well it knows where crops were taken, a sentence per task.
         previews: masked crops and their reconstructions; empty unless images may be shown.
         persistence: diagrams of the first preview; None without one.
     """
@@ -36,6 +42,7 @@ class PretrainingPanel:
     title: str
     losses: Picture | None
     reconstruction: Mapping[str, Mapping[str, Any]]
+    spatial: Sequence[str]
     previews: Sequence[Picture]
     persistence: Picture | None
 
@@ -90,11 +97,13 @@ def _training_picture(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pic
 def _pretraining_panel(title: str, fold: Path, images: bool, diagrams: bool) -> PretrainingPanel:
     files = sorted((fold / "validation" / "previews").glob("*.npz"))
     summary = fold / "validation" / "summary.json"
-    means = read_json(summary).get("reconstruction", {}).get("mean", {}) if summary.is_file() else {}
+    results = read_json(summary) if summary.is_file() else {}
+    means = results.get("reconstruction", {}).get("mean", {})
     return PretrainingPanel(
         title,
         _loss_picture(fold),
         {name: means[key] for key, name in NETWORKS.items() if means.get(key)},
+        [SpatialErrors.read(task, found).line() for task, found in results.get("spatial", {}).items()],
         [_preview_picture(Preview.load(file)) for file in files[:PREVIEW_CASES]] if images else [],
         _persistence_picture(Preview.load(files[0])) if files and diagrams else None,
     )
@@ -115,7 +124,7 @@ def _preview_picture(preview: Preview) -> Picture:
     return Picture(
         data_uri(preview_figure(preview), "png"),
         f"Input, masked input and reconstructions of {preview.case} in three planes",
-        f"{preview.case}. Blue: hidden from both networks. Reconstructions have the input elsewhere. "
+        f"{preview.case}. {_EXPLAINED[preview.boundaries is not None]} "
         "The crop is in the orientation of the preprocessed image: its planes are named after the array's axes.",
     )
 
@@ -128,8 +137,8 @@ def _persistence_picture(preview: Preview) -> Picture:
 
     volumes = {"input": preview.input}
     for network in NETWORKS:
-        if (reconstruction := getattr(preview, network)) is not None:
-            volumes[network] = np.where(preview.hidden, reconstruction, preview.input)
+        if getattr(preview, network) is not None:
+            volumes[network] = preview.shown(network)
     diagrams = {}
     for name, volume in volumes.items():
         found = persistence_diagrams(torch.from_numpy(volume))
