@@ -101,7 +101,7 @@ def test_half_precision(four_stages, architecture, crop, mask, dtype) -> None:  
     network = build_copretraining_network(four_stages, 1, architecture)
     with torch.autocast("cpu", dtype=dtype):
         output = network(crop(four_stages, 1, 1), mask(four_stages, 1))
-    for tensor in [*output.vit, *output.partner]:
+    for tensor in [*output.vit[:2], *output.partner[:2]]:
         assert tensor.dtype == torch.float32
         assert tensor.isfinite().all()
 
