@@ -102,7 +102,7 @@ def train(name: str, volumes: list[np.ndarray], args: argparse.Namespace) -> dic
     network.eval()
     of_held_out = _loader(held_out, plan, args)
     found = measure_spatial_errors(network, of_held_out, plan, of_held_out.indices, CPU, args.crops)
-    return {"cpu_s": spent, **{errors.task: {**errors.of, "crops": errors.crops} for errors in found}}
+    return {"cpu_s": spent, **{errors.task: errors.facts() for errors in found}}
 
 
 def _loader(volumes: list[np.ndarray], plan: Plan, args: argparse.Namespace) -> CropLocationLoader:

@@ -270,10 +270,11 @@ class TopoMAEConfig(Checked):
         """What `VectorPOSEPretrainer` trains: the partner alone, on vectors and boundaries, without topology.
 
         A branch weights each term of the reconstruction with 1 - 2 lambda2 and each spatial term with lambda2, so 1/3
-        makes all weights equal.
+        makes all weights equal. Vectors alone are predicted from clean crops; nothing then trains the decoder.
         """
         own = self.vectorpose
         lambda2 = {"both": 1.0 / 3.0, "vectors": 0.5, "boundary": 0.0}[own.tasks]
+        clean: dict[str, Any] = {"shuffle": 0.0, "bezier": 0.0, "paint": 0.0} if own.tasks == "vectors" else {}
         pretraining = replace(
             self.pretraining,
             spatial="none" if own.tasks == "boundary" else "vectors",
@@ -285,6 +286,7 @@ class TopoMAEConfig(Checked):
             partner_learning_rate=None,
             flip_frame="volume",
             **{item.name: getattr(own, item.name) for item in fields(own) if item.name != "tasks"},
+            **clean,
         )
         architecture = replace(self.architecture, vit="none")
         return replace(

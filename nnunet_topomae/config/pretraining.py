@@ -182,8 +182,8 @@ class VectorPOSEConfig(Checked):
     NAME: ClassVar[str] = "topomae.vectorpose"
 
     tasks: Literal["both", "vectors", "boundary"] = "both"
-    """Vector prediction, boundary-focused reconstruction, or both with equal weights of all five terms (Zhang et
-    al. 2022)."""
+    """Vector prediction, from clean crops and without training the decoder; boundary-focused reconstruction; or both,
+    with equal weights of all five terms (Zhang et al. 2022)."""
     scale: Annotated[tuple[float, float], FACTORS] = (0.5, 1.5)
     """See `pretraining.scale` (VectorPOSE's code: 0.5 to 1.5)."""
     rotate: bool = True

@@ -16,8 +16,13 @@ from nnunet_topomae.reports.plots import data_uri
 from nnunet_topomae.reports.training_plots import loss_curves, persistence_figure, training_curves
 from nnunet_topomae.training.previews import Preview, preview_figure
 from nnunet_topomae.training.record import read_epochs
+from nnunet_topomae.training.spatial_errors import SpatialErrors
 
 PREVIEW_CASES = 2
+_EXPLAINED = {
+    False: "Blue: hidden from both networks. Reconstructions have the input elsewhere.",
+    True: "The networks see the corrupted crop; blue: hidden from them too.",
+}
 NETWORKS = {"vit": "ViT", "partner": "partner"}
 
 
@@ -30,6 +35,7 @@ class PretrainingPanel:
         moment: when the networks were asked to rebuild crops.
         losses: curves of every term; None without a record of epochs.
         reconstruction: means of the metrics of its validation by network's title.
+        spatial: how well it knows where crops were taken, a sentence per task.
         previews: masked crops and their reconstructions; empty unless images may be shown.
         persistence: diagrams of the first preview; None without one.
     """
@@ -38,6 +44,7 @@ class PretrainingPanel:
     moment: str
     losses: Picture | None
     reconstruction: Mapping[str, Mapping[str, Any]]
+    spatial: Sequence[str]
     previews: Sequence[Picture]
     persistence: Picture | None
 
@@ -101,12 +108,14 @@ def pretraining_panel(title: str, fold: Path, images: bool, diagrams: bool) -> P
     moment, newest = _newest_reconstructions(fold)
     files = sorted((newest / "previews").glob("*.npz"))
     summary = newest / "summary.json"
-    means = read_json(summary).get("reconstruction", {}).get("mean", {}) if summary.is_file() else {}
+    results = read_json(summary) if summary.is_file() else {}
+    means = results.get("reconstruction", {}).get("mean", {})
     return PretrainingPanel(
         title,
         moment,
         _loss_picture(fold),
         {name: means[key] for key, name in NETWORKS.items() if means.get(key)},
+        [SpatialErrors.read(task, found).line() for task, found in results.get("spatial", {}).items()],
         [_preview_picture(Preview.load(file)) for file in files[:PREVIEW_CASES]] if images else [],
         _persistence_picture(Preview.load(files[0])) if files and diagrams else None,
     )
@@ -136,7 +145,7 @@ def _preview_picture(preview: Preview) -> Picture:
     return Picture(
         data_uri(preview_figure(preview), "png"),
         f"Input, masked input and reconstructions of {preview.case} in three planes",
-        f"{preview.case}. Blue: hidden from both networks. Reconstructions have the input elsewhere. "
+        f"{preview.case}. {_EXPLAINED[preview.boundaries is not None]} "
         "The crop is in the orientation of the preprocessed image: its planes are named after the array's axes.",
     )
 
@@ -149,8 +158,8 @@ def _persistence_picture(preview: Preview) -> Picture:
 
     volumes = {"input": preview.input}
     for network in NETWORKS:
-        if (reconstruction := getattr(preview, network)) is not None:
-            volumes[network] = np.where(preview.hidden, reconstruction, preview.input)
+        if getattr(preview, network) is not None:
+            volumes[network] = preview.shown(network)
     diagrams = {}
     for name, volume in volumes.items():
         found = persistence_diagrams(torch.from_numpy(volume))

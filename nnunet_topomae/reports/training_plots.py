@@ -23,6 +23,13 @@ TERM_TITLES = {
     "spa_vit": "key points, ViT",
     "spa_partner": "key points, partner",
     "spa_consis": "key-point consistency",
+    "vec_vit": "vectors, ViT",
+    "vec_partner": "vectors, partner",
+    "vec_consis": "vector consistency",
+    "clean_vit": "clean crop, ViT",
+    "clean_partner": "clean crop, partner",
+    "edge_vit": "boundaries, ViT",
+    "edge_partner": "boundaries, partner",
     "rec_consis": "reconstruction consistency",
 }
 

@@ -41,6 +41,15 @@ class SpatialErrors(NamedTuple):
     of: Errors
     crops: int
 
+    def facts(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**self.of, "crops": self.crops}
+
+    @classmethod
+    def read(cls, task: str, facts: Mapping[str, Any]) -> "SpatialErrors":
+        """The errors of which a file has the facts."""
+        return cls(task, {name: value for name, value in facts.items() if name != "crops"}, facts["crops"])
+
     def line(self) -> str:
         """A line for the log; says so where a network has learnt nothing."""
         title, mean = self.task.replace("_", " "), self.of[MEAN]

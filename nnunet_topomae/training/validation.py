@@ -121,7 +121,7 @@ class ReconstructionValidation:
         summary: dict[str, Any] = {"reconstruction": {"mean": mean, "cases": results}}
         for errors in measure_spatial_errors(self.predict, self.loader, self.plan, cases, self.device):
             report(errors.line())
-            summary.setdefault("spatial", {})[errors.task] = {**errors.of, "crops": errors.crops}
+            summary.setdefault("spatial", {})[errors.task] = errors.facts()
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "summary.json", summary, indent=2)
         return summary

@@ -106,6 +106,17 @@ def test_warmup_of_the_topological_term_is_linear() -> None:
             "unknown plan key topomae.pretraining.warmup_epochs; allowed: .*steps",
         ),
         ({"pretraining": {"seed": -1}}, "topomae.pretraining.seed = -1 is out of range"),
+        ({"pretraining": {"spatial": "vector"}}, "topomae.pretraining.spatial = 'vector' is not one of 'keypoints'"),
+        ({"pretraining": {"target": True}}, "topomae.pretraining.target = True is not one of 'masked', 'boundary'"),
+        ({"pretraining": {"scale": [1.5, 0.5]}}, "topomae.pretraining.scale .* the lower first"),
+        ({"pretraining": {"scale": [0.0, 1.0]}}, "topomae.pretraining.scale .* two factors from 0.25 to 4"),
+        ({"pretraining": {"scale": [1.0]}}, "topomae.pretraining.scale .* two factors"),
+        ({"pretraining": {"paint": 1.5}}, "topomae.pretraining.paint = 1.5 is out of range: 0 to 1"),
+        ({"pretraining": {"slice_axis": "Z"}}, "topomae.pretraining.slice_axis = 'Z' is not one of 'auto', 'D'"),
+        ({"pretraining": {"flip_frame": "crop", "rotate": True}}, "flip_frame = 'crop' is for key points of flipped"),
+        ({"pretraining": {"flip_frame": "crop", "spatial": "both"}}, "Set it to 'volume' to use vectors"),
+        ({"vectorpose": {"tasks": "none"}}, "topomae.vectorpose.tasks = 'none' is not one of 'both', 'vectors'"),
+        ({"vectorpose": {"warmup_steps": -1}}, "topomae.vectorpose.warmup_steps = -1 is out of range"),
         ({"pretraining": [1]}, r"topomae.pretraining must be a table of keys, got \[1\]"),
         ({"topology": {"dimensions": []}}, "topomae.topology.dimensions .* distinct dimensions"),
         ({"topology": {"region_size": 1}}, "topomae.topology.region_size = 1 is out of range"),
@@ -117,6 +128,27 @@ def test_warmup_of_the_topological_term_is_linear() -> None:
 def test_wrong_values_are_named(sections: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(**sections)
+
+
+@pytest.mark.parametrize(("earlier", "now"), [(True, "keypoints"), (False, "none"), ("vectors", "vectors")])
+def test_the_spatial_task_of_earlier_plans_was_a_switch(earlier: bool | str, now: str) -> None:
+    assert read(pretraining={"spatial": earlier, "warmup_epochs": 2}).pretraining.spatial == now
+
+
+def test_vectorpose_takes_the_budget_of_pre_training_and_settings_of_its_own() -> None:
+    config = read(
+        architecture={"vit": "base"},
+        pretraining={"epochs": 7, "seed": 3, "learning_rate": 0.5, "lambda1": 0.0, "partner_learning_rate": 0.1},
+        vectorpose={"scale": [0.75, 1.25], "tasks": "both"},
+    ).for_vectorpose()
+    pretraining = config.pretraining
+    assert (pretraining.epochs, pretraining.seed, pretraining.lambda1) == (7, 3, 1.0)
+    assert (pretraining.learning_rate, pretraining.partner_learning_rate) == (1e-4, None)
+    assert (pretraining.scale, pretraining.rotate, pretraining.flip_axes) == ((0.75, 1.25), True, (0, 1, 2))
+    assert (config.architecture.vit, config.topology.enabled) == ("none", False)
+    assert config.for_vectorpose() == config
+    alone = read(vectorpose={"tasks": "vectors"}).for_vectorpose().pretraining
+    assert (alone.shuffle, alone.bezier, alone.paint) == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
+from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.nnunet.plan import read_plan
 
 
@@ -41,6 +42,25 @@ def test_what_ct_is_clipped_and_scaled_by_is_a_fact_and_survives_json() -> None:
         assert json.loads(json.dumps(facts)) == facts
     assert read_plan(configuration, 2).facts["intensities"] is None
     assert read_plan(configuration, 2, {}).facts["intensities"] == [None, dict.fromkeys(statistics)]
+
+
+def test_vectors_are_measured_along_the_slices_of_the_plan() -> None:
+    frame = read_plan(_configuration()).vector_frame()
+    assert (frame.slice_axis, frame.polar_axis, frame.spacing) == (0, 2, (3.0, 1.5, 1.0))
+    isotropic = _configuration(spacing=[1.0, 1.0, 1.0])
+    assert read_plan(isotropic, plans={"transpose_forward": [2, 0, 1]}).vector_frame()[1:] == (1, 2, True)
+    section = {"pretraining": {"slice_axis": "W", "polar_axis": "slice", "angle_weights": "equal"}}
+    plan = read_plan(_configuration(topomae=section))
+    assert plan.vector_frame()[1:] == (2, 2, False) and "says so" in plan.slice_axis()[1]
+    section["pretraining"]["polar_axis"] = "in_plane"
+    assert read_plan(_configuration(topomae=section)).vector_frame().polar_axis == 1
+
+
+def test_facts_are_those_of_the_plan_whatever_a_training_makes_of_it() -> None:
+    configuration = _configuration()
+    changed = TopoMAEConfig().for_vectorpose()
+    plan = read_plan(configuration, 1, config=changed)
+    assert plan.config == changed and plan.facts == read_plan(configuration, 1).facts
 
 
 def test_section_is_read() -> None:

@@ -15,7 +15,8 @@ from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topolog
 from nnunet_topomae.masking import crop_mask, random_token_mask
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import TopologicalLoss
-from nnunet_topomae.training.steps import CoPretrainingStep, detach_terms, optimise
+from nnunet_topomae.training.networks import pretraining_network
+from nnunet_topomae.training.steps import CoPretrainingStep, detach_terms, draw_mask, optimise
 
 CPU = torch.device("cpu")
 TINY = ArchitectureConfig(vit="tiny", dims=(8, 8, 16, 16), depth=1)
@@ -60,6 +61,32 @@ def test_topological_terms_are_those_of_the_composed_reconstructions(region: str
         volume = torch.where(hidden, volume, data) if composition == "paste" else volume
         expected = direct(volume, data, region_origin=origins if region == "crop" else None)
         assert terms[f"topo_{name}"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("target", ["boundary", "both"])
+def test_corrupted_crops_are_rebuilt_everywhere(target: str) -> None:
+    topology = TopologyConfig(region="full", composition="paste", normalisation="paper")
+    _, _, batch = _step(topology)
+    section = PretrainingConfig(target=target, spatial="vectors")
+    plan = Plan(TopoMAEConfig(TINY, section, topology), SHAPE, (1.0, 1.0, 1.0), {})
+    torch.manual_seed(0)
+    network = pretraining_network(plan, 2).eval()  # the head has dropout
+    step = CoPretrainingStep(
+        network, CoPretrainingLoss(section, topology), build_topological_loss(topology), plan, torch.device("cpu")
+    )
+    batch |= {"inputs": batch["data"] + 1.0, "boundaries": batch["data"].sigmoid(), "vectors": torch.rand(2, 9, 4)}
+    terms = step(batch, _masks(), 1.0)
+    names = {"mse"} if target == "both" else set()
+    names |= {"clean", "edge", "vec", "topo"}
+    expected = {f"{name}_{branch}" for name in names for branch in ("vit", "partner")}
+    assert set(terms) == expected | {"rec_consis", "vec_consis", "total"}
+    mask = draw_mask(plan, 2, _masks(), CPU)
+    assert mask.hidden.any() == (target == "both")
+    output = network(batch["inputs"], mask)
+    rebuilt = output.partner.reconstruction
+    assert terms["clean_partner"].item() == pytest.approx((rebuilt - batch["data"]).abs().mean().item(), rel=1e-5)
+    direct = TopologicalLoss("full", 6, normalisation="paper")(batch["data"], rebuilt)
+    assert terms["topo_partner"].item() == pytest.approx(direct.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("composition", ["paste", "full"])
