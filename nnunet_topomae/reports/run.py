@@ -99,8 +99,8 @@ def _state(fold: Path, records: Records) -> str:
 def _epochs_wanted(fold: Path) -> int | None:
     """From nnU-Net's own description of the run, which it writes at the start."""
     file = fold / "debug.json"
-    wanted = read_json(file).get("num_epochs") if file.is_file() else None
-    return int(wanted) if str(wanted).isdecimal() else None
+    wanted = str(read_json(file).get("num_epochs")) if file.is_file() else ""
+    return int(wanted) if wanted.isdecimal() else None
 
 
 def _facts(fold: Path, records: Records) -> dict[str, str]:
