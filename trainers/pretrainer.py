@@ -110,8 +110,7 @@ class TopoMAEPretrainer(MonitoredTrainer):
         """One step of both networks; returns every term."""
         self.follow_schedule()
         with autocast(self.device):
-            scale = self.plan.config.topology.training_factor(self.current_epoch)
-            terms = self.step(batch, batch["mask_seeds"], scale)
+            terms = self.step(batch, batch["mask_seeds"], self.config.topology.training_factor(self.current_epoch))
         self.optimise(terms, batch["keys"])
         return detach_terms(terms)
 
@@ -143,10 +142,9 @@ class TopoMAEPretrainer(MonitoredTrainer):
         if done % self.save_every == 0 and done < self.num_epochs:
             self.save_checkpoint(str(folder / "checkpoint_latest.pth"))
         if self.plan.config.pretraining.previews_after(done):
-            cases = sorted(self.chosen.labelled)[:PREVIEW_CASES]
-            rebuild_crops(self, cases, folder / "monitoring" / f"epoch_{done}", self.print_to_log_file)
+            rebuild_crops(self, sorted(self.chosen.labelled)[:PREVIEW_CASES], folder / "monitoring" / f"epoch_{done}")
         self.current_epoch += 1
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Rebuild fixed crops of the training cases: metrics in ``summary.json``, pictures in ``previews``."""
-        rebuild_crops(self, sorted(self.do_split()[0]), Path(self.output_folder) / "validation", self.print_to_log_file)
+        rebuild_crops(self, sorted(self.do_split()[0]), Path(self.output_folder) / "validation")

@@ -1,7 +1,7 @@
 """What a training tells while it runs: lines per epoch, a bar in a terminal, and pictures every few epochs."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +58,13 @@ def epoch_bar(steps: int, epoch: int, first_process: bool) -> Any:
     return tqdm(total=steps, desc=f"epoch {epoch + 1}", unit="step", leave=False)
 
 
-def rebuild_crops(trainer: Any, cases: Sequence[str], folder: Path, report: Callable[[str], None]) -> None:
+def rebuild_crops(trainer: Any, cases: Sequence[str], folder: Path) -> None:
     """Rebuild fixed crops of training cases; metrics and pictures go to a folder. The first process does it alone.
 
     Args:
-        trainer: of a pre-training.
+        trainer: of a pre-training; its log gets a line per case.
         cases: their names, in a fixed order.
         folder: for ``summary.json`` and ``previews``.
-        report: receives a line per case.
     """
     if trainer.local_rank != 0:
         return
@@ -73,7 +72,7 @@ def rebuild_crops(trainer: Any, cases: Sequence[str], folder: Path, report: Call
     loader = trainer.build_loader(list(cases))
     with torch.no_grad():
         ReconstructionValidation(unwrap(trainer.network), loader, trainer.plan, trainer.device).run(
-            cases, folder, report
+            cases, folder, trainer.print_to_log_file
         )
     show_previews(
         trainer.logger.loggers, folder / "previews", max(0, min(trainer.current_epoch, trainer.num_epochs - 1))
