@@ -16,7 +16,7 @@ from nnunet_topomae.reports.plots import data_uri
 from nnunet_topomae.reports.training_plots import loss_curves, persistence_figure, training_curves
 from nnunet_topomae.training.previews import Preview, preview_figure
 from nnunet_topomae.training.record import read_epochs
-from nnunet_topomae.training.spatial_errors import SpatialErrors
+from nnunet_topomae.training.spatial_results import SpatialErrors
 
 PREVIEW_CASES = 2
 _EXPLAINED = {

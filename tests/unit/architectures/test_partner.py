@@ -125,7 +125,7 @@ def test_every_trained_parameter_learns(  # type: ignore[no-untyped-def]
     for _ in range(2):  # residual blocks start as identities, so their first layers learn from the second step on
         optimizer.zero_grad()
         output = network(crop(plan_shape, 2, 1), mask(plan_shape, 2))
-        sum(tensor.square().mean() for branch in output for tensor in branch).backward()
+        sum(tensor.square().mean() for branch in output for tensor in branch if tensor is not None).backward()
         optimizer.step()
     silent = {name for name, p in network.named_parameters() if p.requires_grad and not p.grad.any()}
     assert all(name.endswith("conv.bias") for name in silent)  # the norm after it takes a bias out again

@@ -56,7 +56,7 @@ def test_a_pre_training_that_runs(tmp_path: Path, capsys: pytest.CaptureFixture[
     (newest / "summary.json").write_text(json.dumps({"reconstruction": {"mean": {"vit": metrics}, "cases": {}}}))
     assert main(["report", str(fold), "-o", str(tmp_path / "page.html")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")
-    page = _Page((tmp_path / "page.html").read_text())
+    page = _Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     text = " ".join(" ".join(page.words).split())
     assert "TopoMAEPretrainer on Dataset007_<b>Tiny, fold 0" in text
     assert "2 of 10 epochs with 25 steps each done, about 12.0 min left at the pace of the last one." in text
@@ -78,7 +78,7 @@ def test_a_supervised_training_that_has_ended(tmp_path: Path) -> None:
     assert run.state == "Ended after 2 epochs: somebody has asked." and run.panel is None and run.measured is None
     assert run.scores == {"organ": 0.875, "whole": 0.625, "label 3": None, "mean": 0.75}
     assert main(["report", str(fold)]) == 0
-    assert "0.8750" in (fold / "report.html").read_text()
+    assert "0.8750" in (fold / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from matplotlib import pyplot
 from matplotlib.image import imread
 
 from nnunet_topomae.geometry import CropLocation
-from nnunet_topomae.training.previews import COLUMNS, PLANES, Preview, preview_figure
+from nnunet_topomae.training.previews import PLANES, Preview, preview_figure
 
 SHAPE, SPACING = (6, 10, 14), (3.0, 1.5, 0.75)
 
@@ -37,7 +37,7 @@ def test_round_trip(preview, tmp_path):
     assert sorted(p.name for p in (tmp_path / "previews").iterdir()) == ["case_007.npz", "case_007.png"]
     loaded = Preview.load(tmp_path / "previews" / "case_007.npz")
     assert (loaded.case, loaded.spacing, loaded.crop) == (preview.case, preview.spacing, preview.crop)
-    for name in (*COLUMNS, "hidden", "key_points_true", "key_points_vit", "key_points_partner"):
+    for name in (*preview.columns, "hidden", "key_points_true", "key_points_vit", "key_points_partner"):
         stored, original = getattr(loaded, name), getattr(preview, name)
         assert stored.dtype == original.dtype and np.array_equal(stored, original), name
     assert imread(tmp_path / "previews" / "case_007.png").std() > 0.05
@@ -49,7 +49,7 @@ def test_a_network_that_was_not_trained_has_no_column(preview, tmp_path, absent,
     alone.save(tmp_path)
     loaded = Preview.load(tmp_path / "case_007.npz")
     assert getattr(loaded, absent) is None and getattr(loaded, f"key_points_{absent}") is None
-    assert loaded.columns == tuple(name for name in COLUMNS if name != absent)
+    assert loaded.columns == tuple(name for name in preview.columns if name != absent)
     panels = preview_figure(loaded).axes
     assert len(panels) == 9
     assert [panel.get_title() for panel in panels[:3]] == ["Input", "Masked", titles]
@@ -78,7 +78,7 @@ def test_a_failed_write_leaves_the_old_file(preview, tmp_path, monkeypatch):
 def test_figure_shows_every_panel_in_the_aspect_of_the_voxels(preview):
     figure = preview_figure(preview)
     panels = figure.axes
-    assert len(panels) == len(PLANES) * len(COLUMNS)
+    assert len(panels) == len(PLANES) * len(preview.columns)
     expected = {0: (10, 14, 1.5 / 0.75), 1: (6, 14, 3.0 / 0.75), 2: (6, 10, 3.0 / 1.5)}
     for plane, (height, width, aspect) in expected.items():
         for panel in panels[4 * plane : 4 * plane + 4]:

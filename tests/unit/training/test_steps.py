@@ -85,7 +85,7 @@ def test_corrupted_crops_are_rebuilt_everywhere(target: str) -> None:
     output = network(batch["inputs"], mask)
     rebuilt = output.partner.reconstruction
     assert terms["clean_partner"].item() == pytest.approx((rebuilt - batch["data"]).abs().mean().item(), rel=1e-5)
-    direct = TopologicalLoss("full", 6, normalisation="paper")(batch["data"], rebuilt)
+    direct = TopologicalLoss("full", 6, normalisation="paper")(rebuilt, batch["data"])
     assert terms["topo_partner"].item() == pytest.approx(direct.item(), rel=1e-5)
 
 

@@ -112,7 +112,7 @@ def test_unetr_takes_the_vit_and_nothing_else() -> None:
 
 
 def test_parts_of_every_choice() -> None:
-    pretraining = {"vit_decoder.", "vit_key_points.", "key_points.", "masking.", "fusion."}
+    pretraining = {"vit_decoder.", "vit_key_points.", "key_points.", "vit_vectors.", "vectors.", "masking.", "fusion."}
     pretrained, network = _networks()
     both, vit, partner = (transferred_parts(network, choice) for choice in ("both", "vit", "partner"))
     assert (both.taken, vit.taken, partner.taken) == (("vit", "partner"), ("vit",), ("partner",))
