@@ -38,6 +38,7 @@ NNSSL_ENTRY = "nnssl_adaptation_plan"
 START_FILE = "start.json"
 _TAKEN = tuple(CoPretrainingNetwork.transferred_parts)
 _HEAD = "decoder.seg_layers."
+_HEADS = (*CoPretrainingNetwork.pretraining_parts, *CoPretrainingNetwork.optional_parts)
 
 Started = tuple[Transfer, dict[str, Any], ImagesRead]
 
@@ -93,9 +94,9 @@ def start_training(trainer: Any) -> None:
 def start_from(file: Path, beginner: Beginner, log: Callable[[str], None]) -> Started:
     """Load the weights that a pre-training starts from.
 
-    A checkpoint of ours with the same plan gives all its weights; one with another plan gives its encoders and its
-    partner's decoder, resampled. A checkpoint of nnssl gives the encoder of the plan's own network, and the decoder
-    where it is the same.
+    A checkpoint of ours with the same plan gives all its weights, except heads of tasks that this training does not
+    have; one with another plan gives its encoders and its partner's decoder, resampled. A checkpoint of nnssl gives the
+    encoder of the plan's own network, and the decoder where it is the same.
 
     Args:
         file: the checkpoint; nothing in it is run.
@@ -155,12 +156,10 @@ def _from_ours(file: Path, beginner: Beginner, log: Callable[[str], None]) -> St
         log(f"adapted to this plan; {'; '.join(different)}")
         old = described_size(described["plan"], own, file)
         new = NetworkSize(beginner.plan.shape, beginner.channels)
-        fresh = _prefixes(network, (*CoPretrainingNetwork.pretraining_parts, *CoPretrainingNetwork.optional_parts))
-        fresh = fresh if old.channels == new.channels else (*fresh, _HEAD)
-        result = transfer_resampled(weights, network, old, new, Parts(fresh, (), _TAKEN))
+        fresh = tuple(f"{part}." for part in _HEADS)
+        result = transfer_resampled(weights, network, old, new, Parts((*fresh, _HEAD), (), _TAKEN))
     else:
-        former = tuple(f"{part}." for part in CoPretrainingNetwork.former_parts)
-        result = transfer(weights, network, Parts((), former, _TAKEN))
+        result = transfer(weights, network, _other_tasks(weights, network))
     keys = ("dataset", "plans_name", "configuration", "fold", "plan_hash")
     source = {"file": str(file), **{key: manifest.get(key) for key in keys}}
     return result, source, _named(images, manifest["dataset"], beginner.dataset)
@@ -221,5 +220,13 @@ def _in_our_names(weights: Mapping[str, Tensor], described: Mapping[str, Any]) -
     return named
 
 
-def _prefixes(network: nn.Module, parts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"{part}." for part in parts if getattr(network, part, None) is not None)
+def _other_tasks(weights: Mapping[str, Tensor], network: nn.Module) -> Parts:
+    """What may differ where the plan is the same: heads of tasks that only one training has, and the ViT."""
+    encoders = [part for parts in CoPretrainingNetwork.transferred_parts.values() for part in parts]
+    absent = [part for part in (*encoders, *_HEADS) if getattr(network, part, None) is None]
+    fresh = [f"{part}." for part in _HEADS if not any(name.startswith(f"{part}.") for name in weights)]
+    own = network.state_dict()
+    if any(name in weights and weights[name].shape != own[name].shape for name in own if name.startswith(_HEAD)):
+        fresh.append(_HEAD)  # it rebuilds other things
+    left_out = tuple(f"{part}." for part in (*absent, *CoPretrainingNetwork.former_parts))
+    return Parts(tuple(fresh), left_out, _TAKEN)

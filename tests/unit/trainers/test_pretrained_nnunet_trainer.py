@@ -17,6 +17,7 @@ from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
 from nnunet_topomae.trainers.pretrained_nnunet_trainer import PretrainedNNUNetTrainer
 from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
+from nnunet_topomae.trainers.vectorpose_pretrainer import VectorPOSEPretrainer
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.exports import load_encoder
 
@@ -330,6 +331,20 @@ def test_a_pre_training_starts_from_another_and_has_read_its_images(capsys: pyte
     given.given_weights = file
     given.on_train_start()
     assert all(torch.equal(value, weights[name]) for name, value in given.network.state_dict().items())
+
+
+def test_a_pre_training_with_other_tasks_takes_what_both_have() -> None:
+    file = _pretrain(vit="tiny")
+    trainer = _trainer(VectorPOSEPretrainer, _plans(vit="tiny"))
+    trainer.given_weights = file
+    trainer.on_train_start()
+    weights, own = torch.load(file, weights_only=True)["network_weights"], trainer.network.state_dict()
+    kept = [name for name in own if name.startswith(("encoder.", "decoder.")) and ".seg_layers." not in name]
+    assert kept and all(torch.equal(own[name], weights[name]) for name in kept)
+    report = json.loads((Path(trainer.output_folder) / "start.json").read_text())
+    fresh = [name for name, became in report["weights"].items() if became == "fresh"]
+    assert fresh and all(name.startswith(("vectors.", "decoder.seg_layers.")) for name in fresh)
+    assert all(name.startswith(("vit_", "key_points.", "decoder.seg_layers.")) for name in report["unexpected"])
 
 
 def test_a_start_that_has_seen_a_validation_case_is_refused() -> None:
