@@ -125,7 +125,6 @@ class Workspace:
     ("dataset", "channels", "patch", "plans"),
     [
         ("Dataset904_HippocampusMini", 1, None, "nnUNetResEncUNetMPlans"),
-        ("Dataset904_HippocampusMini", 1, None, "TopoMAEPlans"),
         ("Dataset132_SunnybrookCavity", 1, [12, 256, 256], "TopoMAEPlans"),
         ("Dataset123_STSPETCT", 2, None, "nnUNetPlans"),
     ],
