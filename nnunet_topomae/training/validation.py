@@ -18,7 +18,7 @@ from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.masking import CropMask
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.previews import Preview
-from nnunet_topomae.training.spatial_errors import measure_spatial_errors
+from nnunet_topomae.training.spatial_errors import CROPS_PER_CASE, measure_spatial_errors
 from nnunet_topomae.training.steps import draw_mask
 
 PREVIEW_CASES = 4
@@ -119,7 +119,10 @@ class ReconstructionValidation:
         mean = _mean(list(results.values()))
         report(f"Mean reconstruction: {mean}")
         summary: dict[str, Any] = {"reconstruction": {"mean": mean, "cases": results}}
-        for errors in measure_spatial_errors(self.predict, self.loader, self.plan, cases, self.device):
+        section = self.plan.config.pretraining
+        # Measuring takes at most a tenth of the training's steps, where a crop of each case is no more than that.
+        crops = max(1, min(CROPS_PER_CASE, section.epochs * section.iterations_per_epoch // (10 * len(cases))))
+        for errors in measure_spatial_errors(self.predict, self.loader, self.plan, cases, self.device, crops):
             report(errors.line())
             summary.setdefault("spatial", {})[errors.task] = errors.facts()
         folder.mkdir(parents=True, exist_ok=True)
