@@ -1,5 +1,6 @@
 """Where the pre-trained weights of a fold come from, and which file nnU-Net's ``-pretrained_weights`` names."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -164,6 +165,20 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         ValueError: not a checkpoint of TopoMAEPretrainer, damaged, without a manifest, or one that would run code.
     """
     checkpoint = load_checkpoint_file(file)
+    check_pretraining(checkpoint, file)
+    return checkpoint
+
+
+def check_pretraining(checkpoint: Mapping[str, Any], file: Path) -> None:
+    """Refuse what is no checkpoint of a pre-training.
+
+    Args:
+        checkpoint: content of the file.
+        file: for the error.
+
+    Raises:
+        ValueError: not a checkpoint of TopoMAEPretrainer, or damaged, or without a manifest.
+    """
     described = checkpoint.get(ENTRY)
     if not isinstance(described, dict) or described.get("role") != "pretraining":
         raise ValueError(
@@ -175,4 +190,3 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     absent += [key for key in ("network_weights",) if not isinstance(checkpoint.get(key), dict)]
     if absent:
         raise ValueError(f"{file} is damaged: it has no usable {', '.join(absent)}. Pre-train again.")
-    return checkpoint

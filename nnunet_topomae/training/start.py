@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
 from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.data.patients import Patients
-from nnunet_topomae.files import hash_file, read_json, write_json
+from nnunet_topomae.files import hash_file, read_json
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.checkpoints import ENTRY
 from nnunet_topomae.training.checks import (
@@ -23,7 +23,7 @@ from nnunet_topomae.training.checks import (
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.loading import load_checkpoint_file
 from nnunet_topomae.training.resample import NetworkSize
-from nnunet_topomae.training.sources import read_checkpoint
+from nnunet_topomae.training.sources import check_pretraining
 from nnunet_topomae.training.transfer import (
     Parts,
     Transfer,
@@ -87,8 +87,7 @@ def start_training(trainer: Any) -> None:
     )
     result, source, images = start_from(file, beginner, trainer.print_to_log_file)
     if writes:
-        result.write(folder / START_FILE, source)
-        write_json(folder / START_FILE, {**read_json(folder / START_FILE), "images": asdict(images)})
+        result.write(folder / START_FILE, source, images=asdict(images))
 
 
 def start_from(file: Path, beginner: Beginner, log: Callable[[str], None]) -> Started:
@@ -115,7 +114,7 @@ def start_from(file: Path, beginner: Beginner, log: Callable[[str], None]) -> St
         raise FileNotFoundError(f"this pre-training is to start from {file}, which does not exist")
     checkpoint = load_checkpoint_file(file)
     if ENTRY in checkpoint:
-        result, source, images = _from_ours(file, beginner, log)
+        result, source, images = _from_ours(file, checkpoint, beginner, log)
     elif NNSSL_ENTRY in checkpoint:
         result, source, images = _from_nnssl(file, checkpoint, beginner)
         log(
@@ -144,8 +143,8 @@ def with_start(images: ImagesRead, folder: Path) -> ImagesRead:
     return ImagesRead(**{part: {**hashes, **getattr(images, part)} for part, hashes in asdict(earlier).items()})
 
 
-def _from_ours(file: Path, beginner: Beginner, log: Callable[[str], None]) -> Started:
-    checkpoint = read_checkpoint(file)
+def _from_ours(file: Path, checkpoint: Mapping[str, Any], beginner: Beginner, log: Callable[[str], None]) -> Started:
+    check_pretraining(checkpoint, file)
     described, own = checkpoint[ENTRY], beginner.plan.facts
     manifest, images = described["manifest"], images_of(described, file)
     patients = Patients(beginner.plan.config.pretraining.patients)

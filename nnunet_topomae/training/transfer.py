@@ -1,6 +1,5 @@
 """From pre-trained weights to the network that is fine-tuned, with every weight counted."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
 from nnunet_topomae.architectures.roles import coarse_to_fine_prefixes, part_prefixes, resampling_of
+from nnunet_topomae.files import write_json
 from nnunet_topomae.training.resample import NetworkSize, adapt, source_name
 
 _PRETRAINING_ONLY = (
@@ -90,12 +90,13 @@ class Transfer(NamedTuple):
             f"({_components(self.unexpected)})"
         )
 
-    def write(self, file: Path, source: Mapping[str, Any]) -> None:
+    def write(self, file: Path, source: Mapping[str, Any], **more: Any) -> None:
         """Write what became of every weight as JSON: counts, and by name.
 
         Args:
             file: JSON file in the fold's folder.
             source: what to say about the checkpoint.
+            **more: further entries.
         """
         became = dict.fromkeys(self.matched, "copied") | {n: f"resampled {s}" for n, s in self.adapted.items()}
         became |= dict.fromkeys(self.missing, "fresh")
@@ -105,8 +106,8 @@ class Transfer(NamedTuple):
             "missing": len(self.missing),
             "unexpected": len(self.unexpected),
         }
-        content = {"source": source, "counts": counts, "weights": became, "unexpected": self.unexpected}
-        file.write_text(json.dumps(content, indent=1))
+        content = {"source": source, "counts": counts, "weights": became, "unexpected": self.unexpected, **more}
+        write_json(file, content)
 
 
 def _components(names: Iterable[str]) -> str:
