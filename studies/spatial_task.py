@@ -16,15 +16,14 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+from image_study import image_parser, read_volumes
 from machine import describe
-from topology_training import ARCHITECTURE, read_images
-from topology_volumes import phantom
+from topology_training import ARCHITECTURE
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
@@ -132,30 +131,15 @@ def table(results: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the study on one set of images, or print the table of earlier ones."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=Path, metavar="JSON", help="only print the table of these results")
-    parser.add_argument("--name", default="images")
-    parser.add_argument("--images", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="CT window in HU")
-    parser.add_argument("--patch", nargs=3, type=int, default=[24, 24, 24], metavar=("D", "H", "W"))
-    parser.add_argument("--strides", type=json.loads, default=[[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]])
+    parser = image_parser(__doc__)
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--crops", type=int, default=200, help="held-out crops to measure on")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="three phantoms and four steps, to see that it works")
-    parser.add_argument("--out", type=Path, help="JSON; results of other images in it stay")
     args = parser.parse_args(argv)
     if args.table:
         sys.stdout.write(table(json.loads(args.table.read_text())) + "\n")
         return
-    if not args.out or not (args.images or args.quick):
-        parser.error("--images and --out are needed")
+    volumes = read_volumes(args, parser, quick_crops=2 * BATCH_SIZE)
     torch.set_num_threads(1)
-    if args.quick:
-        args.name, args.patch, args.steps, args.crops = "phantoms", [16, 24, 16], 4, 2 * BATCH_SIZE
-        volumes = [phantom((20, 36, 28), seed) for seed in range(3)]
-    else:
-        volumes = read_images(args.images, args.window)
     results = json.loads(args.out.read_text()) if args.out.is_file() else {}
     results[args.name] = {
         "images": len(volumes),

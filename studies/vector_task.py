@@ -16,15 +16,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from image_study import image_parser, read_volumes
 from machine import describe
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from topology_training import ARCHITECTURE, read_images
-from topology_volumes import phantom
+from topology_training import ARCHITECTURE
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
@@ -129,33 +128,18 @@ def _words(errors: dict[str, float]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the study on one set of images, or print the table of earlier ones."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=Path, metavar="JSON", help="only print the table of these results")
-    parser.add_argument("--name", default="images")
-    parser.add_argument("--images", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="CT window in HU")
-    parser.add_argument("--patch", nargs=3, type=int, default=[24, 24, 24], metavar=("D", "H", "W"))
+    parser = image_parser(__doc__)
     parser.add_argument("--spacing", nargs=3, type=float, default=[1.0, 1.0, 1.0], metavar=("D", "H", "W"), help="mm")
-    parser.add_argument("--strides", type=json.loads, default=[[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--crops", type=int, default=25, help="crops of each image left out, 200 in all at most")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="three phantoms and four steps, to see that it works")
-    parser.add_argument("--out", type=Path, help="JSON; other results in it stay")
     args = parser.parse_args(argv)
     if args.table:
         sys.stdout.write(table(json.loads(args.table.read_text())) + "\n")
         return
-    if not args.out or not (args.images or args.quick):
-        parser.error("--images and --out are needed")
+    volumes = read_volumes(args, parser, quick_crops=2)
     torch.set_num_threads(1)
-    if args.quick:
-        args.name, args.patch, args.steps, args.crops = "phantoms", [16, 24, 16], 4, 2
-        volumes = [phantom((20, 36, 28), seed) for seed in range(3)]
-    else:
-        volumes = read_images(args.images, args.window)
     results = json.loads(args.out.read_text()) if args.out.is_file() else {}
     before = results.get(args.name, {}).get("variants", {})
     for variant in args.variants:
