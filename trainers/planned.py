@@ -16,7 +16,7 @@ from nnunet_topomae.nnunet.names import SPLITS_FILE
 from nnunet_topomae.nnunet.plan_checks import check_plans, check_splits
 from nnunet_topomae.training.checks import check_no_copies
 from nnunet_topomae.training.devices import (
-    agree_on,
+    decided_by_first,
     own_device,
     parallel_on_own_device,
     record_gpu_memory,
@@ -78,7 +78,7 @@ class PlannedTrainer(nnUNetTrainer):
         """Build network, optimiser and loss with seeded weights, and record the sizes."""
         names = self.plans_manager.dataset_name, self.plans_manager.plans_name, self.configuration_name
         check_preprocessed(Path(self.preprocessed_dataset_folder), *names)
-        self.seed = agree_on(self.seed)
+        self.seed = decided_by_first(self.seed)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             with parallel_on_own_device():

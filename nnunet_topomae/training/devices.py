@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as nnunet_module
 import torch
@@ -11,6 +11,8 @@ from torch import distributed, nn
 
 from nnunet_topomae.architectures.layers import use_channels_last
 from nnunet_topomae.training.record import add_facts, average_terms
+
+Value = TypeVar("Value")
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -82,15 +84,6 @@ def first_sample(batch_size: int) -> int:
     return rank * share + min(rank, rest)
 
 
-def agree_on(value: int) -> int:
-    """The first process's value, in all processes of a distributed training."""
-    if not is_distributed():
-        return value
-    shared = [value]
-    distributed.broadcast_object_list(shared)
-    return int(shared[0])
-
-
 def average_terms_of_all_gpus(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean of the averages of all processes of a distributed training; each calls this with its own steps."""
     gathered: list[dict[str, float]] = [{}] * distributed.get_world_size()
@@ -98,7 +91,7 @@ def average_terms_of_all_gpus(steps: Sequence[Mapping[str, float]]) -> dict[str,
     return average_terms(gathered)
 
 
-def decided_by_first(value: Any) -> Any:
+def decided_by_first(value: Value) -> Value:
     """What the first process of a distributed training says; all processes call this, also where there is only one.
 
     Args:
@@ -107,7 +100,7 @@ def decided_by_first(value: Any) -> Any:
     if not is_distributed():
         return value
     shared = [value]
-    distributed.broadcast_object_list(shared, src=0)
+    distributed.broadcast_object_list(shared)
     return shared[0]
 
 

@@ -11,7 +11,7 @@ from torch import distributed, nn
 
 from nnunet_topomae.architectures.layers import use_channels_last
 from nnunet_topomae.training import devices
-from nnunet_topomae.training.devices import agree_on, first_sample, parallel_on_own_device
+from nnunet_topomae.training.devices import decided_by_first, first_sample, parallel_on_own_device
 
 DATA = torch.randn(2, 3, 6, 7, 8, generator=torch.Generator().manual_seed(1))
 
@@ -30,7 +30,9 @@ def _train(rank: int, meeting: str, results: Any) -> None:
     use_channels_last(network)
     parallel(DATA[rank : rank + 1]).square().mean().backward()
     # Lists, because tensors would be shared through files of a process that ends.
-    results.put((rank, first_sample(2), agree_on(7 + rank), [p.grad.flatten().tolist() for p in network.parameters()]))
+    results.put(
+        (rank, first_sample(2), decided_by_first(7 + rank), [p.grad.flatten().tolist() for p in network.parameters()])
+    )
     distributed.barrier()
     distributed.destroy_process_group()
 
