@@ -23,7 +23,11 @@ class MonitoredTrainer(TopoMAETrainer):
     """
 
     step: CoPretrainingStep
-    chosen: PretrainingCases
+
+    @cached_property
+    def chosen(self) -> PretrainingCases:
+        """What this fold reads."""
+        raise NotImplementedError
 
     def build_loader(self, cases: list[str]) -> CropLocationLoader:
         """Reads images of training cases."""
