@@ -25,6 +25,7 @@ PRETRAIN, TRAIN, PREDICT, SCORE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_from_nothing_to_the_report(finished):
     done = finished.done()
@@ -103,6 +104,7 @@ axe.run(document, {resultTypes: ["violations"]}).then(found => {
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "background"), [(1, "rgb(246, 247, 249)"), (0, "rgb(20, 24, 30)")])
 def test_the_page_is_accessible_in_light_and_dark_mode(finished, tmp_path, find_browser, scheme, background):
     browser = find_browser()
@@ -320,6 +322,7 @@ def test_changed_outputs_are_not_built_upon(small):
     assert "is not what its job made" in out
 
 
+@pytest.mark.slow
 def test_exit_codes_of_a_single_job(small):
     assert small.call("job", TRAIN, code=76) == ""  # too early
     small.call("job", "Dataset005__TopoMAEPlans__plan")

@@ -57,6 +57,7 @@ def test_every_study_is_run_here(repository: Path) -> None:
     assert commands <= {name for names in run for name in names}
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_published_network(study: Study) -> None:
     """42.96 M parameters and 47.98 G MACs in the paper; 42.953 M and 47.886 G measured on the public code."""
     strides = [[1, 1, 1], [1, 2, 2], *[[2, 2, 2]] * 4]
@@ -91,6 +92,7 @@ def test_training_step(study: Study, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "| without |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_memory(study: Study, tmp_path: Path) -> None:
     study("memory").main(["--quick", "--out", str(tmp_path / "out.json")])
     rows = read(tmp_path / "out.json")["rows"]
@@ -98,6 +100,7 @@ def test_memory(study: Study, tmp_path: Path) -> None:
     assert all(0.9 < row["estimate / float32"] < 1.1 for row in rows)
 
 
+@pytest.mark.slow
 def test_metrics(study: Study, tmp_path: Path) -> None:
     study("metrics").main(["--quick", "--json", str(tmp_path / "out.json")])
     assert read(tmp_path / "out.json")["cpu_seconds"]["with the paper protocol"] > 0

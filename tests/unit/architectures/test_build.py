@@ -74,6 +74,7 @@ def test_pretraining_has_no_dropout(four_stages, architecture, crop, mask) -> No
         assert torch.equal(a.reconstruction, b.reconstruction)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("patch", "strides", "channels"),
     [

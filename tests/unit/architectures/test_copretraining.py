@@ -52,6 +52,7 @@ def test_hidden_voxels_change_nothing(shape, architecture, crop, mask, training)
             assert torch.equal(before.key_points, after.key_points)
 
 
+@pytest.mark.slow
 def test_visible_voxels_change_all_outputs(shape, architecture, crop, mask) -> None:  # type: ignore[no-untyped-def]
     network = build_copretraining_network(shape, 1, architecture)
     data, hidden = crop(shape, 1, 1), mask(shape, 1)
@@ -106,7 +107,10 @@ def test_half_precision(four_stages, architecture, crop, mask, dtype) -> None:  
         assert tensor.isfinite().all()
 
 
-@pytest.mark.parametrize(("branch", "prefixes"), [("vit", ("vit_",)), ("partner", ("encoder.", "decoder.", "key_"))])
+@pytest.mark.parametrize(
+    ("branch", "prefixes"),
+    [("vit", ("vit_",)), pytest.param("partner", ("encoder.", "decoder.", "key_"), marks=pytest.mark.slow)],
+)
 def test_a_branch_left_out_neither_computes_nor_changes(
     four_stages, architecture, crop, mask, branch, prefixes
 ) -> None:  # type: ignore[no-untyped-def]

@@ -27,6 +27,7 @@ def test_kept_tensors_of_a_small_network_by_hand(four_stages: NetworkShape) -> N
     assert largest == 4 * 2 * 3 * 120
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", ["pre-training", "fine-tuning"])
 def test_estimate_without_data_is_what_real_tensors_keep(
     training: str, shape: NetworkShape, architecture: ArchitectureConfig
@@ -45,6 +46,7 @@ def test_estimate_without_data_is_what_real_tensors_keep(
     assert 3 * (estimate.per_sample - loss) == pytest.approx(kept + 2 * largest, rel=0.05)
 
 
+@pytest.mark.slow
 def test_channels_classes_and_precision_move_the_estimate_the_right_way(
     four_stages: NetworkShape, architecture: ArchitectureConfig
 ) -> None:

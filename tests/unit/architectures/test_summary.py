@@ -70,6 +70,7 @@ def test_published_macs_of_unetrpp(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.slow
 def test_hidden_tokens_cost_nothing(four_stages: NetworkShape, architecture: ArchitectureConfig) -> None:
     network = build_copretraining_network(four_stages, 1, architecture)
     grid = four_stages.token_grid
@@ -92,6 +93,7 @@ def test_counting_leaves_the_network_alone(four_stages: NetworkShape, architectu
         assert torch.equal(value, before[name])
 
 
+@pytest.mark.slow
 def test_summary_line(four_stages: NetworkShape, architecture: ArchitectureConfig) -> None:
     network = build_copretraining_network(four_stages, 1, architecture)
     cost = measure_cost(network, 1, four_stages.patch_size)

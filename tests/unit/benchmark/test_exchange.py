@@ -38,6 +38,7 @@ def exported(finished_demo: Path, tmp_path: Path) -> Path:
     return tmp_path / "scores"
 
 
+@pytest.mark.slow
 def test_scores_of_another_machine_make_the_same_report(finished_demo, elsewhere, exported, tmp_path):
     spec, jobs = elsewhere
     assert len(jobs_to_do(jobs, spec)) == len(jobs)

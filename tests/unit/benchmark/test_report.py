@@ -73,6 +73,7 @@ def test_pictures_are_all_there_and_described(page):
     assert len({image["src"] for image in images}) == 12 - 2
 
 
+@pytest.mark.slow
 def test_without_images_no_case_is_shown(finished_demo, tmp_path):
     spec = read_spec(finished_demo)
     write_benchmark_report(spec, make_jobs(spec), tmp_path)

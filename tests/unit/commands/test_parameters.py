@@ -26,6 +26,7 @@ def test_table_of_a_patch(capsys: pytest.CaptureFixture[str]) -> None:
     assert float(rows["fusion"][1]) == pytest.approx(66.5, rel=0.01)
 
 
+@pytest.mark.slow
 def test_strides_of_nnunet_and_all_presets(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nnunet_topomae.architectures.summary.network_macs", lambda *_: 0)
     assert parameters("--patch", "16", "64", "64", "--spacing", "6", "1.5", "1.5", "--vit", "all") == 0

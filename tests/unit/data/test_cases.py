@@ -88,6 +88,7 @@ for _ in range(400):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_list_at_once(tmp_path: Path) -> None:
     file = tmp_path / "cases_read.json"
     writers = [

@@ -29,11 +29,13 @@ def test_without_flips_the_targets_are_the_places_alone() -> None:
     assert (found.crops, found.cases) == (4000, 1)
 
 
+@pytest.mark.slow
 def test_flips_of_the_volume_add_no_variance() -> None:
     found = key_point_statistics([SHAPE], Places(PATCH, ALL, "volume"))
     assert found.targets == pytest.approx(location_variance(SHAPE, PATCH), rel=0.05)
 
 
+@pytest.mark.slow
 def test_flips_of_the_crop_add_the_distance_of_its_corners() -> None:
     found = key_point_statistics([SHAPE], Places(PATCH, ALL, "crop"))
     # A corner is at either end of the crop, half its length P / N away from the middle; the centre never moves.
@@ -50,6 +52,7 @@ def test_a_patch_as_large_as_the_images_is_warned_of(frame: Any) -> None:
     assert len(key_point_statistics([SHAPE], Places(PATCH, ALL, frame), crops=400).lines()) == 1
 
 
+@pytest.mark.slow
 def test_one_percent_is_a_crop_that_moves_by_a_tenth() -> None:
     assert key_point_statistics([(1000, 1000, 1000)], Places((900, 900, 900))).share == pytest.approx(0.01, rel=0.1)
 
@@ -85,6 +88,7 @@ class _Cases(nnUNetDatasetNumpy):
         return _Unread(SHAPE), None, None, {}
 
 
+@pytest.mark.slow
 def test_a_loaders_cases_are_opened_not_read_and_at_most_a_hundred(tmp_path: Path) -> None:
     cases = _Cases(130)
     loader = CropLocationLoader(cases, 2, PATCH, LabelManager({"background": 0, "organ": 1}, None), (0,), 5, "crop")

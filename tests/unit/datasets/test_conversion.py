@@ -225,6 +225,7 @@ def test_msd_splits_channels(msd: Path, raw: Path) -> None:
     verify_dataset_integrity(str(folder), num_processes=1)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same(msd: Path, raw: Path) -> None:
     list(convert(find_msd(msd), Target(raw / "Dataset005_One"), 1))
     assert len(list(convert(find_msd(msd), Target(raw / "Dataset006_Two"), 2))) == 7

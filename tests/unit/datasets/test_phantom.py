@@ -108,6 +108,7 @@ def test_dataset_is_written_once_and_only_for_its_parameters(tmp_path):
         write_phantom_dataset(tmp_path, 42, 5, 1, seed=2)
 
 
+@pytest.mark.slow
 def test_a_larger_dataset_begins_with_the_same_cases(tmp_path):
     small = write_phantom_dataset(tmp_path / "a", 42, 5, 1, seed=1)
     large = write_phantom_dataset(tmp_path / "b", 42, 6, 0, seed=1)

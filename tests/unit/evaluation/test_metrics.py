@@ -146,7 +146,7 @@ def folders(tmp_path):
     return tmp_path / "truth", tmp_path / "prediction", labels
 
 
-def test_dice_equals_nnunet(folders):
+def test_dice_equals_nnunet(folders, light_nnunet):
     truth, prediction, labels = folders
     summary = truth.parent / "summary.json"
     compute_metrics_on_folder(str(truth), str(prediction), str(summary), SimpleITKIO(), ".nii.gz", [1, 2], None, 1)

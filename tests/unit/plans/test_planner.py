@@ -98,6 +98,7 @@ def test_both_trainings_fit_and_the_patch_suits_the_image(
     assert TopoMAEConfig.from_configuration(plan) == config
 
 
+@pytest.mark.slow
 def test_more_memory_is_used(make: Make) -> None:
     plans = []
     for gb in (3.0, 6.0):
@@ -108,6 +109,7 @@ def test_more_memory_is_used(make: Make) -> None:
     assert np.prod(large["patch_size"]) * large["batch_size"] > np.prod(small["patch_size"]) * small["batch_size"]
 
 
+@pytest.mark.slow
 def test_small_data_sets_get_small_batches(make: Make) -> None:
     planner = make(TopoMAEPlanner, gb=24.0)
     assert _plan(planner, "hippocampus", cases=5)["batch_size"] == 2
@@ -150,6 +152,7 @@ def test_padding_ends(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, in
     assert max(refused[-1]) > 30 * max(shape)
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_an_error_that_says_how_much(make: Make) -> None:
     planner = make(TopoMAEPlanner)
     planner.config = SHALLOW
@@ -165,6 +168,7 @@ def test_too_little_memory_is_an_error_that_says_how_much(make: Make) -> None:
         _plan(planner, "tiny")
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_one_training_is_not_estimated_for_the_other(make: Make) -> None:
     """The answer for a patch that fits is that of the training that needs more."""
     planner = make(TopoMAEPlanner, gb=8.0)

@@ -172,6 +172,7 @@ def test_organs_of_the_left_and_the_right_are_not_mirrored(order: list[int], axe
         )
 
 
+@pytest.mark.slow
 def test_an_explanation_has_the_presets_reasons_and_the_warm_up_that_is_used() -> None:
     preset = load_preset("synapse")
     plans = apply_preset(_plans(preset.get("spacing")), preset)

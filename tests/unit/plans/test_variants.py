@@ -114,6 +114,7 @@ def test_writing_twice_is_safe_and_other_content_is_kept(tmp_path: Path) -> None
         read_plans(tmp_path / "absentPlans.json")
 
 
+@pytest.mark.slow
 def test_explanation_names_every_number() -> None:
     text = explain(_plans(), DATASET_JSON, "3d_fullres")
     rows = {line.split("  ")[0]: line for line in text.splitlines()[2:]}

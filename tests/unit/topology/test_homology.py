@@ -47,7 +47,15 @@ def points(values: ndarray, backend: str) -> list[list[tuple[float, ...]]]:
     return [sorted(map(tuple, diagrams[k].points.tolist())) for k in range(3)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "float32",
+        "ties",
+        "plateaus",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("normal", "binary", "quantised", "smooth", "ramp")),
+    ],
+)
 def test_the_points_are_those_of_cripser_and_gudhi(kind: str) -> None:
     rng = np.random.default_rng(KINDS.index(kind))
     for shape in SHAPES:
@@ -173,6 +181,7 @@ def test_cells_are_numbered_by_their_directions() -> None:
     assert all(set(SQUARES[side]) < set(CUBES[c]) for c, sides in enumerate(SQUARES_OF_CUBE) for side in sides)
 
 
+@pytest.mark.slow
 def test_every_lower_star_has_its_own_row_and_as_few_critical_cells_as_its_topology_allows() -> None:
     table = lower_stars()
     rows = set()

@@ -213,6 +213,7 @@ def test_a_small_budget_still_gives_valid_bounds(monkeypatch: pytest.MonkeyPatch
     assert matching.gap > 0.0 or budget == 800
 
 
+@pytest.mark.slow
 def test_jittered_duplicates_stay_within_the_work_budget() -> None:
     """Two swapped clusters of nearly equal points: the worst case of an auction."""
     generator = np.random.default_rng(7)

@@ -114,16 +114,27 @@ class Pretrained(NamedTuple):
     weights: dict[str, Tensor]
 
 
+@pytest.fixture(scope="module")
+def written() -> dict[str, bytes]:
+    """Files of the pre-training, written once."""
+    return {}
+
+
 @pytest.fixture
-def pretrained(_dataset: None) -> Pretrained:
+def pretrained(_dataset: None, written: dict[str, bytes]) -> Pretrained:
     trainer = TopoMAEPretrainer(_plans(), "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
-    trainer.initialize()
-    with torch.no_grad():
-        for parameter in trainer.network.parameters():
-            parameter.add_(torch.rand_like(parameter))
-    trainer.images_read = ImagesRead(dict.fromkeys(SPLITS[0]["train"], "hash"))
-    file = Path(trainer.output_folder) / "checkpoint_final.pth"
-    trainer.save_checkpoint(str(file))
+    folder = Path(trainer.output_folder)
+    if not written:
+        trainer.initialize()
+        with torch.no_grad():
+            for parameter in trainer.network.parameters():
+                parameter.add_(torch.rand_like(parameter))
+        trainer.images_read = ImagesRead(dict.fromkeys(SPLITS[0]["train"], "hash"))
+        trainer.save_checkpoint(str(folder / "checkpoint_final.pth"))
+        written.update({file.name: file.read_bytes() for file in folder.iterdir()})
+    for name, content in written.items():
+        (folder / name).write_bytes(content)
+    file = folder / "checkpoint_final.pth"
     weights = torch.load(file, weights_only=False)["network_weights"]
     return Pretrained(file, weights)
 
@@ -192,6 +203,7 @@ def test_given_weights_that_have_seen_a_validation_case_are_refused(
     assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("dataset", [DATASET, "Dataset008_Other"])
 def test_renamed_copies_of_validation_cases_are_refused_by_content(
@@ -247,7 +259,15 @@ def _wrap_both(network: nn.Module) -> nn.Module:
     return _wrap_parallel(_wrap_compiled(network))
 
 
-@pytest.mark.parametrize("wrap", [_wrap_nothing, _wrap_compiled, _wrap_parallel, _wrap_both])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        _wrap_nothing,
+        pytest.param(_wrap_compiled, marks=pytest.mark.slow),
+        pytest.param(_wrap_parallel, marks=pytest.mark.slow),
+        _wrap_both,
+    ],
+)
 def test_wrapped_networks_are_checked_and_loaded(
     pretrained: Pretrained, wrap: Callable[[nn.Module], nn.Module], tmp_path: Path
 ) -> None:
@@ -288,6 +308,7 @@ def test_fresh_parts_keep_their_learning_rate_in_wrapped_networks(
     assert f"{FAST:g} for {weights} weights" in schedule.describe()
 
 
+@pytest.mark.slow
 def test_given_weights_of_another_plan_or_data_set_are_refused_or_adapted(pretrained: Pretrained) -> None:
     plans = _plans()
     plans["configurations"]["3d_fullres"]["patch_size"] = [16, 24, 24]
@@ -452,8 +473,15 @@ def test_parts_that_are_not_transferred_start_fresh_and_learn_fast(
     assert written["source"]["partner"] == ("encoder" in taken)
 
 
-@pytest.mark.parametrize("transfer", ["same_plan", "resample"])
-@pytest.mark.parametrize("transfer_parts", ["vit", "both"])
+@pytest.mark.parametrize(
+    ("transfer", "transfer_parts"),
+    [
+        ("same_plan", "both"),
+        ("resample", "vit"),
+        pytest.param("same_plan", "vit", marks=pytest.mark.slow),
+        pytest.param("resample", "both", marks=pytest.mark.slow),
+    ],
+)
 def test_an_absent_weight_of_a_transferred_part_is_refused(
     pretrained: Pretrained, transfer: str, transfer_parts: str
 ) -> None:

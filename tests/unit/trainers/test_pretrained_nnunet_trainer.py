@@ -238,6 +238,7 @@ def test_what_stock_nnunet_cannot_take_is_refused(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "for_nnUNetTrainer.pth").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("which", "part"), [("vit", "vit_encoder"), ("partner", "encoder")])
 def test_an_exported_encoder_computes_the_same(tmp_path: Path, which: str, part: str) -> None:
     file, folder = _pretrain(), tmp_path / which

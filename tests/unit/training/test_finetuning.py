@@ -79,6 +79,7 @@ class _Run:
         return name.startswith(("vit_encoder.", "encoder."))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [_fusion, _nnunet])
 def test_what_learns_in_each_stage(make: Callable[[], nn.Module]) -> None:
     runs = {schedule: _Run(make, schedule) for schedule in SCHEDULES}
@@ -97,6 +98,7 @@ def test_what_learns_in_each_stage(make: Callable[[], nn.Module]) -> None:
         assert len(run.lines) == (schedule != "full")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "schedule"), [(_fusion, "staged"), *((_nnunet, schedule) for schedule in SCHEDULES)])
 def test_a_training_continues_inside_every_stage(make: Callable[[], nn.Module], schedule: str) -> None:
     whole = _Run(make, schedule)
@@ -116,6 +118,7 @@ def test_a_training_continues_inside_every_stage(make: Callable[[], nn.Module], 
         assert all(torch.equal(value, expected[name]) for name, value in again.state().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["staged", "head_only"])
 def test_frozen_parts_of_a_compiled_network(schedule: str) -> None:
     run = _Run(lambda: torch.compile(_nnunet(), backend="eager"), schedule)  # type: ignore[arg-type]

@@ -126,6 +126,7 @@ def test_too_little_memory_leaves_the_shares_out(monkeypatch: pytest.MonkeyPatch
     assert watch.found == {} and "pretraining.gradients_every = 0" in lines[0]
 
 
+@pytest.mark.slow
 def test_progress_has_a_panel_per_encoder(tmp_path: Path) -> None:
     records: list[dict[str, Any]] = [
         {"epoch": epoch, "train": {"total": 1.0 / (1 + epoch)}, "validation": {"total": 1.2 / (1 + epoch)}}

@@ -75,7 +75,12 @@ VOLUMES: dict[str, Callable[[], np.ndarray]] = {
 }
 
 
-@pytest.mark.parametrize("name", VOLUMES)
+QUICK = ("constant", "one voxel, the rest is padding", "a million")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in VOLUMES]
+)
 def test_losses_and_gradients_of_extreme_crops_are_finite(name: str) -> None:
     """Through loader, networks and all terms."""
     batch = _batch(VOLUMES[name]())

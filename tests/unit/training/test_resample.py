@@ -118,6 +118,7 @@ def _networks(old: NetworkSize, new: NetworkSize) -> tuple[torch.nn.Module, torc
     return pretrained, build_fusion_network(new.shape, new.channels, 3, TINY, deep_supervision=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("old", "new"), [(ISOTROPIC, LARGER), (ISOTROPIC, THIN), (THIN, ISOTROPIC), (LARGER, THIN)])
 def test_every_weight_is_copied_resampled_or_fresh(old: NetworkSize, new: NetworkSize) -> None:
     pretrained, network = _networks(old, new)

@@ -71,6 +71,7 @@ def test_who_answers_worse_than_the_mean_has_learnt_nothing() -> None:
     assert _errors(wrong, spatial="none") == []
 
 
+@pytest.mark.slow
 def test_statistics_say_what_is_clipped_and_made_smaller(tmp_path: Any) -> None:
     frame = VectorFrame((1.0, 1.0, 1.0), 0, 2)
     tall = vector_statistics([(64, 8, 8)], Places((48, 8, 8), scale=(1.0, 1.5)), frame)

@@ -46,8 +46,17 @@ def _step(topology: TopologyConfig) -> tuple[CoPretrainingStep, nn.Module, dict[
     return CoPretrainingStep(network, loss, build_topological_loss(topology), plan, CPU), network, batch
 
 
-@pytest.mark.parametrize("region", ["full", "crop", "pool"])
-@pytest.mark.parametrize("composition", ["paste", "full"])
+@pytest.mark.parametrize(
+    ("region", "composition"),
+    [
+        ("full", "paste"),
+        ("crop", "full"),
+        pytest.param("full", "full", marks=pytest.mark.slow),
+        pytest.param("crop", "paste", marks=pytest.mark.slow),
+        pytest.param("pool", "paste", marks=pytest.mark.slow),
+        pytest.param("pool", "full", marks=pytest.mark.slow),
+    ],
+)
 def test_topological_terms_are_those_of_the_composed_reconstructions(region: str, composition: str) -> None:
     topology = TopologyConfig(region=region, region_size=6, composition=composition, normalisation="paper")
     step, network, batch = _step(topology)
@@ -63,6 +72,7 @@ def test_topological_terms_are_those_of_the_composed_reconstructions(region: str
         assert terms[f"topo_{name}"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["boundary", "both"])
 def test_corrupted_crops_are_rebuilt_everywhere(target: str) -> None:
     topology = TopologyConfig(region="full", composition="paste", normalisation="paper")
@@ -89,6 +99,7 @@ def test_corrupted_crops_are_rebuilt_everywhere(target: str) -> None:
     assert terms["topo_partner"].item() == pytest.approx(direct.item(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("composition", ["paste", "full"])
 def test_padded_voxels_count_in_no_term(composition: str) -> None:
     step, network, batch = _step(TopologyConfig(region="full", composition=composition, normalisation="paper"))
@@ -116,6 +127,7 @@ def test_padded_voxels_count_in_no_term(composition: str) -> None:
     assert step(without, _masks(), 1.0)["mse_vit"].item() != terms["mse_vit"].item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", ["vit", "partner"])
 def test_one_network_alone_has_its_own_terms_only(branch: str) -> None:
     step, _, batch = _step(TopologyConfig(region_size=7))

@@ -60,6 +60,7 @@ class _Loader(CropLocationLoader):
         return crop_and_pad_nd(image, [list(bounds) for bounds in location.bounds], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", ["vit", "partner"])
 def test_validation_shows_what_was_trained_and_measures_no_padding(tmp_path: Path, branch: str) -> None:
     architecture = ArchitectureConfig(vit="tiny", dims=(8, 8, 16, 16), depth=1)
@@ -85,6 +86,7 @@ def test_validation_shows_what_was_trained_and_measures_no_padding(tmp_path: Pat
     assert Preview.load(tmp_path / "previews" / "a.npz").columns == ("input", "masked", branch)
 
 
+@pytest.mark.slow
 def test_a_volume_within_one_token_is_measured_all_the_same(tmp_path: Path) -> None:
     architecture = ArchitectureConfig(vit="tiny", dims=(8, 8, 16, 16), depth=1)
     shape = derive_network_shape((16, 24, 40), [[1, 1, 1], *[[2, 2, 2]] * 3], architecture)
