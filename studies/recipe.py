@@ -16,7 +16,7 @@ import argparse
 import json
 import statistics
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,166 +26,20 @@ from machine import describe
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from recipe_crops import make_crops
+from recipe_variants import Variant, build_network, build_pretraining_network, read_variant
 from torch import Tensor, nn
 
-from nnunet_topomae.architectures import build
-from nnunet_topomae.architectures.attention import EPABlock
-from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
-from nnunet_topomae.architectures.layers import LEAKY_SLOPE, Pointwise, use_channels_last
-from nnunet_topomae.architectures.partner import declare_partner
+from nnunet_topomae.architectures.layers import use_channels_last
 from nnunet_topomae.architectures.roles import part_prefixes
-from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
-from nnunet_topomae.config import ArchitectureConfig, FinetuningConfig
+from nnunet_topomae.config import FinetuningConfig
 from nnunet_topomae.files import write_json
 from nnunet_topomae.masking import crop_mask, random_token_mask
-from nnunet_topomae.nnunet.plan import PlanNetwork
 from nnunet_topomae.training.finetuning import prepare_schedule
 from nnunet_topomae.training.schedules import PACE, Pace, build_adamw, build_sgd
 from nnunet_topomae.training.steps import leave_out_frozen
 from nnunet_topomae.training.transfer import transfer, transferred_parts
-
-TINY = ArchitectureConfig(vit="tiny", dims=(16, 32, 64, 128), depth=1)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to train. The defaults are where this study started.
-
-    Attributes:
-        network: `unetrpp`, `fusion` (from scratch) or `nnunet`.
-        heads: initial scale of the segmentation heads: `kaiming`, `small` (0.02) or `unit` (1 / sqrt(C)).
-        ends: initial scale of the 1x1x1 convolutions that end residual branches: likewise, or `zero`.
-        gamma: initial scale of attention.
-        dropout: factor of UNETR++'s dropout rates.
-        optimiser: `adamw`, `sgd` (Nesterov, 0.99, as nnU-Net) or `muon` (matrices; AdamW for the rest).
-        lr: peak learning rate.
-        warmup: steps of linear warm-up.
-        decay: weight decay.
-        clip: largest gradient norm.
-        ds: deep-supervision weights: `unetrpp` (4/7, 2/7, 1/7), `nnunet` (2/3, 1/3, 0) or `none`.
-        ema: decay of the average of weights that is validated; 0 validates the weights themselves.
-        beta2: AdamW's second average.
-        width: factor of UNETR++'s channels.
-        feature: channels at full resolution; 0 takes the default 16.
-        depth: transformer blocks in a stage.
-        drop_path: stochastic depth of the fusion network's ViT.
-        fusion_end: initial scale of the last layers of the fusion projections: `zero` or `small` (0.02).
-        pretrain: steps of masked pre-training before, without spatial and topological terms: of both networks of the
-            fusion network, or of `nnunet` alone.
-        pretrain_lr: its peak learning rate.
-        masking: how nnU-Net's own network is kept from hidden voxels while it is pre-trained: `zero` or `sparse`.
-        pretrain_head: initial scale of UNETR++'s reconstruction head.
-        pretrain_vit: initial scale of the ViT's reconstruction head: `xavier` or `small`.
-        slow: factor of the learning rate of pre-trained weights.
-        schedule: the plan's `finetuning.schedule`; a stage of `warmup` and `staged` is a quarter of the training.
-    """
-
-    network: str = "unetrpp"
-    heads: str = "kaiming"
-    ends: str = "small"
-    gamma: float = 0.1
-    dropout: float = 1.0
-    optimiser: str = "adamw"
-    lr: float = 1.5e-3
-    warmup: int = 0
-    decay: float = 0.05
-    clip: float = 1.0
-    ds: str = "unetrpp"
-    ema: float = 0.0
-    beta2: float = 0.999
-    width: float = 1.0
-    feature: int = 0
-    depth: int = 1
-    drop_path: float = 0.1
-    fusion_end: str = "zero"
-    pretrain: int = 0
-    pretrain_lr: float = 1e-3
-    pretrain_head: str = "small"
-    pretrain_vit: str = "xavier"
-    masking: str = "zero"
-    slow: float = 1.0
-    schedule: str = "full"
-
-
-NNUNET = Variant(network="nnunet", optimiser="sgd", lr=1e-2, decay=3e-5, clip=12.0, ds="nnunet")
-
-
-def read_variant(text: str) -> Variant:
-    """`lr=3e-3,heads=small` -> a variant; `default` and `nnunet` stand for themselves."""
-    base, _, rest = text.partition(",")
-    if "=" in base:
-        base, rest = "default", text
-    variant = {"default": Variant(), "nnunet": NNUNET, "fusion": Variant(network="fusion")}[base]
-    kinds = {item.name: type(getattr(variant, item.name)) for item in fields(Variant)}
-    pairs = [pair.split("=") for pair in rest.split(",") if pair]
-    return replace(variant, **{name: kinds[name](value) for name, value in pairs})
-
-
-def build_network(variant: Variant, crops: dict[str, Any]) -> nn.Module:
-    """The network of a variant with its initial weights."""
-    configuration = PlansManager(crops["plans"]).get_configuration("3d_fullres")
-    channels, classes = crops["batches"][0][0].shape[1], len(crops["dataset"]["labels"])
-    if variant.network == "nnunet":
-        return declare_partner(_planned(configuration)(channels, classes, True))
-    shape, architecture, channels = _shape(variant, crops)
-    network = _build(variant, shape, channels, classes, architecture)
-    _rescale(network, variant)
-    use_channels_last(network)
-    return network
-
-
-def _planned(configuration: ConfigurationManager) -> PlanNetwork:
-    return PlanNetwork.of(
-        configuration.network_arch_class_name,
-        configuration.network_arch_init_kwargs,
-        configuration.network_arch_init_kwargs_req_import,
-    )
-
-
-def _shape(variant: Variant, crops: dict[str, Any]) -> tuple[NetworkShape, ArchitectureConfig, int]:
-    configuration = PlansManager(crops["plans"]).get_configuration("3d_fullres")
-    architecture = replace(
-        TINY,
-        dims=tuple(int(variant.width * dim) for dim in TINY.dims),
-        gamma=variant.gamma,
-        depth=variant.depth,
-        drop_path=variant.drop_path,
-        dropout=variant.dropout,
-        feature_size=variant.feature or TINY.feature_size,
-    )
-    shape = derive_network_shape(crops["patch"], configuration.pool_op_kernel_sizes, architecture)
-    return shape, architecture, crops["batches"][0][0].shape[1]
-
-
-def _build(
-    variant: Variant, shape: NetworkShape, channels: int, classes: int, section: ArchitectureConfig
-) -> nn.Module:
-    make = build.build_unetrpp if variant.network == "unetrpp" else build.build_fusion_network
-    return make(shape, channels, classes, section, deep_supervision=True)
-
-
-def _rescale(network: Any, variant: Variant) -> None:
-    """Set the initial scales that the variant names."""
-    for head in network.decoder.seg_layers:
-        _scale(head.weight, variant.heads)
-    for module in network.modules():
-        if isinstance(module, EPABlock):
-            end = next(layer for layer in module.output if isinstance(layer, Pointwise))
-            _scale(end.weight, variant.ends)
-    if variant.network == "fusion" and variant.fusion_end == "small":
-        for projection in network.fusion.projections:
-            nn.init.trunc_normal_(projection[-1].weight, std=0.02)
-
-
-def _scale(weight: Tensor, name: str) -> None:
-    fan_in = weight[0].numel()
-    if name == "kaiming":
-        nn.init.kaiming_normal_(weight, a=LEAKY_SLOPE)
-    else:
-        std = {"zero": 0.0, "small": 0.02, "unit": fan_in**-0.5, "half": 0.5 * fan_in**-0.5}[name]
-        nn.init.normal_(weight, std=std)
 
 
 def build_optimisers(network: nn.Module, variant: Variant, steps: int = 4) -> list[torch.optim.Optimizer]:
@@ -282,7 +136,7 @@ def train(variant: Variant, crops: dict[str, Any], steps: int, seed: int) -> dic
 def pretrain(variant: Variant, crops: dict[str, Any], seed: int) -> dict[str, Any]:
     """Masked pre-training on the same crops: the reconstruction errors and their consistency, as published."""
     torch.manual_seed(seed + 1000)
-    shape, network = _pretraining_network(variant, crops)
+    shape, network = build_pretraining_network(variant, crops)
     channels = crops["batches"][0][0].shape[1]
     use_channels_last(network)
     for name, module in network.named_children():
@@ -315,23 +169,6 @@ def pretrain(variant: Variant, crops: dict[str, Any], seed: int) -> dict[str, An
     last = {f"pretrain_mse_{name}": round(statistics.mean(values[-20:]), 4) for name, values in errors.items()}
     first = {f"pretrain_mse_{name}_first": round(values[0], 4) for name, values in errors.items()}
     return {"weights": network.state_dict(), **first, **last}
-
-
-def _pretraining_network(variant: Variant, crops: dict[str, Any]) -> tuple[NetworkShape, CoPretrainingNetwork]:
-    """The network that is pre-trained, with its initial weights."""
-    shape, architecture, channels = _shape(variant, crops)
-    if variant.network == "nnunet":
-        configuration = PlansManager(crops["plans"]).get_configuration("3d_fullres")
-        planned, architecture = _planned(configuration), replace(architecture, partner="plan", vit="none")
-        strides = configuration.pool_op_kernel_sizes
-        shape = derive_network_shape(crops["patch"], strides, architecture, planned.features)
-        masking = variant.masking
-        return shape, build.build_copretraining_network(shape, channels, architecture, planned=planned, masking=masking)
-    network = build.build_copretraining_network(shape, channels, architecture)
-    _scale(network.decoder.seg_layers[0].weight, variant.pretrain_head)
-    if variant.pretrain_vit == "small":
-        nn.init.trunc_normal_(network.vit_decoder.prediction.weight, std=0.02)
-    return shape, network
 
 
 def _deep_loss(criterion: nn.Module, outputs: list[Tensor], target: Tensor, kind: str) -> Tensor:

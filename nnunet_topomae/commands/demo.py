@@ -53,9 +53,9 @@ depth = 1
 drop_path = 0.0
 
 [settings.pretraining]
-epochs = 10
-iterations_per_epoch = 20
-validation_iterations = 3
+epochs = 6
+iterations_per_epoch = 24
+validation_iterations = 2
 learning_rate = 1e-3
 warmup_steps = 20
 
@@ -66,9 +66,9 @@ warmup_epochs = 2
 threads = 1
 
 [settings.finetuning]
-epochs = 15
-iterations_per_epoch = 20
-validation_iterations = 3
+epochs = 7
+iterations_per_epoch = 30
+validation_iterations = 2
 learning_rate = 3e-3
 pretrained_learning_rate = 3e-3
 warmup_steps = 20

@@ -48,7 +48,7 @@ def export_for_stock(file: Path, target: Path) -> dict[str, Any]:
     say (:func:`nnssl_entry`).
 
     Args:
-        file: a checkpoint of TopoMAEPretrainer.
+        file: a checkpoint of a pre-training (TopoMAEPretrainer, VectorPOSEPretrainer).
         target: file to write; never half of it.
 
     Returns:
@@ -75,7 +75,8 @@ def export_for_stock(file: Path, target: Path) -> dict[str, Any]:
     }
     manifest: dict[str, Any] = described["manifest"]
     origin = {key: manifest[key] for key in ("dataset", "plans_name", "configuration", "fold")}
-    origin |= {"trainer": PRETRAINER, "version": described["version"], "images": len(manifest["cases"])}
+    origin |= {"trainer": checkpoint["trainer_name"], "version": described["version"]}
+    origin["images"] = len(manifest["cases"])
     content = {"network_weights": weights, "pretraining": origin}
     if entry := nnssl_entry(checkpoint, described["plan"]["channels"]):
         content[NNSSL_ENTRY] = entry
@@ -122,7 +123,7 @@ def export_encoder(file: Path, folder: Path, which: EncoderName) -> None:
     """Write one pre-trained encoder as safetensors, with what is needed to build it and a model card.
 
     Args:
-        file: a checkpoint of TopoMAEPretrainer.
+        file: a checkpoint of a pre-training (TopoMAEPretrainer, VectorPOSEPretrainer).
         folder: made if there is none; its three files are replaced.
         which: the ViT's encoder or its partner's.
 

@@ -17,6 +17,7 @@ from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
 from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
 from nnunet_topomae.trainers.unetr_trainer import UNETRTrainer
 from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
+from nnunet_topomae.trainers.vectorpose_pretrainer import VectorPOSEPretrainer
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.transfer import without_aliases
 
@@ -471,6 +472,22 @@ def test_parts_that_are_not_transferred_start_fresh_and_learn_fast(
     assert rates == {name: SLOW if name in expected else FAST for name in rates}
     assert written["source"]["vit"] == ("vit_encoder" in taken)
     assert written["source"]["partner"] == ("encoder" in taken)
+
+
+def test_what_vectorpose_has_trained_is_the_partner_and_the_vit_starts_fresh() -> None:
+    before = VectorPOSEPretrainer(_plans(), "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
+    before.initialize()
+    before.images_read = ImagesRead(dict.fromkeys(SPLITS[0]["train"], "hash"))
+    before.save_checkpoint(str(Path(before.output_folder) / "checkpoint_final.pth"))
+    with pytest.raises(ValueError, match="no loss of this pre-training has trained the ViT"):
+        _trainer(pretrainer="VectorPOSEPretrainer").on_train_start()
+    trainer = _trainer(pretrainer="VectorPOSEPretrainer", transfer_parts="partner")
+    trainer.on_train_start()
+    weights, own, rates = unwrap(before.network).state_dict(), trainer.network.state_dict(), _rates(trainer)
+    taken = [name for name in without_aliases(own) if name.startswith(("encoder.", "decoder.")) and ".seg" not in name]
+    assert taken and all(torch.equal(own[name], weights[name]) for name in taken)
+    assert rates == {name: SLOW if name in taken else FAST for name in rates}
+    assert _written(trainer)["source"] | {"vit": False, "partner": True} == _written(trainer)["source"]
 
 
 @pytest.mark.parametrize(

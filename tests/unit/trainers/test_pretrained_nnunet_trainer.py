@@ -101,9 +101,9 @@ def _trainer(kind: Any, plans: dict[str, Any], fold: int = 0) -> Any:
     return trainer
 
 
-def _pretrain(**architecture: str) -> Path:
+def _pretrain(kind: Any = TopoMAEPretrainer, **architecture: str) -> Path:
     """A finished pre-training of fold 0 with other weights than at its start."""
-    trainer = _trainer(TopoMAEPretrainer, _plans(**architecture))
+    trainer = _trainer(kind, _plans(**architecture))
     with torch.no_grad():
         for parameter in trainer.network.parameters():
             parameter.add_(torch.rand_like(parameter))
@@ -223,6 +223,21 @@ def test_stock_nnunet_loads_the_exported_file(tmp_path: Path, capsys: pytest.Cap
     weights = torch.load(file, weights_only=False)["network_weights"]
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name] if ".seg_layers." in name else weights[name])
+
+
+def test_what_vectorpose_has_trained_is_exported_like_topomaes(tmp_path: Path) -> None:
+    file, target, folder = _pretrain(VectorPOSEPretrainer), tmp_path / "weights.pth", tmp_path / "encoder"
+    assert main(["export-weights", str(file), "--for", "nnUNetTrainer", "-o", str(target)]) == 0
+    exported, weights = torch.load(target, weights_only=True), torch.load(file, weights_only=True)["network_weights"]
+    assert exported["pretraining"]["trainer"] == "VectorPOSEPretrainer"
+    network = _trainer(nnUNetTrainer, _plans()).network
+    load_pretrained_weights(network, str(target))
+    own = {name: value for name, value in network.state_dict().items() if ".seg_layers." not in name}
+    assert own and all(torch.equal(value, weights[name]) for name, value in own.items())
+    assert main(["export-encoder", str(file), "--encoder", "partner", "-o", str(folder)]) == 0
+    encoder = load_encoder(folder).state_dict()
+    assert encoder and all(torch.equal(value, weights[f"encoder.{name}"]) for name, value in encoder.items())
+    assert main(["export-encoder", str(file), "--encoder", "vit", "-o", str(folder)]) == 2
 
 
 def test_what_stock_nnunet_cannot_take_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
