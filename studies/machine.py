@@ -2,11 +2,12 @@
 
 import os
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from nnunet_topomae.nnunet.provenance import describe_commit
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -21,7 +22,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
         "device": device.type,
-        "commit": commit(),
+        "commit": describe_commit(REPOSITORY),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -46,13 +47,3 @@ def processor() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0]}, {platform.machine()}" if names else platform.machine()
-
-
-def commit() -> str | None:
-    """The commit, with a plus where files differ from it; None without git."""
-    try:
-        argv = ["git", "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12"]
-        done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None

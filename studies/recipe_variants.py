@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
@@ -45,6 +46,8 @@ class Variant:
             fusion network, or of `nnunet` alone.
         pretrain_lr: its peak learning rate.
         masking: how nnU-Net's own network is kept from hidden voxels while it is pre-trained: `zero` or `sparse`.
+        top_skip: whether pre-training of nnU-Net's own network may `keep` the skip connection at full resolution, or
+            must `drop` it, so that hidden voxels cannot be rebuilt from the visible edges beside them alone.
         pretrain_head: initial scale of UNETR++'s reconstruction head.
         pretrain_vit: initial scale of the ViT's reconstruction head: `xavier` or `small`.
         slow: factor of the learning rate of pre-trained weights.
@@ -74,6 +77,7 @@ class Variant:
     pretrain_head: str = "small"
     pretrain_vit: str = "xavier"
     masking: str = "zero"
+    top_skip: str = "keep"
     slow: float = 1.0
     schedule: str = "full"
 
@@ -114,12 +118,21 @@ def build_pretraining_network(variant: Variant, crops: dict[str, Any]) -> tuple[
         strides = configuration.pool_op_kernel_sizes
         shape = derive_network_shape(crops["patch"], strides, architecture, planned.features)
         masking = variant.masking
-        return shape, build.build_copretraining_network(shape, channels, architecture, planned=planned, masking=masking)
+        network = build.build_copretraining_network(shape, channels, architecture, planned=planned, masking=masking)
+        if variant.top_skip == "drop":
+            network.decoder.register_forward_pre_hook(_without_top_skip)
+        return shape, network
     network = build.build_copretraining_network(shape, channels, architecture)
     _scale(network.decoder.seg_layers[0].weight, variant.pretrain_head)
     if variant.pretrain_vit == "small":
         nn.init.trunc_normal_(network.vit_decoder.prediction.weight, std=0.02)
     return shape, network
+
+
+def _without_top_skip(_: nn.Module, arguments: tuple[list[Tensor]]) -> tuple[list[Tensor]]:
+    """Features of the encoder without what is at full resolution."""
+    (features,) = arguments
+    return ([torch.zeros_like(features[0]), *features[1:]],)
 
 
 def _planned(configuration: ConfigurationManager) -> PlanNetwork:

@@ -51,6 +51,7 @@ vit = "tiny"
 dims = [16, 32, 64, 128]
 depth = 1
 drop_path = 0.0
+feature_size = 8
 
 [settings.pretraining]
 epochs = 6

@@ -24,11 +24,15 @@ def describe_versions() -> dict[str, str]:
     return versions
 
 
-def describe_commit() -> str | None:
-    """Commit of the checkout that the package runs from, with a plus sign where files have changed; None elsewhere."""
+def describe_commit(checkout: Path | None = None) -> str | None:
+    """Commit of a checkout, with a plus sign where files have changed; None where there is no checkout.
+
+    Args:
+        checkout: its folder; by default that of the package that runs.
+    """
     import nnunet_topomae
 
-    root = Path(nnunet_topomae.__file__).parents[1]
+    root = checkout or Path(nnunet_topomae.__file__).parents[1]
     if not (root / ".git").exists():
         return None
     commit, changed = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", "--untracked-files=no")
