@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nnunet_topomae.nnunet.provenance import describe_commit
+from nnunet_topomae.nnunet.provenance import describe_commit, describe_machine
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -16,7 +16,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     """Processor, cores, GPU, versions and the commit, as far as they are known."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found: dict[str, Any] = {
-        "processor": processor(),
+        "processor": describe_machine(gpu=False)["processor"],
         "cores": cores,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -39,11 +39,3 @@ def title(machine: dict[str, Any]) -> str:
     """One line for the head of a table."""
     where = machine.get("gpu") or f"{machine['processor']}, {machine['torch_threads']} thread(s)"
     return f"{where}, torch {machine['torch']}"
-
-
-def processor() -> str:
-    """The processor's model where Linux says it, else the architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {platform.machine()}" if names else platform.machine()

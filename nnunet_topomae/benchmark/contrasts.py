@@ -13,7 +13,7 @@ from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.evaluation.nested import Design
 from nnunet_topomae.evaluation.statistics import compare, correct
 
-# Compared between recipes: value of a structure that is rightly absent, and whether more is better.
+# Compared between recipes: value of a structure that neither truth nor prediction has, and whether more is better.
 COMPARED = {"dice": (1.0, True), "hd95": (0.0, False), "nsd": (1.0, True), "betti_error": (0.0, False)}
 
 
@@ -40,7 +40,7 @@ def compared_metrics(spec: BenchmarkSpec) -> list[str]:
 def case_table(entries: Sequence[Entry], metric: str, held_out: bool) -> CaseTable:
     """Mean over structures of every case and training.
 
-    A structure that is rightly absent counts as perfect, so that every case has a value for every recipe.
+    A structure that neither truth nor prediction has counts as perfect, so that every case has a value for every recipe.
 
     Args:
         entries: trainings of one recipe, complete: every fold with every seed.

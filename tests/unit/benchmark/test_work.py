@@ -45,3 +45,24 @@ def test_killed_attempts_count(worker: Worker, monkeypatch: pytest.MonkeyPatch) 
     assert worker.run() == DONE
     done = worker.folder.done()
     assert done is not None and done["attempts"] == 2 and 50.0 < done["seconds"] < 60.0
+
+
+@pytest.mark.parametrize("content", ["[{", "{}", "7"])
+def test_damaged_attempts_are_named(worker: Worker, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    """What earlier attempts have cost is not forgotten without a word."""
+    worker.folder.path.mkdir(parents=True)
+    file = worker.folder.path / work.ATTEMPTS
+    file.write_text(content)
+    monkeypatch.setitem(stages.STAGES, "train", lambda task: [])
+    with pytest.raises(ValueError, match=rf"{work.ATTEMPTS} is damaged.*Delete it"):
+        worker.run()
+    assert file.read_text() == content and worker.folder.done() is None
+
+
+def test_a_done_job_says_where_and_with_what_it_was_made(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stages.STAGES, "train", lambda task: [])
+    assert worker.run() == DONE
+    done = worker.folder.done()
+    assert done is not None
+    versions, machine = done["provenance"]["versions"], done["provenance"]["machine"]
+    assert {"Python", "torch", "nnunetv2", "numpy"} <= set(versions) and {"system", "processor"} <= set(machine)
