@@ -27,7 +27,7 @@ SECTION = some.dictionaries(
     max_size=3,
 )
 QUICK = settings(
-    max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
+    max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
 )
 
 
