@@ -18,6 +18,15 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def automatic_threads(processes: int = 1) -> int:
+    """Number of threads where nobody says another one: the cores of this process, at most 8.
+
+    Args:
+        processes: on this machine that share the cores.
+    """
+    return max(1, min(available_cores() // processes, MAX_AUTOMATIC_THREADS))
+
+
 def within(seconds: float | None, function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of ``function(*arguments)``, computed in a thread of its own, which nobody waits for any longer.
 
@@ -139,8 +148,7 @@ class WorkerPool:
             self._lock, self._executor, self._owner = threading.Lock(), None, os.getpid()
         with self._lock:
             if self._executor is None:
-                count = self.threads or min(available_cores(), MAX_AUTOMATIC_THREADS)
-                self._executor = _Threads(count)
+                self._executor = _Threads(self.threads or automatic_threads())
             return self._executor
 
 
