@@ -38,6 +38,31 @@ def check_plans(plans: Any, configuration: str, where: str) -> None:
             raise ValueError(f"{where}: configuration {configuration} has no {key}. {_CURE}")
         if not holds(values[key]):
             raise ValueError(f"{where}: {key} = {values[key]!r} of configuration {configuration} must be {words}")
+    if "architecture" in values:  # older plans have none
+        check_architecture(values["architecture"], f"{where}: architecture of configuration {configuration}")
+
+
+def check_architecture(architecture: Any, where: str, strides_needed: bool = False) -> None:
+    """Refuse a plan's description of nnU-Net's own network that is damaged.
+
+    Args:
+        architecture: of a configuration.
+        where: file and key, for errors.
+        strides_needed: whether somebody computes with its strides, which not all networks of nnU-Net have.
+
+    Raises:
+        ValueError: says what is allowed.
+    """
+    kwargs = architecture.get("arch_kwargs") if isinstance(architecture, Mapping) else None
+    strides = kwargs.get("strides") if isinstance(kwargs, Mapping) else ()
+    if strides is None and not strides_needed:
+        return
+    rows = strides if isinstance(strides, list) else []
+    if not rows or not all(map(_are(_is_whole), rows)) or len({len(row) for row in rows}) > 1:
+        raise ValueError(
+            f"{where} must be a table whose arch_kwargs have strides: one list per stage, of a whole number of at "
+            f"least 1 per axis. {_CURE}"
+        )
 
 
 def _with_inherited(configurations: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:

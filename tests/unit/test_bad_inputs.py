@@ -96,6 +96,24 @@ def test_values_of_plans(key: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "architecture",
+    [
+        None, 3, [], {}, {"arch_kwargs": None}, {"arch_kwargs": []},
+        *({"arch_kwargs": {"strides": strides}}
+          for strides in ([], 2, {}, [2, 2], [[1, 1, 1], [2, 2]], [[0, 2, 2]], [["2", 2, 2]], [[2.0, 2, 2]], [[]])),
+    ],
+)  # fmt: skip
+def test_the_architecture_of_plans(architecture: Any) -> None:
+    plans = deepcopy(PLANS)
+    plans["configurations"]["3d_fullres"]["architecture"] = architecture
+    _fails(lambda: check_plans(plans, "3d_fullres", "Plans.json"), "Plans.json: architecture", "strides", "plan again")
+    _fails(lambda: make_variant(plans, "new", ["3d_fullres"], {}), "architecture of 3d_fullres", "plan again")
+    plans["configurations"]["3d_fullres"]["architecture"] = {"arch_kwargs": {}}  # as of a transformer
+    check_plans(plans, "3d_fullres", "Plans.json")
+    _fails(lambda: make_variant(plans, "new", ["3d_fullres"], {}), "architecture of 3d_fullres", "plan again")
+
+
+@pytest.mark.parametrize(
     ("configuration", "says"),
     [
         ("3d", "no configuration '3d'; it has 3d_fullres"),
