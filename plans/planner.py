@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from nnunet_topomae.architectures.memory import GIB, TrainingMemory, estimate_finetuning, estimate_pretraining
@@ -20,6 +21,8 @@ from nnunet_topomae.nnunet.folders import nnunet_folder
 from nnunet_topomae.nnunet.mirroring import mirroring_advice
 from nnunet_topomae.nnunet.names import PATIENTS_FILE, PLANS
 from nnunet_topomae.nnunet.plan import PlanNetwork
+from nnunet_topomae.nnunet.plan_checks import check_data_set, check_memory_target
+from nnunet_topomae.training.failures import show_expected_failures_in_one_line
 
 MIN_BATCH_SIZE = 2
 # nnU-Net's limits of pooling.
@@ -42,6 +45,9 @@ class TopoMAEPlanner(ExperimentPlanner):
     Attributes:
         config: the section that the plans get, and the networks that are planned for.
         adapt: changes the plans before they are written.
+
+    Raises:
+        ValueError: a memory target that no GPU has, or a data set whose description or fingerprint is damaged.
     """
 
     def __init__(
@@ -54,6 +60,9 @@ class TopoMAEPlanner(ExperimentPlanner):
         suppress_transpose: bool = False,
         adapt: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
+        show_expected_failures_in_one_line()
+        check_memory_target(float(gpu_memory_target_in_gb))
+        check_data_set(maybe_convert_to_dataset_name(dataset_name_or_id))
         super().__init__(
             dataset_name_or_id,
             gpu_memory_target_in_gb,

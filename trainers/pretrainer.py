@@ -22,7 +22,7 @@ from nnunet_topomae.nnunet.plan import read_plan
 from nnunet_topomae.trainers.monitored import MonitoredTrainer
 from nnunet_topomae.trainers.reproducible import TRAINING
 from nnunet_topomae.training.checkpoints import ignore_former_parts
-from nnunet_topomae.training.devices import first_sample, unwrap
+from nnunet_topomae.training.devices import first_sample, processes_of_this_machine, unwrap
 from nnunet_topomae.training.networks import pretraining_network
 from nnunet_topomae.training.progress import rebuild_crops
 from nnunet_topomae.training.schedules import WarmupSchedule, build_pretraining_adamw, cosine
@@ -57,7 +57,7 @@ class TopoMAEPretrainer(MonitoredTrainer):
         self.oversample_foreground_percent = 0.0
         super().initialize()
         ignore_former_parts(unwrap(self.network))
-        topology = build_topological_loss(self.plan.config.topology)
+        topology = build_topological_loss(self.plan.config.topology, processes_of_this_machine())
         self.step = CoPretrainingStep(self.network, self.loss, topology, self.plan, self.device, self.print_to_log_file)
 
     def _build_loss(self) -> CoPretrainingLoss:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_topomae.nnunet.dataset import channel_names, read_dataset_json
 from nnunet_topomae.nnunet.folders import nnunet_folder
-from nnunet_topomae.nnunet.names import PLANS, SPLITS_FILE
+from nnunet_topomae.nnunet.names import FINGERPRINT_FILE, PLANS, SPLITS_FILE
+from nnunet_topomae.nnunet.plan_checks import check_data_set, check_memory_target
 
 if TYPE_CHECKING:
     from nnunet_topomae.plans.preset import Preset
@@ -51,8 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan and preprocess the data sets, or work on existing plans."""
-    if not 0 < args.gpu_memory_target < float("inf"):
-        raise ValueError(f"-gpu_memory_target {args.gpu_memory_target:g} must be above 0, in GB")
+    check_memory_target(args.gpu_memory_target)
     if args.set or args.explain:
         for dataset in args.d:
             _work_on_plans(dataset, args)
@@ -63,16 +63,20 @@ def run(args: argparse.Namespace) -> int:
         preprocess_dataset,
     )
 
+    from nnunet_topomae.datasets.fingerprint import failures_name_the_image
     from nnunet_topomae.plans.planner import TopoMAEPlanner
     from nnunet_topomae.plans.preset import load_preset
 
     preset = load_preset(args.preset) if args.preset else None
     for dataset in args.d:
-        _check_request(read_dataset_json(_folder("nnUNet_raw", dataset)), preset, args.label_free)
+        _check_request(dataset, preset, args.label_free)
         _check_folds(dataset, preset)
-    extract_fingerprints(
-        args.d, num_processes=args.npfp, check_dataset_integrity=args.verify_dataset_integrity, clean=False
-    )
+    for dataset in args.d:
+        raw, fingerprint = _folder("nnUNet_raw", dataset), _folder("nnUNet_preprocessed", dataset) / FINGERPRINT_FILE
+        with failures_name_the_image(raw, fingerprint, read_dataset_json(raw)):
+            extract_fingerprints(
+                [dataset], num_processes=args.npfp, check_dataset_integrity=args.verify_dataset_integrity, clean=False
+            )
     for dataset in args.d:
         _, name = plan_experiment_dataset(
             dataset,
@@ -96,14 +100,18 @@ def _plans_name(args: argparse.Namespace, preset: "Preset | None") -> str:
     return LABEL_FREE_PLANS if args.label_free and chosen == PLANS else chosen
 
 
-def _check_request(dataset_json: dict[str, Any], preset: "Preset | None", label_free: bool) -> None:
+def _check_request(dataset: int, preset: "Preset | None", label_free: bool) -> None:
     """What is asked for makes sense for this data set.
 
     Raises:
-        ValueError: the preset is for other data, or label-free statistics would change nothing.
+        ValueError: its description or fingerprint is damaged, the preset is for other data, or label-free statistics
+            would change nothing.
     """
     from nnunet_topomae.plans.preset import check_dataset
 
+    folder = _folder("nnUNet_raw", dataset)
+    check_data_set(folder.name)
+    dataset_json = read_dataset_json(folder)
     if preset is not None:
         if label_free:
             raise ValueError(f"--label-free does not go with --preset {preset.name}, which takes nothing from labels")

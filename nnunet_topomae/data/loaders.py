@@ -75,7 +75,7 @@ class CropLocationLoader(nnUNetDataLoader):
         planes: pairs of axes in whose planes crops are rotated by 0 to 270 degrees.
         vectors: how the batch's ``vectors`` are measured; None leaves them out.
         corruption: corrupts crops, for the batch's ``inputs`` and ``boundaries``; None leaves them out.
-        target: called with every augmented crop and the generator; its results are the batch's ``target_topology``.
+        target: computes the persistence diagrams of the augmented crops, the batch's ``target_topology``.
         target_every: call it in every n-th batch only; the other batches have no ``target_topology``.
         first_sample: place of this process's first sample in the batch of all processes.
 
@@ -159,7 +159,7 @@ class CropLocationLoader(nnUNetDataLoader):
             crops in their volumes, both turned, whatever the frame of the key points, ``keys``, and ``mask_seeds``:
             seeds of the samples' token masks. Where they are asked for, ``vectors`` (B, 9, 4), see
             vectors.vector_targets, ``inputs``: the corrupted crops, and ``boundaries``, both (B, C, D, H, W), and
-            ``target_topology``: the target's results, one a sample.
+            ``target_topology``, one per sample, see topology_target.TopologyTarget.of_batch.
         """
         with self.errors.reported():
             return self._draw_batch(number)
@@ -182,7 +182,7 @@ class CropLocationLoader(nnUNetDataLoader):
                 pairs = [self.corrupt(crop.volume, crop.case, crop.rng) for crop in crops]
                 batch["inputs"], batch["boundaries"] = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
             if self.target is not None and number % self.target_every == 0:
-                batch["target_topology"] = [self.target(crop.volume, crop.rng) for crop in crops]
+                batch |= self.target.of_batch([crop.volume for crop in crops], [crop.rng for crop in crops])
         return batch
 
     def corrupt(

@@ -12,6 +12,7 @@ from nnunet_topomae.losses.consistency import reconstruction_consistency, spatia
 from nnunet_topomae.losses.reconstruction import hidden_mse, inside_l1
 from nnunet_topomae.losses.spatial import key_point_mse, vector_l1
 from nnunet_topomae.topology import TopologicalLoss
+from nnunet_topomae.topology.workers import automatic_threads
 from nnunet_topomae.types import KeyPoints, Scalar, VectorTargets, Volume, VoxelMask
 
 
@@ -74,11 +75,12 @@ def compose_reconstruction(
     return reconstruction.float() if kept is None else torch.where(kept, reconstruction.float(), data.float())
 
 
-def build_topological_loss(config: TopologyConfig) -> TopologicalLoss | None:
+def build_topological_loss(config: TopologyConfig, processes: int = 1) -> TopologicalLoss | None:
     """L_topo with the settings of the plan.
 
     Args:
         config: the plan's section `topology`.
+        processes: of the training on this machine, which share its cores.
 
     Returns:
         The loss, or None where the plan leaves it out.
@@ -91,7 +93,7 @@ def build_topological_loss(config: TopologyConfig) -> TopologicalLoss | None:
         config.dimensions,
         config.normalisation,
         config.backend,
-        config.threads,
+        config.threads or automatic_threads(processes),
         config.tolerance,
     )
 

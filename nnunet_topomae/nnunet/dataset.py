@@ -1,6 +1,6 @@
 """What a data set says of itself in `dataset.json`. Standard library only."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,44 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise ValueError(f"{file} must be a table, got {type(description).__name__}")
     return description
+
+
+def check_dataset_json(description: Mapping[str, Any], where: Path) -> None:
+    """Refuse a description that nnU-Net cannot plan with, before it trips over it.
+
+    Args:
+        description: content of a raw data set's `dataset.json`.
+        where: the file, for errors.
+
+    Raises:
+        ValueError: names the file, the key, its value and what is allowed.
+    """
+    channels = "channel_names" if "channel_names" in description else "modality"
+    for key, (holds, words) in {channels: _CHANNELS, **_RULES}.items():
+        if not holds(description.get(key)):
+            raise ValueError(f"{where}: {key} = {description.get(key)!r} must be {words}. Correct the file.")
+
+
+def _is_label(value: Any) -> bool:
+    """A value, or several for a region; nnU-Net also reads digits in quotes."""
+    if isinstance(value, list):
+        return len(value) > 0 and all(not isinstance(item, list) and _is_label(item) for item in value)
+    return str(value).isdecimal()
+
+
+_CHANNELS = (
+    lambda value: isinstance(value, dict) and list(value) == list(map(str, range(len(value) or 1))),
+    'a table of names by the number of the channel, {"0": "CT"}',
+)
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "labels": (
+        lambda value: (
+            isinstance(value, dict) and value.get("background") in (0, "0") and all(map(_is_label, value.values()))
+        ),
+        'a table of values by name, {"background": 0, "spleen": 1}',
+    ),
+    "file_ending": (lambda value: isinstance(value, str) and value[:1] == ".", 'the ending of the files, ".nii.gz"'),
+}
 
 
 def dataset_id(name: str) -> int:

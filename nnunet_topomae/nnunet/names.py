@@ -16,6 +16,7 @@ PLANS = "TopoMAEPlans"
 CONFIGURATION = "3d_fullres"
 DATASET_FILE = "dataset.json"
 SPLITS_FILE = "splits_final.json"
+FINGERPRINT_FILE = "dataset_fingerprint.json"
 # From case to patient, where a patient has several cases.
 PATIENTS_FILE = "patients.json"
 FINAL_CHECKPOINT = "checkpoint_final.pth"

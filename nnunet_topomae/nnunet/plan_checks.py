@@ -1,4 +1,4 @@
-"""What a plans file and a splits file must hold before anybody computes with them. Standard library only."""
+"""What plans, splits and fingerprints must hold before anybody computes with them. Standard library only."""
 
 from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_topomae.files import read_json
+from nnunet_topomae.nnunet.dataset import check_dataset_json, read_dataset_json
+from nnunet_topomae.nnunet.folders import nnunet_folder
+from nnunet_topomae.nnunet.names import DATASET_FILE, FINGERPRINT_FILE
 
 _CURE = "Restore the file, or plan again."
 
@@ -35,6 +38,31 @@ def check_plans(plans: Any, configuration: str, where: str) -> None:
             raise ValueError(f"{where}: configuration {configuration} has no {key}. {_CURE}")
         if not holds(values[key]):
             raise ValueError(f"{where}: {key} = {values[key]!r} of configuration {configuration} must be {words}")
+    if "architecture" in values:  # older plans have none
+        check_architecture(values["architecture"], f"{where}: architecture of configuration {configuration}")
+
+
+def check_architecture(architecture: Any, where: str, strides_needed: bool = False) -> None:
+    """Refuse a plan's description of nnU-Net's own network that is damaged.
+
+    Args:
+        architecture: of a configuration.
+        where: file and key, for errors.
+        strides_needed: whether somebody computes with its strides, which not all networks of nnU-Net have.
+
+    Raises:
+        ValueError: says what is allowed.
+    """
+    kwargs = architecture.get("arch_kwargs") if isinstance(architecture, Mapping) else None
+    strides = kwargs.get("strides") if isinstance(kwargs, Mapping) else ()
+    if strides is None and not strides_needed:
+        return
+    rows = strides if isinstance(strides, list) else []
+    if not rows or not all(map(_are(_is_whole), rows)) or len({len(row) for row in rows}) > 1:
+        raise ValueError(
+            f"{where} must be a table whose arch_kwargs have strides: one list per stage, of a whole number of at "
+            f"least 1 per axis. {_CURE}"
+        )
 
 
 def _with_inherited(configurations: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
@@ -61,8 +89,21 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
 def _is_length(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value > 0
+    return _is_number(value) and value > 0
+
+
+def _are_lengths_of_cases(rows: Any) -> bool:
+    return isinstance(rows, list) and len(rows) > 0 and all(map(_are(_is_length), rows))
+
+
+def _are_statistics(channels: Any) -> bool:
+    tables = channels.values() if isinstance(channels, Mapping) else ()
+    return len(tables) > 0 and all(isinstance(of, Mapping) and all(map(_is_number, of.values())) for of in tables)
 
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -72,6 +113,66 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": (_is_whole, "a whole number of at least 1"),
     "normalization_schemes": (lambda value: isinstance(value, list) and len(value) > 0, "a list, one per channel"),
 }
+
+
+_FINGERPRINT: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "spacings": (_are_lengths_of_cases, "a list, three numbers above 0 per case"),
+    "shapes_after_crop": (_are_lengths_of_cases, "a list, three numbers above 0 per case"),
+    "median_relative_size_after_cropping": (_is_length, "a number above 0"),
+    "foreground_intensity_properties_per_channel": (_are_statistics, "a table of finite numbers per channel"),
+}
+
+
+def check_fingerprint(file: Path) -> None:
+    """Refuse nnU-Net's fingerprint of a data set where it is damaged, or was computed from images with NaN.
+
+    Args:
+        file: `dataset_fingerprint.json`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: names the file, the key and the cure.
+    """
+    read = read_json(file)
+    fingerprint = read if isinstance(read, Mapping) else {}
+    for key, (holds, words) in _FINGERPRINT.items():
+        if not holds(fingerprint.get(key)):
+            raise ValueError(
+                f"{file}: {key} must be {words}. Delete the file and plan again; if it comes back, look for NaN or "
+                "infinite voxels in the images, and for label maps without any label."
+            )
+
+
+def check_data_set(name: str) -> None:
+    """Refuse a data set whose description or fingerprint is damaged; one without a fingerprint is fine.
+
+    Args:
+        name: its folder below nnU-Net's folders.
+
+    Raises:
+        FileNotFoundError: it has no description.
+        ValueError: names the file, the key and the cure.
+    """
+    raw, fingerprint = (
+        nnunet_folder("nnUNet_raw") / name,
+        nnunet_folder("nnUNet_preprocessed") / name / FINGERPRINT_FILE,
+    )
+    check_dataset_json(read_dataset_json(raw), raw / DATASET_FILE)
+    if fingerprint.is_file():
+        check_fingerprint(fingerprint)
+
+
+def check_memory_target(gigabytes: float) -> None:
+    """Refuse a memory to plan for that no GPU has.
+
+    Args:
+        gigabytes: of GPU memory.
+
+    Raises:
+        ValueError: not above 0, or not finite.
+    """
+    if not 0 < gigabytes < float("inf"):
+        raise ValueError(f"-gpu_memory_target {gigabytes:g} must be above 0, in GB")
 
 
 def check_splits(file: Path, fold: int | str, cases: Iterable[str]) -> None:

@@ -3,8 +3,9 @@
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import cache
+from queue import SimpleQueue
 from typing import Any
 
 MAX_AUTOMATIC_THREADS = 8
@@ -17,10 +18,72 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def automatic_threads(processes: int = 1) -> int:
+    """Number of threads where nobody says another one: the cores of this process, at most 8.
+
+    Args:
+        processes: on this machine that share the cores.
+    """
+    return max(1, min(available_cores() // processes, MAX_AUTOMATIC_THREADS))
+
+
+def within(seconds: float | None, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of ``function(*arguments)``, computed in a thread of its own, which nobody waits for any longer.
+
+    Args:
+        seconds: to wait at most; None waits for ever.
+        function: what to compute; an error of it is raised here.
+        arguments: of the function.
+
+    Raises:
+        TimeoutError: it needs longer.
+    """
+    future: Future[Any] = Future()
+    threading.Thread(target=_fulfil, args=(future, function, arguments), daemon=True, name="topology").start()
+    return future.result(seconds)
+
+
+def _fulfil(future: "Future[Any]", function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(function(*arguments))
+    except BaseException as error:
+        future.set_exception(error)
+
+
+class _Threads:
+    """Threads that start as they are needed, and that do not keep a process from ending, not even if one hangs.
+
+    Python's own pools wait for their threads when the process ends.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._started = 0
+        self._lock = threading.Lock()
+        self._tasks: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        self._tasks.put((future, function, arguments))
+        with self._lock:
+            wanted = self._started < self._most
+            self._started += wanted
+        if wanted:
+            threading.Thread(target=self._work, daemon=True, name="topology").start()
+        return future
+
+    def _work(self) -> None:
+        while True:
+            _fulfil(*self._tasks.get())
+
+
 class WorkerPool:
     """A thread pool that starts on first use, survives a fork and can be copied and pickled.
 
     The pool in a forked child starts its own threads; a copy or an unpickled pool is the shared one of its process.
+    Threads end with their process.
 
     Args:
         threads: number of threads; 0 takes the number of cores, at most 8.
@@ -34,7 +97,7 @@ class WorkerPool:
             raise ValueError(f"threads must be 0 (automatic) or a positive number, got {threads}")
         self.threads = threads
         self._lock = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None
+        self._executor: _Threads | None = None
         self._owner = os.getpid()
 
     def __reduce__(self) -> tuple[Callable[[int], "WorkerPool"], tuple[int]]:
@@ -79,14 +142,13 @@ class WorkerPool:
             future.add_done_callback(one_done)
         return outcome
 
-    def _running(self) -> ThreadPoolExecutor:
+    def _running(self) -> _Threads:
         """The executor of this process."""
         if self._owner != os.getpid():
             self._lock, self._executor, self._owner = threading.Lock(), None, os.getpid()
         with self._lock:
             if self._executor is None:
-                count = self.threads or min(available_cores(), MAX_AUTOMATIC_THREADS)
-                self._executor = ThreadPoolExecutor(count, thread_name_prefix="topology")
+                self._executor = _Threads(self.threads or automatic_threads())
             return self._executor
 
 

@@ -1,5 +1,6 @@
 """Networks inside nnU-Net's wrappers, several GPUs, and the memory of a GPU."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,11 @@ def unwrap(network: nn.Module) -> nn.Module:
 def is_distributed() -> bool:
     """Whether several processes train together."""
     return distributed.is_available() and distributed.is_initialized()
+
+
+def processes_of_this_machine() -> int:
+    """How many processes of a training share this machine; nnU-Net's `-num_gpus` knows only one machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", distributed.get_world_size())) if is_distributed() else 1
 
 
 def seed_device(device: torch.device, seed: int) -> None:

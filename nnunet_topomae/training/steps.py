@@ -10,7 +10,7 @@ from torch import Generator, GradScaler, Tensor, nn
 from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.copretraining import BranchOutput, CoPretrainingOutput
-from nnunet_topomae.data.topology_target import TargetTopology
+from nnunet_topomae.data.topology_target import NO_TARGETS, TARGETS, TargetTopology
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, PoseTargets, TopologicalTerms, compose_reconstruction
 from nnunet_topomae.masking import CropMask, crop_mask, empty_token_mask, inside_mask, random_token_mask
 from nnunet_topomae.nnunet.plan import Plan
@@ -167,8 +167,9 @@ class CoPretrainingStep:
         """Compute all terms.
 
         Args:
-            batch: from data.loaders.CropLocationLoader; without ``target_topology`` L_topo is not computed, without
-                ``locations`` no voxel is taken for padding, without ``inputs`` the networks see the clean crops.
+            batch: from data.loaders.CropLocationLoader; without ``target_topology`` L_topo is not computed (and missing
+                where ``no_target_topology`` says why), without ``locations`` no voxel is taken for padding, without
+                ``inputs`` the networks see the clean crops.
             generator: source of the token masks, on the CPU: the ViT lists its visible tokens there. Or a seed per
                 sample: the batch's ``mask_seeds``.
             topology_scale: factor of L_topo's weight, see config.TopologyConfig.training_factor; at 0 the term is not
@@ -183,7 +184,7 @@ class CoPretrainingStep:
         inputs = self._move(batch["inputs"]) if "inputs" in batch else data
         pose = PoseTargets(*(self._move(batch[name]) if name in batch else None for name in PoseTargets._fields))
         inside = inside_mask(batch.get("locations", ()), self.device)
-        if self.topological_loss is None or topology_scale == 0.0 or "target_topology" not in batch:
+        if not self._has_target(batch, topology_scale):
             output = self.network(inputs, mask)
             terms: dict[str, Tensor] = self.loss(output, data, mask.hidden, key_points, inside=inside, pose=pose)
             return terms
@@ -204,6 +205,14 @@ class CoPretrainingStep:
 
     def _move(self, values: Tensor) -> Tensor:
         return values.to(self.device, non_blocking=True)
+
+    def _has_target(self, batch: Mapping[str, Any], topology_scale: float) -> bool:
+        """Whether L_topo is computed; where only its targets are missing, that is counted and logged."""
+        if self.topological_loss is None or topology_scale == 0.0:
+            return False
+        if NO_TARGETS in batch:
+            self.log(self.missing.missing(batch[NO_TARGETS], batch.get("keys", ())))
+        return TARGETS in batch
 
     def _finish_topology(
         self, pending: Mapping[str, PendingLoss], output: CoPretrainingOutput, cases: Iterable[str]
@@ -243,7 +252,7 @@ class CoPretrainingStep:
         assert self.topological_loss is not None
         composition = self.plan.config.topology.composition
         composed = compose_reconstruction(reconstruction, data, hidden, composition, inside)
-        targets: Sequence[TargetTopology] = batch["target_topology"]
+        targets: Sequence[TargetTopology] = batch[TARGETS]
         origins = [target.origin for target in targets if target.origin is not None]
         return self.topological_loss.start(
             composed, [target.diagrams for target in targets], region_origin=origins or None

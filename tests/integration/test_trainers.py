@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import chdir, suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -575,52 +576,115 @@ def annotated(workspace: Path) -> Iterator[None]:
     file.write_text(text)
 
 
-@pytest.mark.usefixtures("annotated")
-def test_two_processes_train_like_one(workspace: Path) -> None:
-    """Pre-training on two machines (two torchruns), supervised training by two processes of one machine."""
-    import torch
-
-    plans = workspace / "preprocessed" / DATASET
-    names = [_variant(workspace, name, patch_size=[16, 24, 24], epochs=1) for name in ("parallel", "alone")]
-    for name in names:
-        file = plans / f"{name}.json"
-        values = json.loads(file.read_text())
-        configuration = values["configurations"]["3d_fullres"]
-        configuration["batch_size"] = 2
-        # Without padding, both processes' means have equally many voxels.
-        configuration["topomae"]["pretraining"] |= {"epochs": 1, "iterations_per_epoch": 1, "preview_every": 0}
-        file.write_text(json.dumps(values))
+def _two_machines(root: Path, plans: str, trainer: str) -> "list[subprocess.Popen[str]]":
+    """One training by two torchruns on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    train = ["-m", "nnunet_topomae.cli", "train", "901", "3d_fullres", "0", "-p", names[0], "-tr"]
+    train = ["-m", "nnunet_topomae.cli", "train", "901", "3d_fullres", "0", "-p", plans, "-tr", trainer]
     meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port]
-    machines = [
-        _torchrun(workspace, *meeting, "--node-rank", rank, *train, "TopoMAEPretrainer", PYTHONSAFEPATH="1")
-        for rank in "01"
-    ]
-    for machine in machines:
+    return [_torchrun(root, *meeting, "--node-rank", rank, *train, PYTHONSAFEPATH="1") for rank in "01"]
+
+
+def _train_with_num_gpus(trainer: str, plans: str) -> None:
+    """`nnUNetv2_train -num_gpus 2`, with the CPU in place of GPUs, gloo of NCCL, and forks of fresh Pythons."""
+    import nnunetv2.run.run_training as run
+    import torch
+    from torch import distributed, multiprocessing
+
+    get_trainer, connect = run.get_trainer_from_args, distributed.init_process_group
+    with socket.socket() as free, pytest.MonkeyPatch.context() as patch:
+        free.bind(("127.0.0.1", 0))
+        patch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+        patch.setenv("MASTER_ADDR", "")
+        free.close()
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        patch.setattr(run, "get_trainer_from_args", partial(get_trainer, device=torch.device("cpu")))
+        patch.setattr(distributed, "init_process_group", lambda _, **place: connect("gloo", **place))
+        patch.setattr(torch.cuda, "set_device", lambda _: None)
+        patch.setattr(multiprocessing, "spawn", partial(multiprocessing.start_processes, start_method="fork"))
+        run.run_training("901", "3d_fullres", 0, trainer, plans, num_gpus=2)
+
+
+def _parallel_variant(root: Path, name: str, epochs: int) -> str:
+    """Plans for a batch of two crops without padding: means of both processes are over equally many voxels."""
+    _variant(root, name, patch_size=[16, 24, 24], epochs=epochs)
+    file = root / "preprocessed" / DATASET / f"{name}.json"
+    values = json.loads(file.read_text())
+    configuration = values["configurations"]["3d_fullres"]
+    configuration["batch_size"] = 2
+    configuration["topomae"]["pretraining"] |= {"epochs": epochs, "iterations_per_epoch": 1, "preview_every": 0}
+    file.write_text(json.dumps(values))
+    return name
+
+
+@pytest.mark.usefixtures("annotated")
+def test_two_processes_train_like_one(workspace: Path) -> None:
+    """Pre-training on two machines (two torchruns), and both kinds of training with nnU-Net's `-num_gpus`."""
+    import torch
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
+
+    two, gpus, one = (_parallel_variant(workspace, name, 1) for name in ("parallel", "gpus", "alone"))
+    for machine in _two_machines(workspace, two, "TopoMAEPretrainer"):
         printed, _ = machine.communicate(timeout=200)
         assert machine.returncode == 0, printed[-4000:]
-    one = _torchrun(workspace, "--standalone", "--nproc-per-node", "2", *train, "UNETRPPTrainer", PYTHONSAFEPATH="1")
-    printed, _ = one.communicate(timeout=200)
-    assert one.returncode == 0, printed[-4000:]
-    for trainer in ("TopoMAEPretrainer", "UNETRPPTrainer"):
-        _train(trainer, names[1])
-        folds = [_fold(workspace, trainer, name) for name in names]
-        (parallel,), (alone,) = (_epochs(fold) for fold in folds)
-        assert parallel["train"] == pytest.approx(alone["train"], rel=1e-4)
-        ends = [torch.load(fold / "checkpoint_final.pth", weights_only=True) for fold in folds]
-        assert ends[0]["topomae"]["manifest"]["cases"] == ends[1]["topomae"]["manifest"]["cases"]
-        best = set() if trainer == "TopoMAEPretrainer" else {"checkpoint_best.pth"}
-        written = [{path.name for path in fold.glob("*.pth")} for fold in folds]
-        assert written == [{"checkpoint_final.pth", *best}] * 2
-        # AdamW's first average is a tenth of the gradient.
-        averages = [[state["exp_avg"] for state in end["optimizer_state"]["state"].values()] for end in ends]
-        size = torch.stack([average.norm() for average in averages[1]]).norm()
-        assert size > 1e-3
-        for first, second in zip(*averages, strict=True):
-            assert (first - second).norm() <= 1e-4 * second.norm() + 1e-5 * size
+    for trainer, plans in (("TopoMAEPretrainer", (two, gpus)), ("UNETRPPTrainer", (gpus,))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TopoMAEPretrainer, "perform_actual_validation", lambda *_: None)
+            _train_with_num_gpus(trainer, gpus)
+            patch.setattr(nnUNetTrainer, "perform_actual_validation", lambda *_: None)
+            _train(trainer, one)
+        for name in plans:
+            folds = [_fold(workspace, trainer, plan) for plan in (name, one)]
+            (parallel,), (alone,) = (_epochs(fold) for fold in folds)
+            assert parallel["train"] == pytest.approx(alone["train"], rel=1e-4)
+            ends = [torch.load(fold / "checkpoint_final.pth", weights_only=True) for fold in folds]
+            assert ends[0]["topomae"]["manifest"]["cases"] == ends[1]["topomae"]["manifest"]["cases"]
+            best = set() if trainer == "TopoMAEPretrainer" else {"checkpoint_best.pth"}
+            written = [{path.name for path in fold.glob("*.pth")} for fold in folds]
+            assert written == [{"checkpoint_final.pth", *best}] * 2
+            # AdamW's first average is a tenth of the gradient.
+            averages = [[state["exp_avg"] for state in end["optimizer_state"]["state"].values()] for end in ends]
+            size = torch.stack([average.norm() for average in averages[1]]).norm()
+            assert size > 1e-3
+            for first, second in zip(*averages, strict=True):
+                assert (first - second).norm() <= 1e-4 * second.norm() + 1e-5 * size
+
+
+def _children(number: int) -> list[int]:
+    """Processes that a process has started and that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            if parent == str(number) and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_a_process_that_dies_ends_the_others_with_a_message(workspace: Path) -> None:
+    trainer, name = "TopoMAEPretrainer", _parallel_variant(workspace, "dies", 400)
+    machines = _two_machines(workspace, name, trainer)
+    metrics, deadline = _fold(workspace, trainer, name) / "metrics.jsonl", time.monotonic() + 120
+    while not metrics.is_file() and time.monotonic() < deadline and machines[0].poll() is None:
+        time.sleep(0.1)
+    processes = [number for machine in machines for number in _children(machine.pid)]
+    try:
+        assert len(processes) == 2
+        os.kill(processes[1], signal.SIGKILL)
+        said = [machine.communicate(timeout=60)[0] for machine in machines]
+        assert [machine.returncode for machine in machines] == [1, 1], said
+        assert re.search("error: process 0 of 2 ended: .*another process has ended before.*--c", said[0]), said
+        assert "SIGKILL" in said[1] or "Signal 9" in said[1], said
+        assert not any(Path(f"/proc/{number}").exists() for number in processes)
+    finally:
+        for machine in machines:
+            for number in _children(machine.pid):
+                os.kill(number, signal.SIGKILL)
+            machine.kill()
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from nnunet_topomae.cli import USER_ERROR, main
 from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.datasets.msd import find_msd
-from nnunet_topomae.nnunet.dataset import read_dataset_json
-from nnunet_topomae.nnunet.plan_checks import check_plans, check_splits
+from nnunet_topomae.nnunet.dataset import check_dataset_json, read_dataset_json
+from nnunet_topomae.nnunet.plan_checks import check_fingerprint, check_plans, check_splits
 from nnunet_topomae.nnunet.plans_file import read_plans
 from nnunet_topomae.plans.variants import make_variant, parse_setting
 from nnunet_topomae.training import failures
@@ -96,6 +96,24 @@ def test_values_of_plans(key: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "architecture",
+    [
+        None, 3, [], {}, {"arch_kwargs": None}, {"arch_kwargs": []},
+        *({"arch_kwargs": {"strides": strides}}
+          for strides in ([], 2, {}, [2, 2], [[1, 1, 1], [2, 2]], [[0, 2, 2]], [["2", 2, 2]], [[2.0, 2, 2]], [[]])),
+    ],
+)  # fmt: skip
+def test_the_architecture_of_plans(architecture: Any) -> None:
+    plans = deepcopy(PLANS)
+    plans["configurations"]["3d_fullres"]["architecture"] = architecture
+    _fails(lambda: check_plans(plans, "3d_fullres", "Plans.json"), "Plans.json: architecture", "strides", "plan again")
+    _fails(lambda: make_variant(plans, "new", ["3d_fullres"], {}), "architecture of 3d_fullres", "plan again")
+    plans["configurations"]["3d_fullres"]["architecture"] = {"arch_kwargs": {}}  # as of a transformer
+    check_plans(plans, "3d_fullres", "Plans.json")
+    _fails(lambda: make_variant(plans, "new", ["3d_fullres"], {}), "architecture of 3d_fullres", "plan again")
+
+
+@pytest.mark.parametrize(
     ("configuration", "says"),
     [
         ("3d", "no configuration '3d'; it has 3d_fullres"),
@@ -127,6 +145,55 @@ def test_dataset_json(tmp_path: Path, content: str, says: str) -> None:
     _fails(lambda: read_dataset_json(tmp_path), "does not exist")
     (tmp_path / "dataset.json").write_text(content)
     _fails(lambda: read_dataset_json(tmp_path), str(tmp_path / "dataset.json"), says)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("channel_names", value) for value in (ABSENT, None, {}, ["CT"], "CT", {"1": "CT"}, {"0": "A", "2": "B"})),
+        *(("labels", value) for value in (ABSENT, None, {}, ["background"], {"a": 1}, {"background": 1})),
+        *(("labels", {"background": 0, "a": value}) for value in (-1, "x", None, 1.5, [], [1, -1], [[1]])),
+        *(("file_ending", value) for value in (ABSENT, None, "", "nii.gz", 3)),
+    ],
+)  # fmt: skip
+def test_what_a_raw_data_set_says_of_itself(key: str, value: Any) -> None:
+    whole = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": [1, 2], "b": "2"}, "file_ending": ".nii.gz"}
+    check_dataset_json(whole, Path("dataset.json"))
+    damaged = {name: entry for name, entry in {**whole, key: value}.items() if entry is not ABSENT}
+    named = "modality" if key == "channel_names" and value is ABSENT else key
+    _fails(lambda: check_dataset_json(damaged, Path("dataset.json")), "dataset.json", f"{named} = ", "must be")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("spacings", value) for value in (ABSENT, None, [], [1, 1, 1], [[1, 1, 0]], [[1, 1, None]])),
+        *(("shapes_after_crop", value) for value in (ABSENT, {}, [[]], [["1", 1, 1]])),
+        *(("median_relative_size_after_cropping", value) for value in (ABSENT, 0, float("nan"), "1")),
+        *(("foreground_intensity_properties_per_channel", value) for value in (ABSENT, {}, [], {"0": 3})),
+        ("foreground_intensity_properties_per_channel", {"0": {"mean": 1.0, "std": float("nan")}}),
+    ],
+)  # fmt: skip
+def test_fingerprints(tmp_path: Path, key: str, value: Any) -> None:
+    whole = {
+        "spacings": [[1.0, 1.0, 1.0]],
+        "shapes_after_crop": [[20, 30, 30]],
+        "median_relative_size_after_cropping": 1.0,
+        "foreground_intensity_properties_per_channel": {"0": {"mean": 1.0, "std": 0.5}},
+    }
+    file = tmp_path / "dataset_fingerprint.json"
+    file.write_text(json.dumps(whole))
+    check_fingerprint(file)
+    file.write_text(json.dumps({name: entry for name, entry in {**whole, key: value}.items() if entry is not ABSENT}))
+    _fails(lambda: check_fingerprint(file), str(file), f"{key} must be", "Delete the file")
+
+
+@pytest.mark.parametrize(("content", "says"), [("", "is not JSON"), ("[]", "spacings must be"), ("{", "is not JSON")])
+def test_files_of_fingerprints(tmp_path: Path, content: str, says: str) -> None:
+    file = tmp_path / "dataset_fingerprint.json"
+    _fails(lambda: check_fingerprint(file), str(file))
+    file.write_text(content)
+    _fails(lambda: check_fingerprint(file), str(file), says)
 
 
 @pytest.mark.parametrize(

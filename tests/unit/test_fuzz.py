@@ -27,7 +27,7 @@ SECTION = some.dictionaries(
     max_size=3,
 )
 QUICK = settings(
-    max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
+    max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
 )
 
 
@@ -43,7 +43,8 @@ def test_the_section_of_the_plan(section: Any) -> None:
         assert TopoMAEConfig.from_configuration({"topomae": again}) == config
 
 
-CONFIGURATION = ["patch_size", "spacing", "batch_size", "data_identifier", "normalization_schemes", "inherits_from"]
+CONFIGURATION = ["patch_size", "spacing", "batch_size", "data_identifier", "normalization_schemes", "architecture",
+                 "inherits_from"]  # fmt: skip
 
 
 @QUICK

@@ -106,3 +106,22 @@ def test_one_place_loads_checkpoints_and_none_unpickles(repository: Path) -> Non
         if "torch.load" in called:
             places.add(file.name)
     assert places == {"loading.py"}
+
+
+NETWORK = {"socket", "ssl", "http", "urllib", "ftplib", "smtplib", "requests", "httpx", "aiohttp"}
+NETWORK |= {"huggingface_hub", "wandb"}
+
+
+def test_only_what_a_user_asks_for_reaches_the_network(repository: Path) -> None:
+    """`push` and `pull`, and nnU-Net's logger for Weights & Biases where it is on."""
+    found = set()
+    for file in (
+        path for name in ("nnunet_topomae", "trainers", "plans") for path in (repository / name).rglob("*.py")
+    ):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            found |= {(file.name, name.partition(".")[0]) for name in names if name.partition(".")[0] in NETWORK}
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "socket":
+                assert node.attr == "gethostname", file
+    assert found == {("hub.py", "huggingface_hub"), ("monitors.py", "wandb"), ("work.py", "socket")}

@@ -1,5 +1,7 @@
 """The loader on volumes that store their own coordinates: the batch must give the key points back."""
 
+import re
+import threading
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig, TopologyConfig, TopoMAEConfig
+from nnunet_topomae.data import topology_target
 from nnunet_topomae.data.corruptions import Corruption
 from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_loader
 from nnunet_topomae.data.topology_target import TopologyTarget
@@ -254,3 +257,35 @@ def test_target_topology_is_that_of_the_region(region: str) -> None:
                 np.testing.assert_array_equal(direct[dimension].points, diagrams[dimension].points)
     assert "target_topology" not in next(loader)
     assert "target_topology" in next(loader)
+
+
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [(None, r"more than 0.05 s \(topology.time_limit\)"), (MemoryError("full"), "the input: MemoryError: full")],
+)
+def test_a_batch_comes_although_its_diagrams_hang_or_fail(
+    failure: Exception | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its crops and masks, and those of the next batch, are the same as ever."""
+    volumes = {"a": np.random.default_rng(4).normal(size=(1, 7, 12, 10)).astype(np.float32)}
+    target = TopologyTarget(TopologyConfig(region="crop", region_size=4, time_limit=0.05))
+    expected = _loader(volumes, (7, 9, 8), target=target)
+    gate = threading.Event()
+
+    def hang_or_fail(*_: Any) -> None:
+        if failure is not None:
+            raise failure
+        gate.wait(20)
+
+    loader = _loader(volumes, (7, 9, 8), target=target)
+    with monkeypatch.context() as patch:
+        patch.setattr(topology_target, "persistence_diagrams", hang_or_fail)
+        batch = next(loader)
+    gate.set()
+    assert re.search(says, batch["no_target_topology"]) and "target_topology" not in batch
+    for found, whole in ((batch, next(expected)), (next(loader), next(expected))):
+        assert torch.equal(found["data"], whole["data"]) and found["mask_seeds"] == whole["mask_seeds"]
+    assert "target_topology" in whole and set(found) == set(whole)
+    monkeypatch.setattr(topology_target, "persistence_diagrams", lambda *_: int("NaN"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        next(loader)

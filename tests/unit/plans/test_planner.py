@@ -40,7 +40,14 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         monkeypatch.setenv(f"nnUNet_{kind}", str(tmp_path / kind))
     (tmp_path / "raw" / name / "imagesTr").mkdir()
     (tmp_path / "preprocessed" / name / "dataset_fingerprint.json").write_text(
-        json.dumps({"median_relative_size_after_cropping": 1.0})
+        json.dumps(
+            {
+                "spacings": [[1.0, 1.0, 1.0]],
+                "shapes_after_crop": [[20, 20, 20]],
+                "median_relative_size_after_cropping": 1.0,
+                "foreground_intensity_properties_per_channel": {"0": {"mean": 0.0}},
+            }
+        )
     )
 
     def planner(kind: type[ExperimentPlanner], channels: int = 1, gb: float = 8.0) -> ExperimentPlanner:

@@ -1,12 +1,14 @@
 import copy
 import multiprocessing
 import pickle
+import subprocess
+import sys
 import threading
 from concurrent.futures import Future
 
 import pytest
 
-from nnunet_topomae.topology.workers import WorkerPool, shared_pool
+from nnunet_topomae.topology.workers import WorkerPool, shared_pool, within
 
 
 def test_chains_longer_than_the_pool_do_not_lock_up() -> None:
@@ -65,3 +67,31 @@ def test_a_forked_child_starts_anew() -> None:
 def test_negative_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="threads must be 0"):
         WorkerPool(-1)
+
+
+def test_within_waits_for_a_result_or_an_error_and_no_longer_than_it_may() -> None:
+    assert within(10.0, max, 3, 4) == within(None, max, 3, 4) == 4
+    with pytest.raises(ValueError, match="invalid literal"):
+        within(10.0, int, "x")
+    gate = threading.Event()
+    with pytest.raises(TimeoutError):
+        within(0.01, gate.wait)
+    gate.set()
+
+
+HANGING = """
+import threading
+from nnunet_topomae.topology.workers import WorkerPool, within
+WorkerPool(1).submit(threading.Event().wait)
+try:
+    within(0.01, threading.Event().wait)
+except TimeoutError:
+    print("goes on")
+"""
+
+
+def test_a_process_ends_although_its_threads_hang() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", HANGING], timeout=30, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "goes on\n" and not ended.stderr

@@ -2,15 +2,20 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
-from multiprocessing import Event, Process
+from contextlib import suppress
+from multiprocessing import Event, Process, get_context
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 
 from nnunet_topomae.data.worker_errors import WorkerErrors
+from nnunet_topomae.nnunet.process import end_forks_with_this_process
 from nnunet_topomae.training import batches
 from nnunet_topomae.training.batches import WatchedBatches
 from nnunet_topomae.training.stopping import StopSignals
@@ -142,3 +147,63 @@ def test_forks_and_trainings_that_have_not_begun_end_at_once() -> None:
     child.start()
     child.join(10)
     assert child.exitcode == -signal.SIGTERM
+
+
+class _Tensors(_Numbers):
+    """Batches that go through shared memory."""
+
+    def __next__(self) -> dict[str, Any]:
+        return {**super().__next__(), "data": torch.ones(2**18)}
+
+
+def _train(processes: Any, failing: bool) -> None:
+    """As a trainer does it: batches until a signal or an error comes."""
+    end_forks_with_this_process.__wrapped__()  # this process is a fork, which counts as another one
+    with StopSignals() as stop:
+
+        def before() -> None:
+            stop.ready = True
+            if stop.asked:
+                raise SystemExit(128 + stop.asked)
+
+        watched = WatchedBatches(NonDetMultiThreadedAugmenter(_Tensors(10**6), None, 2, 1, wait_time=0.01), before)
+        try:
+            for _ in range(3):
+                assert next(watched)["data"].is_shared()
+            processes.send([worker.pid for worker in watched.loader._processes])
+            while not failing:
+                next(watched)
+            raise RuntimeError("a bug")
+        finally:
+            watched.close()
+
+
+def _is_there(number: int) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc and /dev/shm")
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [(signal.SIGINT, 1), (signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL), ("a bug", 1)],
+)
+def test_however_a_training_ends_it_leaves_no_process_and_no_shared_memory(end: Any, code: int) -> None:
+    fork = get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    training = fork.Process(target=_train, args=(sender, end == "a bug"))
+    training.start()
+    assert receiver.poll(20)
+    workers = receiver.recv()
+    assert len(workers) == 2
+    if end != "a bug":
+        os.kill(training.pid, end)  # type: ignore[arg-type]
+    training.join(20)
+    assert training.exitcode == code
+    deadline = time.monotonic() + 5
+    while any(map(_is_there, workers)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(_is_there, workers))
+    numbers = {str(number) for number in (training.pid, *workers)}
+    assert not [file for file in Path("/dev/shm").iterdir() if numbers & set(file.name.split("_"))]

@@ -10,6 +10,9 @@ import torch
 from torch import distributed, nn
 
 from nnunet_topomae.architectures.layers import use_channels_last
+from nnunet_topomae.config import TopologyConfig
+from nnunet_topomae.losses.copretraining import build_topological_loss
+from nnunet_topomae.topology import workers
 from nnunet_topomae.training import devices
 from nnunet_topomae.training.devices import decided_by_first, first_sample, parallel_on_own_device
 
@@ -73,3 +76,21 @@ def test_places_are_those_of_nnunets_shares(batch_size: int, processes: int, mon
         assert first_sample(batch_size) == end
         end += trainer.batch_size
     assert end == batch_size
+
+
+@pytest.mark.parametrize(
+    ("local", "world", "threads"), [(None, 1, 6), (None, 2, 3), ("2", 4, 3), ("4", 4, 1), ("16", 32, 1)]
+)
+def test_processes_share_the_cores_for_persistent_homology(
+    local: str | None, world: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "available_cores", lambda: 6)
+    monkeypatch.setattr(devices, "is_distributed", lambda: world > 1)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: world)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if local is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    loss = build_topological_loss(TopologyConfig(), devices.processes_of_this_machine())
+    assert loss is not None and loss.pool.threads == threads
+    chosen = build_topological_loss(TopologyConfig(threads=5), 4)
+    assert chosen is not None and chosen.pool.threads == 5

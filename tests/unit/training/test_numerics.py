@@ -200,3 +200,19 @@ def test_a_step_goes_on_without_a_topological_term_that_hangs_or_fails(error: Ex
         for _ in range(5):
             step(batch, masks, 1.0)
     assert len(lines) == 8
+
+
+def test_a_step_goes_on_without_targets_for_the_topological_term() -> None:
+    step, _ = _step()
+    lines: list[str] = []
+    step.log = lines.append
+    batch, masks = _batch(_random((1, 8, 24, 16))), torch.Generator().manual_seed(1)
+    del batch["target_topology"]
+    assert "topo_vit" not in step(batch, masks, 1.0) and not lines  # a step that is planned without the term
+    batch["no_target_topology"] = "the diagrams of the input needed more than 300 s (topology.time_limit)"
+    step(batch, masks, 0.0)
+    assert step.missing.total == 0
+    with pytest.raises(RuntimeError, match="input needed more than 300 s .*the 5th step in a row"):
+        for _ in range(5):
+            assert "topo_vit" not in step(batch, masks, 1.0)
+    assert len(lines) == 4 and "cases a, a" in lines[0]
