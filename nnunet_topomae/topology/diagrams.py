@@ -15,13 +15,27 @@ from nnunet_topomae.topology.backends import resolve_backend, voxel_pairs
 
 @dataclass(frozen=True, eq=False)
 class PersistenceDiagram:
-    """The diagram of one homology dimension.
+    """The diagram of one homology dimension: a point (birth, death) for every class.
+
+    For a class of the super-level sets ``{x: I(x) >= t}`` of a volume I, which fall with t,
+
+        birth = I(birth voxel) = highest t with the class,    death = I(death voxel) = highest t at which it is gone.
 
     Attributes:
         points: float64 (n, 2), columns birth and death, in the units of the volume; birth >= death for super-level
             sets, birth <= death for sub-level sets.
         birth_voxels: int32 (n,), flat index (C order) of the voxel whose value is the birth.
         death_voxels: int32 (n,), flat index of the voxel whose value is the death.
+
+    References:
+        Edelsbrunner, Letscher and Zomorodian, Topological persistence and simplification, 2002.
+
+    Example:
+        >>> components = persistence_diagrams([1.0, 0.0, 3.0])[0]
+        >>> len(components), components.points.shape
+        (2, (2, 2))
+        >>> components.death_voxels.tolist()  # both at the valley
+        [1, 1]
     """
 
     points: Float[ndarray, "n 2"]
@@ -40,6 +54,16 @@ class PersistenceDiagrams:
         volume_shape: shape of the volume that the voxel indices refer to.
         dimensions: homology dimensions that were computed.
         entries: one diagram for each of ``dimensions``, in their order.
+
+    References:
+        Edelsbrunner, Letscher and Zomorodian, Topological persistence and simplification, 2002.
+
+    Example:
+        >>> diagrams = persistence_diagrams([[1.0, 0.0, 3.0]], dimensions=(0, 1))
+        >>> diagrams.volume_shape, diagrams.dimensions, [len(diagram) for diagram in diagrams]
+        ((1, 3), (0, 1), [2, 0])
+        >>> len(diagrams[0])
+        2
     """
 
     volume_shape: tuple[int, ...]
