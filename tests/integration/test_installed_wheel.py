@@ -25,8 +25,8 @@ from packaging.utils import canonicalize_name
 from nnunet_topomae._hook import CLASSES, DISABLE_VARIABLE, TRAINERS_PLACE
 from nnunet_topomae.topology import persistence_diagrams, wasserstein_distance
 
-if not (find_spec("pip") and find_spec("setuptools")):
-    pytest.skip("pip and setuptools are needed to build and install", allow_module_level=True)
+if not (find_spec("pip") and find_spec("setuptools") and find_spec("setuptools_scm")):
+    pytest.skip("pip, setuptools and setuptools-scm are needed to build and install", allow_module_level=True)
 
 EXPECTED = {name: module for name, (_, module) in CLASSES.items()}
 TRAINERS = {name: module for name, (place, module) in CLASSES.items() if place == TRAINERS_PLACE}
