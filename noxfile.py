@@ -121,7 +121,7 @@ def release(session: nox.Session) -> None:
     shutil.rmtree("dist", ignore_errors=True)
     build(session)
     for file in sorted(Path("dist").iterdir()):
-        environment = Path(session.create_tmp()) / file.name
+        environment = Path(session.create_tmp()).resolve() / file.name
         shutil.rmtree(environment, ignore_errors=True)
         session.run("python", "-m", "venv", str(environment))
         programs = environment / "bin"
