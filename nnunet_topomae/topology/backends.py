@@ -18,12 +18,15 @@ from numpy import ndarray
 
 from nnunet_topomae.topology.homology.pairs import persistence_pairs
 from nnunet_topomae.topology.solver.kernels import COMPILED
+from nnunet_topomae.topology.workers import in_turn, shared_pool
 
 VoxelPairs = tuple[Int[ndarray, " n"], Int[ndarray, " n"]]
 """Flat indices (C order) of the birth and the death voxels of n classes; death -1 marks the essential class."""
 
 LIBRARIES = ("cripser", "gudhi")
 BACKENDS = ("native", *LIBRARIES)
+# Smaller volumes are not worth a second thread.
+PARALLEL_VOXELS = 32**3
 CRIPSER_FLOOR = "0.0.37"
 # In a row of cripser, deaths from here on stand for "never".
 _INFINITE = 1e300
@@ -56,7 +59,9 @@ def resolve_backend(name: str) -> str:
     raise RuntimeError(f"persistent homology with {name} needs the package {name}: pip install {name}")
 
 
-def voxel_pairs(volume: Float[ndarray, "D H W"], dimensions: Sequence[int], backend: str) -> list[VoxelPairs]:
+def voxel_pairs(
+    volume: Float[ndarray, "D H W"], dimensions: Sequence[int], backend: str, threads: int = 1
+) -> list[VoxelPairs]:
     """Birth and death voxels of the super-level-set persistence of ``volume``.
 
     Classes of zero persistence are left out, except the essential component.
@@ -65,12 +70,15 @@ def voxel_pairs(volume: Float[ndarray, "D H W"], dimensions: Sequence[int], back
         volume: float32 or float64, C-contiguous, finite values.
         dimensions: homology dimensions out of 0, 1, 2.
         backend: a name that `resolve_backend` returned.
+        threads: as of a `WorkerPool`; `native` uses two at most, the libraries one.
 
     Returns:
         One entry per dimension: flat indices of birth and death voxels.
     """
     if backend == "native":
-        return persistence_pairs(volume, dimensions)
+        pool = shared_pool(threads)
+        alone = threads == 1 or volume.size < PARALLEL_VOXELS
+        return persistence_pairs(volume, dimensions, in_turn if alone else pool.both)
     compute = {"cripser": _cripser_pairs, "gudhi": _gudhi_pairs}[backend]
     return compute(volume.astype(np.float64), dimensions)
 

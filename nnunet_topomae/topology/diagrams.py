@@ -83,7 +83,11 @@ class PersistenceDiagrams:
 
 
 def persistence_diagrams(
-    volume: Any, dimensions: Sequence[int] = (0, 1, 2), backend: str = "auto", level_sets: str = "super"
+    volume: Any,
+    dimensions: Sequence[int] = (0, 1, 2),
+    backend: str = "auto",
+    level_sets: str = "super",
+    threads: int = 1,
 ) -> PersistenceDiagrams:
     """Persistence diagrams of the super-level or sub-level sets of a volume or an image.
 
@@ -98,6 +102,8 @@ def persistence_diagrams(
         dimensions: homology dimensions: 0 components, 1 loops, 2 voids.
         backend: `native`, `cripser`, `gudhi`, or `auto` for the fastest.
         level_sets: `super` (bright structures) or `sub` (dark ones).
+        threads: 1, or another number as of `TopologicalLoss`; `native` divides a volume between two threads where two
+            are free. The diagrams do not depend on it.
 
     Returns:
         The diagrams, with values in float64 and the voxels that hold them. A constant volume has the single point
@@ -106,7 +112,7 @@ def persistence_diagrams(
     Raises:
         TypeError: the values are not real numbers.
         ValueError: NaN or infinite values, an empty volume, other than one to three axes, unknown dimensions or
-            `level_sets`.
+            `level_sets`, negative threads.
         RuntimeError: the backend is not installed.
 
     References:
@@ -134,7 +140,7 @@ def persistence_diagrams(
     falling = padded if falls else -padded
     last = int(falling.argmin())
     entries = []
-    for births, deaths in voxel_pairs(falling, wanted, resolve_backend(backend)):
+    for births, deaths in voxel_pairs(falling, wanted, resolve_backend(backend), threads):
         deaths = np.where(deaths < 0, last, deaths)
         points = np.stack([flat[births], flat[deaths]], axis=1).astype(np.float64)
         entries.append(PersistenceDiagram(points, births.astype(np.int32), deaths.astype(np.int32)))

@@ -173,7 +173,9 @@ class TopologicalLoss(nn.Module):
         """Start the persistent homology of every channel of every sample."""
         copy = HostCopy(regions)
         return [
-            self.pool.submit(diagrams_of, copy, index, self.dimensions, self.backend, self.level_sets)
+            self.pool.submit(
+                diagrams_of, copy, index, self.dimensions, self.backend, self.level_sets, self.pool.threads
+            )
             for index in np.ndindex(*regions.shape[:2])
         ]
 

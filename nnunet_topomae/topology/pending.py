@@ -73,7 +73,7 @@ class HostCopy:
 
 
 def diagrams_of(
-    copy: HostCopy, index: tuple[int, ...], dimensions: tuple[int, ...], backend: str, level_sets: str
+    copy: HostCopy, index: tuple[int, ...], dimensions: tuple[int, ...], backend: str, level_sets: str, threads: int
 ) -> PersistenceDiagrams:
     """Persistence diagrams of one channel of one sample.
 
@@ -83,11 +83,12 @@ def diagrams_of(
         dimensions: homology dimensions.
         backend: library for persistent homology.
         level_sets: `super` or `sub`.
+        threads: as of `persistence_diagrams`.
 
     Returns:
         The diagrams.
     """
-    return persistence_diagrams(copy.read(index), dimensions, backend, level_sets)
+    return persistence_diagrams(copy.read(index), dimensions, backend, level_sets, threads)
 
 
 def match_dimension(

@@ -109,6 +109,16 @@ def test_little_room_is_enlarged(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["normal", "binary", "plateaus", "smooth"])
+def test_two_threads_give_the_same_bits(kind: str) -> None:
+    values = make(kind, (33, 40, 35), np.random.default_rng(0))
+    one, two = (persistence_diagrams(values, threads=threads, backend="native") for threads in (1, 2))
+    for first, second in zip(one, two, strict=True):
+        assert first.points.tobytes() == second.points.tobytes()
+        assert first.birth_voxels.tobytes() == second.birth_voxels.tobytes()
+        assert first.death_voxels.tobytes() == second.death_voxels.tobytes()
+
+
 def test_a_volume_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs, "MAX_VOXELS", 100)
     with pytest.raises(ValueError, match=r"\(3, 4, 5\) voxels"):
