@@ -123,7 +123,7 @@ def _reduce_halves(grid: Grid, stars: LowerStars, state: Reduction, both: Both) 
         partial(_reduce, grid, stars, state, 0, count // 2, 0, end // 2),
         partial(_reduce, grid, stars, other, count // 2, count, end // 2, end),
     )
-    return used >= 0 and used_by_other >= 0 and _join(grid, stars, state, other.owner, used_by_other) >= 0
+    return min(used, used_by_other) >= 0 and bool(_join(grid, stars, state, other.owner, used_by_other) >= 0)
 
 
 @kernel
@@ -188,7 +188,7 @@ def _join(grid: Grid, stars: LowerStars, state: Reduction, owner: ndarray, used:
 @kernel
 def _load_column(state: Reduction, j: Word) -> Word:
     """Make column j the one at work; returns its size."""
-    size = state.length[U(j)]
+    size: Word = state.length[U(j)]
     for t in range(size):
         state.column[U(t)] = state.pool[U(state.start[U(j)] + t)]
     return size

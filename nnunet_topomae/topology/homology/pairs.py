@@ -63,8 +63,8 @@ def persistence_pairs(
 def _from_grid(grid: Grid) -> Int[ndarray, " m"]:
     """Flat index in the volume of every voxel of the grid; anything in the margin."""
     depth, height, width = grid.shape
-    back = np.zeros((depth + 2, height + 2, width + 2), np.int64)
-    back[1:-1, 1:-1, 1:-1] = np.arange(depth * height * width).reshape(grid.shape)
+    back = np.zeros((depth + 2, height + 2, width + 2), np.int32)
+    back[1:-1, 1:-1, 1:-1] = np.arange(depth * height * width, dtype=np.int32).reshape(grid.shape)
     return back.reshape(-1)
 
 
