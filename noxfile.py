@@ -14,6 +14,8 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 
+# What a released version must name: the repository, the site, where to report, and what has changed.
+URLS = ("Repository", "Documentation", "Issues", "Changelog")
 PYTHONS = ["3.11", "3.12", "3.13"]
 
 
@@ -99,10 +101,11 @@ def build(session: nox.Session) -> None:
 @nox.session(name="build-topology", default=False)
 def build_topology(session: nox.Session) -> None:
     """The topological loss as a distribution of its own, topological-loss-3d, in dist/; runs it without nnU-Net."""
-    session.install("build", "twine")
+    session.install("build", "twine", "setuptools-scm")
+    version = str(session.run("python", "-m", "setuptools_scm", silent=True)).split()[-1]
     tree = Path(session.create_tmp()) / "tree"
     shutil.rmtree(tree, ignore_errors=True)
-    session.run("python", "packaging/topology/collect.py", str(tree))
+    session.run("python", "packaging/topology/collect.py", str(tree), version)
     session.run("python", "-m", "build", "--outdir", "dist", str(tree))
     session.run("twine", "check", "--strict", *map(str, Path("dist").glob("topological_loss_3d-*")))
     session.install("--force-reinstall", *map(str, Path("dist").glob("topological_loss_3d-*.whl")))
@@ -122,7 +125,7 @@ def release(session: nox.Session) -> None:
     shutil.rmtree("dist", ignore_errors=True)
     build(session)
     for file in sorted(Path("dist").iterdir()):
-        environment = Path(session.create_tmp()) / file.name
+        environment = Path(session.create_tmp()).resolve() / file.name
         shutil.rmtree(environment, ignore_errors=True)
         session.run("python", "-m", "venv", str(environment))
         programs = environment / "bin"
@@ -141,7 +144,7 @@ def release_problems(tag: str, root: Path) -> list[str]:
     """What in a checkout is not that of a tag such as v1.2.3."""
     version = tag.removeprefix("v")
     texts = {
-        "nnunet_topomae/__init__.py": rf'^__version__ = "{re.escape(version)}"$',
+        "pyproject.toml": rf'^fallback_version = "{re.escape(version)}"',
         "CITATION.cff": rf"^version: {re.escape(version)}$",
         "CHANGELOG.md": rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$",
     }
@@ -155,8 +158,9 @@ def release_problems(tag: str, root: Path) -> list[str]:
     citation = (root / "CITATION.cff").read_text(encoding="utf-8")
     if not re.search(r"^date-released: \d{4}-\d\d-\d\d$", citation, re.MULTILINE):
         problems.append("CITATION.cff has no date-released")
-    if "Repository" not in (root / "pyproject.toml").read_text(encoding="utf-8"):
-        problems.append("[project.urls] in pyproject.toml names no Repository")
+    urls = nox.project.load_toml(root / "pyproject.toml").get("project", {}).get("urls", {})
+    if lacking := [name for name in URLS if not str(urls.get(name, "")).startswith("https://")]:
+        problems.append(f"[project.urls] in pyproject.toml lacks the address of: {', '.join(lacking)}")
     return problems
 
 

@@ -3,4 +3,6 @@
 This file imports nothing heavy: it is loaded by the start-up hook of every Python process that imports torch.
 """
 
-__version__ = "0.1.0"
+from importlib.metadata import version
+
+__version__ = version("nnunet-topomae")

@@ -40,7 +40,7 @@ def compared_metrics(spec: BenchmarkSpec) -> list[str]:
 def case_table(entries: Sequence[Entry], metric: str, held_out: bool) -> CaseTable:
     """Mean over structures of every case and training.
 
-    A structure that neither truth nor prediction has counts as perfect, so that every case has a value for every recipe.
+    A structure that neither truth nor prediction has counts as perfect, so that every case has a value per recipe.
 
     Args:
         entries: trainings of one recipe, complete: every fold with every seed.

@@ -28,6 +28,9 @@ def verify(matching: Matching) -> float:
     Raises:
         ValueError: a point is matched twice or does not exist, or the cost is not that of the pairs.
 
+    References:
+        Kuhn, The Hungarian method for the assignment problem, 1955 (the bound).
+
     Example:
         >>> from nnunet_topomae.topology import wasserstein_matching
         >>> matching = wasserstein_matching([[4.0, 0.0], [1.0, 0.8]], [[4.5, 0.0]])

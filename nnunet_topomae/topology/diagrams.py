@@ -15,13 +15,27 @@ from nnunet_topomae.topology.backends import resolve_backend, voxel_pairs
 
 @dataclass(frozen=True, eq=False)
 class PersistenceDiagram:
-    """The diagram of one homology dimension.
+    """The diagram of one homology dimension: a point (birth, death) for every class.
+
+    For a class of the super-level sets ``{x: I(x) >= t}`` of a volume I, which fall with t,
+
+        birth = I(birth voxel) = highest t with the class,    death = I(death voxel) = highest t at which it is gone.
 
     Attributes:
         points: float64 (n, 2), columns birth and death, in the units of the volume; birth >= death for super-level
             sets, birth <= death for sub-level sets.
         birth_voxels: int32 (n,), flat index (C order) of the voxel whose value is the birth.
         death_voxels: int32 (n,), flat index of the voxel whose value is the death.
+
+    References:
+        Edelsbrunner, Letscher and Zomorodian, Topological persistence and simplification, 2002.
+
+    Example:
+        >>> components = persistence_diagrams([1.0, 0.0, 3.0])[0]
+        >>> len(components), components.points.shape
+        (2, (2, 2))
+        >>> components.death_voxels.tolist()  # both at the valley
+        [1, 1]
     """
 
     points: Float[ndarray, "n 2"]
@@ -40,6 +54,16 @@ class PersistenceDiagrams:
         volume_shape: shape of the volume that the voxel indices refer to.
         dimensions: homology dimensions that were computed.
         entries: one diagram for each of ``dimensions``, in their order.
+
+    References:
+        Edelsbrunner, Letscher and Zomorodian, Topological persistence and simplification, 2002.
+
+    Example:
+        >>> diagrams = persistence_diagrams([[1.0, 0.0, 3.0]], dimensions=(0, 1))
+        >>> diagrams.volume_shape, diagrams.dimensions, [len(diagram) for diagram in diagrams]
+        ((1, 3), (0, 1), [2, 0])
+        >>> len(diagrams[0])
+        2
     """
 
     volume_shape: tuple[int, ...]
@@ -59,7 +83,11 @@ class PersistenceDiagrams:
 
 
 def persistence_diagrams(
-    volume: Any, dimensions: Sequence[int] = (0, 1, 2), backend: str = "auto", level_sets: str = "super"
+    volume: Any,
+    dimensions: Sequence[int] = (0, 1, 2),
+    backend: str = "auto",
+    level_sets: str = "super",
+    threads: int = 1,
 ) -> PersistenceDiagrams:
     """Persistence diagrams of the super-level or sub-level sets of a volume or an image.
 
@@ -74,6 +102,8 @@ def persistence_diagrams(
         dimensions: homology dimensions: 0 components, 1 loops, 2 voids.
         backend: `native`, `cripser`, `gudhi`, or `auto` for the fastest.
         level_sets: `super` (bright structures) or `sub` (dark ones).
+        threads: 1, or another number as of `TopologicalLoss`; `native` divides a volume between two threads where two
+            are free. The diagrams do not depend on it.
 
     Returns:
         The diagrams, with values in float64 and the voxels that hold them. A constant volume has the single point
@@ -82,7 +112,7 @@ def persistence_diagrams(
     Raises:
         TypeError: the values are not real numbers.
         ValueError: NaN or infinite values, an empty volume, other than one to three axes, unknown dimensions or
-            `level_sets`.
+            `level_sets`, negative threads.
         RuntimeError: the backend is not installed.
 
     References:
@@ -110,7 +140,7 @@ def persistence_diagrams(
     falling = padded if falls else -padded
     last = int(falling.argmin())
     entries = []
-    for births, deaths in voxel_pairs(falling, wanted, resolve_backend(backend)):
+    for births, deaths in voxel_pairs(falling, wanted, resolve_backend(backend), threads):
         deaths = np.where(deaths < 0, last, deaths)
         points = np.stack([flat[births], flat[deaths]], axis=1).astype(np.float64)
         entries.append(PersistenceDiagram(points, births.astype(np.int32), deaths.astype(np.int32)))

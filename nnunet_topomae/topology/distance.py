@@ -60,7 +60,8 @@ def matching_gradient(
 ) -> Float[ndarray, "m 2"]:
     """Gradient of a matching's cost with respect to the points of the second diagram, pairs held fixed.
 
-    The cost of a pair depends on the coordinate that differs most; if both differ by the same amount, on the birth.
+    For a point (b, d) that goes to the diagonal, d cost / d (b, d) = ((b - d) / 2, (d - b) / 2). For a pair of (b', d')
+    and (b, d) it is (2 (b - b'), 0) where the births differ by as much as the deaths or more, else (0, 2 (d - d')).
 
     Args:
         first: points (n, 2) of the first diagram.
@@ -69,6 +70,9 @@ def matching_gradient(
 
     Returns:
         Derivatives (m, 2) with respect to birth and death.
+
+    References:
+        Leygonie, Oudot and Tillmann, A framework for differential calculus on persistence barcodes, 2022.
 
     Example:
         >>> first, second = np.array([[4.0, 0.0]]), np.array([[4.5, 0.0], [1.0, 0.5]])

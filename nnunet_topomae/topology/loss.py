@@ -52,6 +52,10 @@ class TopologicalLoss(nn.Module):
     Raises:
         ValueError: a value that is not allowed.
 
+    References:
+        Waibel, Atwell, Meier, Marr and Rieck, Capturing shape information with multi-scale topological loss terms for
+        3D reconstruction, 2022.
+
     Example:
         >>> volume = torch.zeros(1, 1, 3, 3, 3)
         >>> volume[..., 1, 1, 1] = 1.0  # one bright voxel: a component with birth 1 and death 0
@@ -169,7 +173,9 @@ class TopologicalLoss(nn.Module):
         """Start the persistent homology of every channel of every sample."""
         copy = HostCopy(regions)
         return [
-            self.pool.submit(diagrams_of, copy, index, self.dimensions, self.backend, self.level_sets)
+            self.pool.submit(
+                diagrams_of, copy, index, self.dimensions, self.backend, self.level_sets, self.pool.threads
+            )
             for index in np.ndindex(*regions.shape[:2])
         ]
 

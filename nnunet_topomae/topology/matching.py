@@ -45,6 +45,25 @@ class Matching:
         pairs: int64 (k, 2), indices into the first and the second diagram. All other points go to the diagonal.
         potentials: dual variables of the points of the first and of the second diagram.
         points: both diagrams, float64 (n, 2) and (m, 2).
+
+    The potentials u and v are feasible: ``u_i + v_j <= cost of the pair (i, j)``, and neither is above its point's cost
+    to the diagonal. So ``lower_bound = sum(u) + sum(v)`` is at most the cost of every matching, and
+
+        gap = (cost - lower_bound) / cost
+
+    is at least the relative excess of this one.
+
+    References:
+        Kuhn, The Hungarian method for the assignment problem, 1955.
+
+    Example:
+        >>> matching = wasserstein_matching([[4.0, 0.0]], [[4.5, 0.0], [1.0, 0.5]])
+        >>> matching.pairs.tolist()
+        [[0, 0]]
+        >>> [potentials.shape for potentials in matching.potentials]
+        [(1,), (2,)]
+        >>> matching.lower_bound <= matching.cost
+        True
     """
 
     cost: float

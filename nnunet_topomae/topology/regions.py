@@ -29,6 +29,8 @@ def region_shape(shape: Sequence[int], region_size: int) -> Size3:
 def draw_region_origin(shape: Sequence[int], region_size: int, generator: Generator) -> Size3:
     """Draw the place of a sub-crop, uniformly over all places inside the volume.
 
+    On an axis of n voxels it is one of the ``max(n - region_size, 0) + 1`` whole numbers from 0 on.
+
     Args:
         shape: shape (D, H, W) of the volume.
         region_size: edge of the sub-crop in voxels; shorter axes are used whole.
@@ -60,6 +62,16 @@ class TopologyRegion:
 
     Raises:
         ValueError: unknown policy or a size below 2.
+
+    With `pool`, an axis of n voxels is divided by ``f = ceil(n / size)``, and a voxel of the region is the mean of a
+    block of the volume, which is cut off at the upper border.
+
+    Example:
+        >>> volume = torch.arange(6.0).reshape(1, 1, 1, 1, 6)
+        >>> TopologyRegion("crop", 2).extract(volume, origin=(0, 0, 3)).flatten().tolist()
+        [3.0, 4.0]
+        >>> TopologyRegion("pool", 2).extract(volume).flatten().tolist()
+        [1.0, 4.0]
     """
 
     policy: str = "full"

@@ -6,9 +6,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import cache
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 MAX_AUTOMATIC_THREADS = 8
+First = TypeVar("First")
+Second = TypeVar("Second")
+
+
+Both = Callable[[Callable[[], Any], Callable[[], Any]], tuple[Any, Any]]
+"""Calls two functions that do not write to each other's data, perhaps at the same time; returns both results."""
+
+
+def in_turn(first: Callable[[], First], second: Callable[[], Second]) -> tuple[First, Second]:
+    """`Both` in one thread."""
+    return first(), second()
 
 
 def available_cores() -> int:
@@ -106,6 +117,13 @@ class WorkerPool:
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Run ``function(*arguments)`` in a thread."""
         return self._running().submit(function, *arguments)
+
+    def both(self, first: Callable[[], First], second: Callable[[], Second]) -> tuple[First, Second]:
+        """`Both` in two threads, if one is free for ``second`` in time; safe within a thread of the pool."""
+        other = self.submit(second)
+        mine = first()
+        # Nobody waits for a function that has not started, so threads cannot block each other.
+        return mine, second() if other.cancel() else other.result()
 
     def when_all(self, futures: Sequence[Future[Any]], function: Callable[..., Any]) -> Future[Any]:
         """Run ``function(*results)`` in a thread once all ``futures`` are done.

@@ -11,17 +11,22 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from nnunet_topomae._hook import CLASSES, DISABLE_VARIABLE, TRAINERS_PLACE
+from nnunet_topomae.topology import persistence_diagrams, wasserstein_distance
 
-if not (find_spec("pip") and find_spec("setuptools")):
-    pytest.skip("pip and setuptools are needed to build and install", allow_module_level=True)
+if not (find_spec("pip") and find_spec("setuptools") and find_spec("setuptools_scm")):
+    pytest.skip("pip, setuptools and setuptools-scm are needed to build and install", allow_module_level=True)
 
 EXPECTED = {name: module for name, (_, module) in CLASSES.items()}
 TRAINERS = {name: module for name, (place, module) in CLASSES.items() if place == TRAINERS_PLACE}
@@ -59,16 +64,42 @@ if __name__ == "__main__":
 """
 
 
-class Environment:
-    """A venv with links to this environment's libraries."""
+# Runs every example of the library, and one step of its loss.
+ALONE = """
+import doctest, importlib, pkgutil, sys
+import torch
+import topological_loss_3d as topology
 
-    def __init__(self, folder: Path, without: tuple[str, ...] = ()) -> None:
+assert importlib.util.find_spec("nnunetv2") is importlib.util.find_spec("scipy") is None
+run = 0
+for module in pkgutil.walk_packages(topology.__path__, "topological_loss_3d."):
+    failed, attempted = doctest.testmod(importlib.import_module(module.name), optionflags=doctest.ELLIPSIS)
+    assert not failed, module.name
+    run += attempted
+volume, made = torch.rand(2, 1, 1, 12, 11, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+made.requires_grad_()
+topology.TopologicalLoss(threads=2)(made, volume).backward()
+assert made.grad.abs().sum() > 0
+for decimals in (1, 16):  # with many copies of points, and without
+    rounded = [values[0, 0].detach().round(decimals=decimals) for values in (volume, made)]
+    first, second = (topology.persistence_diagrams(values)[1] for values in rounded)
+    assert abs(topology.verify(topology.wasserstein_matching(first, second))) < 1e-12
+    print(repr(topology.wasserstein_distance(first, second)))
+print(run, topology.__file__)
+"""
+
+
+class Environment:
+    """A venv with links to this environment's libraries: all of them, or what the named distributions need."""
+
+    def __init__(self, folder: Path, without: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> None:
         self.folder = folder
         libraries = folder / "libraries"
         libraries.mkdir(parents=True)
         hidden = ("nnunet_topomae", "__editable__", *without)
+        kept = top_names(only)
         for path in Path(sysconfig.get_path("purelib")).iterdir():
-            if path.suffix != ".pth" and not path.name.startswith(hidden):
+            if path.suffix != ".pth" and not path.name.startswith(hidden) and (not only or path.name in kept):
                 (libraries / path.name).symlink_to(path)
         venv.create(folder / "venv", with_pip=False)
         self.python = folder / "venv" / "bin" / "python"
@@ -100,6 +131,21 @@ class Environment:
         assert result.returncode == 0, result.stderr
         found = next(line for line in result.stdout.splitlines() if line.startswith("FOUND"))
         return json.loads(found.removeprefix("FOUND"))  # type: ignore[no-any-return]
+
+
+def top_names(distributions: tuple[str, ...]) -> set[str]:
+    """Files and folders of these distributions in site-packages, and of all that they need."""
+    names, seen, waiting = set[str](), set[str](), list(distributions)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name in seen:
+            continue
+        seen.add(name)
+        found = importlib.metadata.distribution(name)
+        names |= {file.parts[0] for file in found.files or ()}
+        needs = map(Requirement, found.requires or ())
+        waiting += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+    return names
 
 
 def copy_source(repository: Path, target: Path) -> Path:
@@ -195,3 +241,21 @@ def test_editable_nnunet(wheel: Path, tmp_path: Path) -> None:
     found = environment.look_up(EXPECTED)
     assert found["here"] == found["child"] == EXPECTED
     assert found["files"]["nnunetv2"] == str(source / "nnunetv2" / "__init__.py")
+
+
+@pytest.mark.slow
+def test_the_topological_loss_alone(repository: Path, tmp_path: Path) -> None:
+    """Its wheel, with nothing but what it asks for: examples, a loss with its gradient, and our own results."""
+    subprocess.run([sys.executable, repository / "packaging/topology/collect.py", tmp_path / "tree"], check=True)
+    project = tomllib.loads((tmp_path / "tree/pyproject.toml").read_text())["project"]
+    names = tuple(Requirement(need).name for need in project["dependencies"])
+    environment = Environment(tmp_path / "environment", only=("pip", "setuptools", *names))
+    environment.install(str(tmp_path / "tree"))
+    done = subprocess.run([environment.python, "-P", "-c", ALONE], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    *distances, last = done.stdout.splitlines()
+    assert int(last.split()[0]) > 40 and str(environment.folder) in last
+    pair = torch.rand(2, 12, 11, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for line, decimals in zip(distances, (1, 16), strict=True):
+        first, second = (persistence_diagrams(volume.round(decimals=decimals))[1] for volume in pair)
+        assert float(line) == pytest.approx(wasserstein_distance(first, second), rel=1e-10)

@@ -4,6 +4,7 @@ import argparse
 import ast
 import doctest
 import importlib
+import inspect
 import re
 import shlex
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from nnunet_topomae import topology
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -126,6 +129,13 @@ def test_examples_of_docstrings_run(file: Path) -> None:
         name = getattr(node, "name", file.stem)
         test = doctest.DocTestParser().get_doctest(text, dict(vars(module)), name, str(file), 0)
         assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test).failed == 0, name
+
+
+@pytest.mark.parametrize("name", topology.__all__)
+def test_public_names_of_the_topological_library_are_documented(name: str) -> None:
+    """`test_examples_of_docstrings_run` runs the examples."""
+    sections = ["Example:"] if "egion" in name else ["References:", "Example:"]  # a region needs no theory
+    assert re.findall(r"^(?:References|Example):$", inspect.getdoc(getattr(topology, name)) or "", re.M) == sections
 
 
 def _share_with_args(files: list[Path], parameters: int) -> tuple[int, int]:

@@ -8,9 +8,11 @@ import runpy
 import shutil
 import subprocess
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 import nnunet_topomae
 
@@ -75,24 +77,34 @@ def test_costly_fixtures_are_made_once() -> None:
 
 def test_the_citation_names_the_version() -> None:
     citation = (ROOT / "CITATION.cff").read_text()
-    assert re.findall(r"^version: (\S+)$", citation, re.MULTILINE) == [nnunet_topomae.__version__]
+    fallback = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools_scm"]["fallback_version"]
+    assert re.findall(r"^version: (\S+)$", citation, re.MULTILINE) == [fallback]
+
+
+def test_the_version_is_that_of_the_installation() -> None:
+    assert nnunet_topomae.__version__ == str(Version(version("nnunet-topomae")))
 
 
 def test_a_release_is_what_its_tag_says(tmp_path: Path) -> None:
     noxfile = pytest.importorskip("nox") and runpy.run_path(str(ROOT / "noxfile.py"))
     problems = noxfile["release_problems"]
-    (tmp_path / "nnunet_topomae").mkdir()
+    names = ("Repository", "Documentation", "Issues", "Changelog")
+    urls = "".join(f'{name} = "https://example.org"\n' for name in names)
     texts = {
-        "nnunet_topomae/__init__.py": '__version__ = "1.2.3"\n',
         "CITATION.cff": "version: 1.2.3\ndate-released: 2030-01-31\n",
         "CHANGELOG.md": "## [Unreleased]\n\n## [1.2.3] - 2030-01-31\n",
-        "pyproject.toml": 'Repository = "https://example.org"\n',
+        "pyproject.toml": '[tool.setuptools_scm]\nfallback_version = "1.2.3"  # the same\n[project.urls]\n' + urls,
     }
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
     assert problems("v1.2.3", tmp_path) == []
     assert problems("1.2.3", tmp_path) == ["the tag 1.2.3 is not v1.2.3"]
     assert len(problems("v1.2.4", tmp_path)) == 3
+    for name in names:
+        (tmp_path / "pyproject.toml").write_text(texts["pyproject.toml"].replace(f"{name} =", "Other ="))
+        message = f"[project.urls] in pyproject.toml lacks the address of: {name}"
+        assert problems("v1.2.3", tmp_path) == [message]
+    (tmp_path / "pyproject.toml").write_text(texts["pyproject.toml"])
     for name in texts:
         (tmp_path / name).write_text("")
         assert problems("v1.2.3", tmp_path), name
@@ -123,8 +135,18 @@ def test_containers_work(builder: str) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def test_the_package_has_a_version() -> None:
-    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", nnunet_topomae.__version__)
+def test_links_of_the_readme_lead_to_the_repository() -> None:
+    absolute_links = (pytest.importorskip("setuptools_scm") and runpy.run_path(str(ROOT / "setup.py")))[
+        "absolute_links"
+    ]
+    text = absolute_links((ROOT / "README.md").read_text(), "https://example.org/us/it/", "v1.2.3")
+    targets = re.findall(r"\]\(([^)]*)\)", text)
+    assert [target for target in targets if not target.startswith(("https://", "#"))] == []
+    assert "](https://example.org/us/it/raw/v1.2.3/docs/images/demo.png)" in text
+    assert "](https://example.org/us/it/blob/v1.2.3/docs/architecture.md#how-nnu-net-finds-the-classes)" in text
+    assert "](https://github.com/MIC-DKFZ/nnUNet)" in text and "[#x](#x)" in absolute_links(
+        "[#x](#x)", "https://a", "b"
+    )
 
 
 def test_the_bill_of_materials_lists_what_is_installed_with_its_licences() -> None:

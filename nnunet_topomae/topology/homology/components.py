@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Int, UInt
 from numpy import ndarray
 
-from nnunet_topomae.topology.homology.gradient import Gradient, Grid, find
-from nnunet_topomae.topology.homology.lower_stars import NOTHING, LowerStars, lower_stars
+from nnunet_topomae.topology.homology.gradient import Gradient, Grid, find, ranks_of
+from nnunet_topomae.topology.homology.lower_stars import LowerStars, lower_stars
 from nnunet_topomae.topology.homology.order import U
 from nnunet_topomae.topology.solver.kernels import kernel
 
@@ -27,26 +27,29 @@ class Components(NamedTuple):
 
 
 def pair_components(grid: Grid, gradient: Gradient) -> Components:
-    """Merge components along the critical edges. Uses up ``gradient.below``; the first component never dies.
+    """Merge components along the critical edges; the first component never dies.
+
+    Uses up ``gradient.below`` and adds to ``gradient.dead_edges``.
 
     Args:
         grid: the volume with its margin.
         gradient: its discrete gradient.
     """
-    n = len(grid.order)
-    found = Components(np.empty(n, np.int32), np.empty(n, np.int32), np.zeros(len(grid.rank), np.uint8))
-    count = _merge(grid, lower_stars(), gradient, found)
+    stars = lower_stars()
+    ranks = ranks_of(grid, gradient, stars.critical_edges)
+    room = 6 * len(ranks)
+    found = Components(np.empty(room, np.int32), np.empty(room, np.int32), gradient.dead_edges)
+    count = _merge(grid, stars, gradient, ranks, found)
     return Components(found.births[:count], found.deaths[:count], found.dead_edges)
 
 
 @kernel
-def _merge(grid: Grid, stars: LowerStars, gradient: Gradient, found: Components) -> int:
+def _merge(grid: Grid, stars: LowerStars, gradient: Gradient, ranks: ndarray, found: Components) -> int:
     count, below, rank = 0, gradient.below, grid.rank
-    for voxel in grid.order:
-        star = U(gradient.star[U(voxel)])
-        partner = stars.vertex_partner[star]
-        dead = 0 if partner == NOTHING else 1 << partner
-        critical, edge = stars.critical_edges[star], 0
+    for at in ranks:
+        voxel = grid.order[U(at)]
+        dead = 0
+        critical, edge = stars.critical_edges[U(gradient.star[U(voxel)])], 0
         while critical:
             if critical & 1:
                 older, younger = find(below, voxel), find(below, voxel + grid.step[edge])
@@ -59,5 +62,5 @@ def _merge(grid: Grid, stars: LowerStars, gradient: Gradient, found: Components)
                     count += 1
             critical >>= 1
             edge += 1
-        found.dead_edges[U(voxel)] = dead
+        found.dead_edges[U(voxel)] |= dead
     return count

@@ -1,5 +1,6 @@
 """The discrete gradient of a volume: the lower star of every voxel, and where the gradient leads from it."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from nnunet_topomae.topology.homology.cells import CUBES, DIRECTIONS, SQUARES
 from nnunet_topomae.topology.homology.lower_stars import CRITICAL_CUBE, NOTHING, LowerStars, lower_stars
 from nnunet_topomae.topology.homology.order import U
 from nnunet_topomae.topology.solver.kernels import kernel
+from nnunet_topomae.topology.workers import Both, in_turn
 
 # Rank of the voxels around the volume: they never come.
 OUTSIDE = np.int32(2**31 - 1)
@@ -42,6 +44,7 @@ class Gradient(NamedTuple):
 
     Attributes:
         star: number of the voxel's lower star.
+        dead_edges: the edge that the voxel is paired with, as a bit.
         below: the voxel at the other end of the edge that the voxel is paired with; itself at a maximum of the volume.
         cube_behind: a cube has the name of its first corner. The cube behind the square that it is paired with: itself
             if it is critical, 0 for the outside.
@@ -49,6 +52,7 @@ class Gradient(NamedTuple):
     """
 
     star: ndarray
+    dead_edges: ndarray
     below: ndarray
     cube_behind: ndarray
     completed_by: ndarray
@@ -75,21 +79,36 @@ def make_grid(shape: tuple[int, int, int], order: Int[ndarray, " n"]) -> Grid:
     return Grid(shape, padded_order, rank, step, near, corner, ends)
 
 
-def make_gradient(grid: Grid) -> Gradient:
-    """Look up the lower star of every voxel."""
+def make_gradient(grid: Grid, both: Both = in_turn) -> Gradient:
+    """Look up the lower star of every voxel.
+
+    Args:
+        grid: the volume with its margin.
+        both: runs two functions, here for the two halves of the volume.
+    """
     size = len(grid.rank)
-    gradient = Gradient(np.zeros(size, np.uint16), *(np.empty(size, np.int32) for _ in range(3)))
+    gradient = Gradient(
+        np.zeros(size, np.uint16), np.zeros(size, np.uint8), *(np.empty(size, np.int32) for _ in range(3))
+    )
     gradient.cube_behind[0] = gradient.completed_by[0] = 0
-    _fill(grid, lower_stars(), gradient, np.empty(grid.shape[2], np.int32))
+    tables, (depth, _, width) = lower_stars(), grid.shape
+
+    def fill(first: int, last: int) -> None:
+        _fill(grid, tables, gradient, np.empty(width, np.int32), first, last)
+
+    both(partial(fill, 0, depth // 2), partial(fill, depth // 2, depth))
     return gradient
 
 
 @kernel
-def _fill(grid: Grid, stars: LowerStars, gradient: Gradient, earlier: ndarray) -> None:
-    """``earlier``: for one row of voxels, which of the 26 neighbours come before each, as bits."""
-    depth, height, width = grid.shape
+def _fill(grid: Grid, stars: LowerStars, gradient: Gradient, earlier: ndarray, first: int, last: int) -> None:
+    """The slices from ``first`` to before ``last``. A cell has one lower star, so parts never write to one place.
+
+    ``earlier``: for one row of voxels, which of the 26 neighbours come before each, as bits.
+    """
+    _, height, width = grid.shape
     rank = grid.rank
-    for z in range(depth):
+    for z in range(first, last):
         for y in range(height):
             row = ((z + 1) * (height + 2) + y + 1) * (width + 2) + 1
             here = rank[row : row + width]
@@ -114,7 +133,11 @@ def _look_up(grid: Grid, stars: LowerStars, gradient: Gradient, row: int, earlie
         star = stars.first[U(edges | squares << 6)] + stars.place[U(allowed), U((bits >> 18) & allowed)]
         gradient.star[U(voxel)] = star
         partner = stars.vertex_partner[U(star)]
-        gradient.below[U(voxel)] = voxel if partner == NOTHING else voxel + step[U(partner)]
+        if partner == NOTHING:
+            gradient.below[U(voxel)] = voxel
+        else:
+            gradient.below[U(voxel)] = voxel + step[U(partner)]
+            gradient.dead_edges[U(voxel)] = 1 << partner
         if allowed == 0:
             continue
         for k in range(8):
@@ -127,6 +150,30 @@ def _look_up(grid: Grid, stars: LowerStars, gradient: Gradient, row: int, earlie
             else:
                 direction = step[U(entry >> 3)]
                 gradient.cube_behind[U(cube)] = 0 if rank[U(voxel + direction)] == OUTSIDE else cube + direction
+
+
+def ranks_of(grid: Grid, gradient: Gradient, critical: Int[ndarray, " n"]) -> Int[ndarray, " k"]:
+    """Ranks of the voxels with critical cells, in increasing order; far fewer than all voxels.
+
+    Args:
+        grid: the volume with its margin.
+        gradient: its discrete gradient.
+        critical: the critical cells of every lower star, as bits.
+    """
+    ranks = np.empty(len(grid.order), np.int32)
+    count = _collect(grid.rank, gradient.star, critical != 0, ranks)
+    return np.sort(ranks[:count])
+
+
+@kernel
+def _collect(rank: ndarray, star: ndarray, wanted: ndarray, ranks: ndarray) -> int:
+    """Ranks of the voxels whose lower star is wanted, in the order of memory; returns how many there are."""
+    count = 0
+    for voxel in range(len(rank)):
+        if wanted[U(star[U(voxel)])]:
+            ranks[U(count)] = rank[U(voxel)]
+            count += 1
+    return count
 
 
 @kernel

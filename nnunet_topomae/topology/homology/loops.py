@@ -8,6 +8,7 @@ cache; a column that meets the last edge of a later one takes that edge over, an
 column (Morozov and Nigmetov 2020).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from nnunet_topomae.topology.homology.lower_stars import LowerStars, lower_stars
 from nnunet_topomae.topology.homology.order import U, Word
 from nnunet_topomae.topology.homology.voids import Voids
 from nnunet_topomae.topology.solver.kernels import kernel
+from nnunet_topomae.topology.workers import Both, in_turn
 
 # An entry of a column in one word: place in the filtration (8 * rank + rank within the lower star), partner, voxel.
 _VOXEL_BITS, _PARTNER_BITS = 28, 4
@@ -38,33 +40,30 @@ class Reduction(NamedTuple):
     Attributes:
         facts: of every voxel of the grid, packed as above.
         edge_number: of every voxel, number of its first critical edge that bounds a loop.
-        squares_left: of every voxel, the critical squares to reduce, as bits.
-        owner: of every such edge, the column whose last edge it is; -1 for none.
         time: of every column, the place of its square in the filtration.
-        start, length: of every column, where its entries lie in `pool`.
         home: of every column, the voxel of its square.
-        births, deaths: voxels of the pairs, by edge.
-        column, scratch: entries of the column at work, and of one more.
+        start, length: of every column, where its entries lie in `pool`.
+        births: of every such edge, its voxel.
         pool: entries of all columns that own an edge.
+        owner: of every such edge, the column whose last edge it is; -1 for none.
+        column, scratch: entries of the column at work, and of one more.
     """
 
     facts: Int[ndarray, " m"]
     edge_number: Int[ndarray, " m"]
-    squares_left: ndarray
-    owner: Int[ndarray, " n"]
     time: Int[ndarray, " n"]
+    home: Int[ndarray, " n"]
     start: Int[ndarray, " n"]
     length: Int[ndarray, " n"]
-    home: Int[ndarray, " n"]
     births: Int[ndarray, " n"]
-    deaths: Int[ndarray, " n"]
+    pool: Int[ndarray, " p"]
+    owner: Int[ndarray, " n"]
     column: Int[ndarray, " r"]
     scratch: Int[ndarray, " r"]
-    pool: Int[ndarray, " p"]
 
 
 def pair_loops(
-    grid: Grid, gradient: Gradient, components: Components, voids: Voids
+    grid: Grid, gradient: Gradient, components: Components, voids: Voids, both: Both = in_turn
 ) -> tuple[Int[ndarray, " n"], Int[ndarray, " n"]]:
     """Voxels of the grid at which loops are closed and filled. Uses up ``gradient.below``.
 
@@ -73,6 +72,7 @@ def pair_loops(
         gradient: its discrete gradient.
         components: their dead edges bound no loop.
         voids: the critical squares that close off no void fill the loops.
+        both: runs two functions, here for the two halves of the columns.
 
     Returns:
         Births and deaths, one of each per loop.
@@ -81,32 +81,49 @@ def pair_loops(
     facts = grid.rank | gradient.star.astype(np.int64) << _STAR_SHIFT
     facts |= components.dead_edges.astype(np.int64) << _DEAD_SHIFT
     edge_number = gradient.below
-    count = _number_edges(stars, facts, edge_number)
+    count = int(_number_edges(stars, facts, edge_number))
+    time, home = np.empty(count, np.int64), np.empty(count, np.int32)
+    _list_columns(facts, voids.squares_left, time, home)
     room = FIRST_ROOM
     while True:
-        state = _new_reduction(facts, edge_number, voids.squares_left, int(count), room)
-        if _reduce(grid, stars, state):
-            return state.births, state.deaths
+        state = _new_reduction(facts, edge_number, time, home, room)
+        if _reduce_halves(grid, stars, state, both):
+            return state.births, home[state.owner]
         room *= 4  # a column or all of them together did not fit
 
 
-def _new_reduction(facts: ndarray, edge_number: ndarray, squares_left: ndarray, count: int, room: int) -> Reduction:
-    """Room for ``count`` columns, ``room`` entries in the one at work, and a share of that in each of the others."""
+def _new_reduction(facts: ndarray, edge_number: ndarray, time: ndarray, home: ndarray, room: int) -> Reduction:
+    """Room for ``room`` entries in the column at work, and for a share of that in each of the others."""
+    count = len(home)
     return Reduction(
         facts,
         edge_number,
-        squares_left,
-        owner=np.full(count, -1, np.int32),
-        time=np.empty(count, np.int64),
+        time,
+        home,
         start=np.empty(count, np.int64),
         length=np.empty(count, np.int64),
-        home=np.empty(count, np.int32),
         births=np.empty(count, np.int32),
-        deaths=np.empty(count, np.int32),
+        pool=np.empty(room // 256 * count + 2 * room, np.int64),
+        owner=np.full(count, -1, np.int32),
         column=np.empty(room, np.int64),
         scratch=np.empty(room, np.int64),
-        pool=np.empty(room // 256 * count + room, np.int64),
     )
+
+
+def _reduce_halves(grid: Grid, stars: LowerStars, state: Reduction, both: Both) -> bool:
+    """Reduce the two halves of the columns, each for itself, then together; False if there is too little room.
+
+    The halves are disjoint but for `births`, where both write the same. The pairs do not depend on the order in which
+    columns are added.
+    """
+    count, end = len(state.home), len(state.pool)
+    own = {"owner": state.owner.copy(), "column": np.empty_like(state.column), "scratch": np.empty_like(state.scratch)}
+    other = state._replace(**own)
+    used, used_by_other = both(
+        partial(_reduce, grid, stars, state, 0, count // 2, 0, end // 2),
+        partial(_reduce, grid, stars, other, count // 2, count, end // 2, end),
+    )
+    return min(used, used_by_other) >= 0 and bool(_join(grid, stars, state, other.owner, used_by_other) >= 0)
 
 
 @kernel
@@ -130,32 +147,63 @@ def _loop_edges(stars: LowerStars, facts: Word) -> Word:
 
 
 @kernel
-def _reduce(grid: Grid, stars: LowerStars, state: Reduction) -> bool:
-    """Pair all squares with edges; False if there is too little room."""
+def _list_columns(facts: ndarray, squares_left: ndarray, time: ndarray, home: ndarray) -> None:
+    """Number the squares to reduce in the order of memory."""
     count = 0
-    used: Word = 0
-    for voxel in range(len(state.squares_left)):
-        squares, square = np.int64(state.squares_left[U(voxel)]), 0
+    for voxel in range(len(squares_left)):
+        squares, square = np.int64(squares_left[U(voxel)]), 0
         while squares:
             if squares & 1:
-                state.home[count] = voxel
-                state.time[count] = (state.facts[U(voxel)] & _RANKS) * 16 + square
-                used = _reduce_square(grid, stars, state, count, used)
-                if used < 0:
-                    return False
+                home[count], time[count] = voxel, (facts[U(voxel)] & _RANKS) * 16 + square
                 count += 1
             squares >>= 1
             square += 1
-    return True
 
 
 @kernel
-def _reduce_square(grid: Grid, stars: LowerStars, state: Reduction, j: Word, used: Word) -> Word:
-    """Reduce column j, and every column it displaces, until each has an edge; returns the new end of the pool."""
+def _reduce(grid: Grid, stars: LowerStars, state: Reduction, first: Word, last: Word, used: Word, end: Word) -> Word:
+    """Pair the squares of some columns with edges, in ``pool[used:end]``; returns where it is free, -1 if too small."""
+    for j in range(first, last):
+        size = _add_boundary(grid, stars, state, 0, np.int64(state.home[j]), state.time[j] & 15)
+        used = _settle(grid, stars, state, j, size, used, end)
+        if used < 0:
+            return used
+    return used
+
+
+@kernel
+def _join(grid: Grid, stars: LowerStars, state: Reduction, owner: ndarray, used: Word) -> Word:
+    """Add columns that were reduced on their own; returns the new end of the pool, -1 if it is too small."""
+    for edge in range(len(owner)):
+        j = np.int64(owner[edge])
+        if j >= 0 and state.owner[edge] < 0:
+            state.owner[edge] = j
+        elif j >= 0:
+            used = _settle(grid, stars, state, j, _load_column(state, j), used, len(state.pool))
+            if used < 0:
+                return used
+    return used
+
+
+@kernel
+def _load_column(state: Reduction, j: Word) -> Word:
+    """Make column j the one at work; returns its size."""
+    size: Word = state.length[U(j)]
+    for t in range(size):
+        state.column[U(t)] = state.pool[U(state.start[U(j)] + t)]
+    return size
+
+
+@kernel
+def _settle(grid: Grid, stars: LowerStars, state: Reduction, j: Word, size: Word, used: Word, end: Word) -> Word:
+    """Reduce column j, the one at work, and every column it displaces, until each has an edge.
+
+    Returns:
+        The new end of the pool's used part, -1 if something does not fit.
+    """
     column, pool = state.column, state.pool
-    size = _add_boundary(grid, stars, state, 0, np.int64(state.home[j]), state.time[j] & 15)
     while True:
-        if size + 4 > len(column) or used + size > len(pool):
+        if size + 4 > len(column) or used + size > end:
             return -1
         last = column[U(size - 1)]
         voxel, partner = last & _VOXELS, (last >> _VOXEL_BITS) & _PARTNERS
@@ -168,14 +216,12 @@ def _reduce_square(grid: Grid, stars: LowerStars, state: Reduction, j: Word, use
             for t in range(size):
                 pool[U(used + t)] = column[U(t)]
             state.start[U(j)], state.length[U(j)], state.owner[U(edge)] = used, size, j
-            state.births[U(edge)], state.deaths[U(edge)] = voxel, state.home[U(j)]
+            state.births[U(edge)] = voxel
             used += size
             if k < 0:
                 return used
             j, k = k, j
-            size = state.length[U(j)]
-            for t in range(size):
-                column[U(t)] = pool[U(state.start[U(j)] + t)]
+            size = _load_column(state, j)
         if size + state.length[U(k)] > len(column):
             return -1
         size = _add_column(state, size, state.start[U(k)], state.start[U(k)] + state.length[U(k)])

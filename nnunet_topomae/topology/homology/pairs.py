@@ -1,6 +1,7 @@
 """Persistence pairs of a volume."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -11,13 +12,16 @@ from nnunet_topomae.topology.homology.gradient import Grid, make_gradient, make_
 from nnunet_topomae.topology.homology.loops import MAX_VOXELS, pair_loops
 from nnunet_topomae.topology.homology.order import falling_order
 from nnunet_topomae.topology.homology.voids import pair_voids
+from nnunet_topomae.topology.workers import Both, in_turn
 
 Pairs = tuple[Int[ndarray, " n"], Int[ndarray, " n"]]
 Values = Float[ndarray, " voxels"]
 NEVER = -1
 
 
-def persistence_pairs(volume: Float[ndarray, "D H W"], dimensions: Sequence[int] = (0, 1, 2)) -> list[Pairs]:
+def persistence_pairs(
+    volume: Float[ndarray, "D H W"], dimensions: Sequence[int] = (0, 1, 2), both: Both = in_turn
+) -> list[Pairs]:
     """Voxels at which the classes of the super-level sets are born and die, one entry per dimension.
 
     Voxels of equal value enter in the order of memory. Classes of zero persistence are left out. The component that
@@ -26,6 +30,7 @@ def persistence_pairs(volume: Float[ndarray, "D H W"], dimensions: Sequence[int]
     Args:
         volume: float32 or float64, C-contiguous, finite values.
         dimensions: homology dimensions: 0 components, 1 loops, 2 voids.
+        both: runs two functions, in two threads for example; the result does not depend on it.
 
     Returns:
         Flat indices (C order) of the voxels of birth and of death.
@@ -38,14 +43,16 @@ def persistence_pairs(volume: Float[ndarray, "D H W"], dimensions: Sequence[int]
     values = volume.reshape(-1)
     order = falling_order(values)
     grid = make_grid(volume.shape, order)
-    gradient = make_gradient(grid)
-    components = pair_components(grid, gradient)
-    found: dict[int, Pairs] = {0: (components.births, components.deaths)}
+    gradient = make_gradient(grid, both)
+    found: dict[int, Pairs] = {}
     if max(dimensions) > 0:
-        voids = pair_voids(grid, gradient)
+        components, voids = both(partial(pair_components, grid, gradient), partial(pair_voids, grid, gradient))
         found[2] = (voids.births, voids.deaths)
         if 1 in dimensions:
-            found[1] = pair_loops(grid, gradient, components, voids)
+            found[1] = pair_loops(grid, gradient, components, voids, both)
+    else:
+        components = pair_components(grid, gradient)
+    found[0] = (components.births, components.deaths)
     back = _from_grid(grid)
     pairs = {dimension: _lasting(values, back[births], back[deaths]) for dimension, (births, deaths) in found.items()}
     births, deaths = pairs[0]
@@ -56,8 +63,8 @@ def persistence_pairs(volume: Float[ndarray, "D H W"], dimensions: Sequence[int]
 def _from_grid(grid: Grid) -> Int[ndarray, " m"]:
     """Flat index in the volume of every voxel of the grid; anything in the margin."""
     depth, height, width = grid.shape
-    back = np.zeros((depth + 2, height + 2, width + 2), np.int64)
-    back[1:-1, 1:-1, 1:-1] = np.arange(depth * height * width).reshape(grid.shape)
+    back = np.zeros((depth + 2, height + 2, width + 2), np.int32)
+    back[1:-1, 1:-1, 1:-1] = np.arange(depth * height * width, dtype=np.int32).reshape(grid.shape)
     return back.reshape(-1)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int, UInt
 from numpy import ndarray
 
-from nnunet_topomae.topology.homology.gradient import OUTSIDE, Gradient, Grid, find
+from nnunet_topomae.topology.homology.gradient import OUTSIDE, Gradient, Grid, find, ranks_of
 from nnunet_topomae.topology.homology.lower_stars import LowerStars, lower_stars
 from nnunet_topomae.topology.homology.order import U
 from nnunet_topomae.topology.solver.kernels import kernel
@@ -37,17 +37,19 @@ def pair_voids(grid: Grid, gradient: Gradient) -> Voids:
         grid: the volume with its margin.
         gradient: its discrete gradient.
     """
-    n = len(grid.order)
-    found = Voids(np.empty(n, np.int32), np.empty(n, np.int32), np.zeros(len(grid.rank), np.uint16))
-    count = _merge(grid, lower_stars(), gradient, found)
+    stars = lower_stars()
+    ranks = ranks_of(grid, gradient, stars.critical_squares)
+    room = 12 * len(ranks)
+    found = Voids(np.empty(room, np.int32), np.empty(room, np.int32), np.zeros(len(grid.rank), np.uint16))
+    count = _merge(grid, stars, gradient, ranks, found)
     return Voids(found.births[:count], found.deaths[:count], found.squares_left)
 
 
 @kernel
-def _merge(grid: Grid, stars: LowerStars, gradient: Gradient, found: Voids) -> int:
+def _merge(grid: Grid, stars: LowerStars, gradient: Gradient, ranks: ndarray, found: Voids) -> int:
     count, behind, rank, top = 0, gradient.cube_behind, grid.rank, gradient.completed_by
-    for i in range(len(grid.order) - 1, -1, -1):
-        voxel = grid.order[U(i)]
+    for i in range(len(ranks) - 1, -1, -1):
+        voxel = grid.order[U(ranks[U(i)])]
         critical, square = stars.critical_squares[U(gradient.star[U(voxel)])], 0
         while critical:
             if critical & 1:

@@ -3,16 +3,20 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import requires, version
 from itertools import combinations
 from types import SimpleNamespace
 from typing import Any
 
+import cripser
 import numpy as np
 import pytest
 from numpy import ndarray
+from packaging.requirements import Requirement
 
-from nnunet_topomae.topology import persistence_diagrams
+from nnunet_topomae.topology import TopologicalLoss, backends, persistence_diagrams
 from nnunet_topomae.topology.homology import loops, pairs
 from nnunet_topomae.topology.homology.cells import CUBES, DIRECTIONS, SQUARES, SQUARES_OF_CUBE
 from nnunet_topomae.topology.homology.lower_stars import CRITICAL, NOTHING, VERTEX, lower_stars
@@ -113,6 +117,16 @@ def test_little_room_is_enlarged(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["normal", "binary", "plateaus", "smooth"])
+def test_two_threads_give_the_same_bits(kind: str) -> None:
+    values = make(kind, (33, 40, 35), np.random.default_rng(0))
+    one, two = (persistence_diagrams(values, threads=threads, backend="native") for threads in (1, 2))
+    for first, second in zip(one, two, strict=True):
+        assert first.points.tobytes() == second.points.tobytes()
+        assert first.birth_voxels.tobytes() == second.birth_voxels.tobytes()
+        assert first.death_voxels.tobytes() == second.death_voxels.tobytes()
+
+
 def test_a_volume_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs, "MAX_VOXELS", 100)
     with pytest.raises(ValueError, match=r"\(3, 4, 5\) voxels"):
@@ -146,12 +160,40 @@ def test_without_compiled_code_the_pairs_are_the_same() -> None:
     assert eval(run.stdout) == [[part.tolist() for part in pair] for pair in persistence_pairs(values)]
 
 
-def test_a_cripser_that_ends_the_first_component_at_voxel_0_is_read_rightly(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def older_cripser(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """cripser before 0.0.37 writes (0, 0, 0), not (-1, -1, -1), as the death voxel of the class that never dies."""
-    rows = np.array([[0, -4.0, np.finfo(float).max, 0, 0, 1, 0, 0, 0]])
-    monkeypatch.setitem(sys.modules, "cripser", SimpleNamespace(computePH=lambda volume, maxdim: rows, __spec__=True))
+    compute = cripser.computePH
+
+    def rows(volume: ndarray, maxdim: int) -> ndarray:
+        found = compute(volume, maxdim=maxdim)
+        endless = found[:, 2] > 1e300
+        found[endless, 2], found[endless, 6:] = older.never, 0
+        return found
+
+    older = SimpleNamespace(computePH=rows, never=np.finfo(float).max, __spec__=True)
+    monkeypatch.setitem(sys.modules, "cripser", older)
+    backends._cripser.cache_clear()
+    yield older
+    backends._cripser.cache_clear()
+
+
+def test_a_cripser_that_ends_the_first_component_at_voxel_0_is_read_rightly(older_cripser: SimpleNamespace) -> None:
     values = np.array([3.0, 4.0, 2.0, 1.0]).reshape(1, 1, 4)
     assert points(values, "cripser")[0] == [(4.0, 1.0)]
+
+
+def test_a_cripser_that_is_wrong_is_refused_with_its_version(older_cripser: SimpleNamespace) -> None:
+    older_cripser.never = -1.0  # the first component would end at voxel 0
+    message = rf"cripser {version('cripser')} gives wrong .* pip install \"cripser>=0\.0\.37\", or .* native"
+    for use in (lambda: TopologicalLoss(backend="cripser"), lambda: persistence_diagrams([1.0], backend="cripser")):
+        with pytest.raises(RuntimeError, match=message):
+            use()
+
+
+def test_the_floor_of_cripser_is_that_of_the_package() -> None:
+    needs = [Requirement(need) for need in requires("nnunet-topomae") or ()]
+    assert [str(need.specifier) for need in needs if need.name == "cripser"] == [f">={backends.CRIPSER_FLOOR}"]
 
 
 def bits(mask: int) -> list[int]:

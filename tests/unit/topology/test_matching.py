@@ -347,7 +347,8 @@ def test_verify_proves_the_gap_from_the_points(monkeypatch: pytest.MonkeyPatch) 
     assert abs(verify(exact)) < 1e-13
     lower = exact.potentials[0], exact.potentials[1] - 1e-6
     assert 1e-9 < verify(replace(exact, potentials=lower)) < 1.0
-    higher = exact.potentials[0], exact.potentials[1] + 1e-6  # not feasible: no bound without the check
+    higher = exact.potentials[0], exact.potentials[1] + 1.0  # not feasible: no bound without the check
+    assert sum(map(np.sum, higher)) > exact.cost
     assert verify(replace(exact, potentials=higher)) > 1e-9
     pairs = exact.pairs[1:]
     worse = replace(exact, pairs=pairs)

@@ -95,3 +95,15 @@ def test_a_process_ends_although_its_threads_hang() -> None:
         [sys.executable, "-P", "-c", HANGING], timeout=30, capture_output=True, text=True, check=True
     )
     assert ended.stdout == "goes on\n" and not ended.stderr
+
+
+def test_both_run_at_once_where_a_thread_is_free() -> None:
+    meeting = threading.Barrier(2, timeout=10)
+    assert set(WorkerPool(1).both(meeting.wait, meeting.wait)) == {0, 1}
+
+
+def test_both_run_in_turn_where_none_is_free() -> None:
+    """Within the only thread of a pool, which waits for nobody."""
+    pool = WorkerPool(1)
+    threads = pool.submit(pool.both, threading.get_ident, threading.get_ident).result(timeout=10)
+    assert len(set(threads)) == 1
