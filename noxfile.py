@@ -103,6 +103,8 @@ def build_topology(session: nox.Session) -> None:
     """The topological loss as a distribution of its own, topological-loss-3d, in dist/; runs it without nnU-Net."""
     session.install("build", "twine", "setuptools-scm")
     version = str(session.run("python", "-m", "setuptools_scm", silent=True)).split()[-1]
+    for former in Path("dist").glob("topological_loss_3d-*"):
+        former.unlink()
     tree = Path(session.create_tmp()) / "tree"
     shutil.rmtree(tree, ignore_errors=True)
     session.run("python", "packaging/topology/collect.py", str(tree), version)

@@ -1,11 +1,15 @@
 """What pyproject.toml cannot say: the two folders at the repository root, and links of the README that work on PyPI."""
 
+import os
 import re
 import tomllib
 from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools_scm import get_version
+
+# Listing the files of somebody else's checkout is no reason to fail: the version then comes from pyproject.toml.
+os.environ.setdefault("SETUPTOOLS_SCM_IGNORE_DUBIOUS_OWNER", "1")
 
 ROOT = Path(__file__).resolve().parent
 ROOT_FOLDERS = ("trainers", "plans")

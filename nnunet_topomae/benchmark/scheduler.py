@@ -121,7 +121,7 @@ class LocalScheduler:
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         environment.setdefault("OMP_NUM_THREADS", str(self.threads))
-        argv = [sys.executable, "-m", "nnunet_topomae.cli", "benchmark", "job", "-b", str(self.file), job.name]
+        argv = [sys.executable, "-P", "-m", "nnunet_topomae.cli", "benchmark", "job", "-b", str(self.file), job.name]
         argv += ["--fingerprint", job.fingerprint]
         # A session of its own: Ctrl-C reaches this process alone, which then stops the children in order.
         # It inherits the lock on the GPU, which lasts as long as it lives, whatever becomes of this process.

@@ -34,7 +34,7 @@ def job_command(file: Path, job: Job) -> list[str]:
         file: the benchmark's file; the command names its absolute path.
         job: the job.
     """
-    return [sys.executable, "-m", "nnunet_topomae.cli", "benchmark", "job", "-b", str(file.absolute()), job.name]
+    return [sys.executable, "-P", "-m", "nnunet_topomae.cli", "benchmark", "job", "-b", str(file.absolute()), job.name]
 
 
 def batch_script(file: Path, job: Job) -> str:

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         _check_folds(dataset, preset)
     for dataset in args.d:
         raw, fingerprint = _folder("nnUNet_raw", dataset), _folder("nnUNet_preprocessed", dataset) / FINGERPRINT_FILE
-        with failures_name_the_image(raw, fingerprint, read_dataset_json(raw)):
+        with failures_name_the_image(raw, fingerprint, read_dataset_json(raw), print):
             extract_fingerprints(
                 [dataset], num_processes=args.npfp, check_dataset_integrity=args.verify_dataset_integrity, clean=False
             )

@@ -124,7 +124,8 @@ class TopologyConfig(Checked):
     threads: Annotated[int, Rule(lambda value: value >= 0, "0 for automatic, or the number of threads")] = 0
     """Worker threads; 0 takes the number of cores, at most 8, divided among the processes of the training."""
     time_limit: Annotated[float | None, ABOVE_0] = 300.0
-    """Seconds that a training step waits for the term before it goes on without it; null waits for ever."""
+    """Seconds that a training step waits for the term, or a loader worker for the diagrams of a batch of inputs, before
+    the step goes on without the term; null waits for ever."""
 
     @property
     def initial_weight(self) -> float:

@@ -47,11 +47,11 @@ def _is_label(value: Any) -> bool:
     """A value, or several for a region; nnU-Net also reads digits in quotes."""
     if isinstance(value, list):
         return len(value) > 0 and all(not isinstance(item, list) and _is_label(item) for item in value)
-    return str(value).isdecimal()
+    return str(value).removesuffix(".0").isdecimal()
 
 
 _CHANNELS = (
-    lambda value: isinstance(value, dict) and list(value) == list(map(str, range(len(value) or 1))),
+    lambda value: isinstance(value, dict) and len(value) > 0,  # nnU-Net goes by their order
     'a table of names by the number of the channel, {"0": "CT"}',
 )
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {

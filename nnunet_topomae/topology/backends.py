@@ -51,9 +51,11 @@ def resolve_backend(name: str) -> str:
         return "native"
     for candidate in LIBRARIES if name == "auto" else (name,):
         if find_spec(candidate) is not None:
-            if candidate == "cripser":
-                _cripser()
-            return candidate
+            try:
+                return _usable(candidate)
+            except RuntimeError:
+                if name != "auto":
+                    raise
     if name == "auto":
         return "native"  # without numba: slow, but right
     raise RuntimeError(f"persistent homology with {name} needs the package {name}: pip install {name}")
@@ -85,6 +87,17 @@ def voxel_pairs(
 
 def _cripser_pairs(volume: Float[ndarray, "D H W"], dimensions: Sequence[int]) -> list[VoxelPairs]:
     return _read_cripser(_cripser(), volume, dimensions)
+
+
+def _usable(library: str) -> str:
+    """The same name.
+
+    Raises:
+        RuntimeError: a cripser whose answers are wrong.
+    """
+    if library == "cripser":
+        _cripser()
+    return library
 
 
 @cache

@@ -82,7 +82,13 @@ class _Threads:
             wanted = self._started < self._most
             self._started += wanted
         if wanted:
-            threading.Thread(target=self._work, daemon=True, name="topology").start()
+            try:
+                threading.Thread(target=self._work, daemon=True, name="topology").start()
+            except RuntimeError:  # the system gives this process no more threads
+                with self._lock:
+                    self._started -= 1
+                    if not self._started:
+                        raise
         return future
 
     def _work(self) -> None:
@@ -120,10 +126,15 @@ class WorkerPool:
 
     def both(self, first: Callable[[], First], second: Callable[[], Second]) -> tuple[First, Second]:
         """`Both` in two threads, if one is free for ``second`` in time; safe within a thread of the pool."""
-        other = self.submit(second)
-        mine = first()
-        # Nobody waits for a function that has not started, so threads cannot block each other.
-        return mine, second() if other.cancel() else other.result()
+        waiting = [second]  # emptied as soon as it runs or is not wanted any more, so that no queue keeps its data
+        other = self.submit(lambda: waiting.pop()())
+        try:
+            mine = first()
+        finally:
+            # Nobody waits for a function that has not started, so threads cannot block each other.
+            if not_started := other.cancel():
+                waiting.clear()
+        return mine, second() if not_started else other.result()
 
     def when_all(self, futures: Sequence[Future[Any]], function: Callable[..., Any]) -> Future[Any]:
         """Run ``function(*results)`` in a thread once all ``futures`` are done.

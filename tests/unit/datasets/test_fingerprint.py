@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
 from nnunet_topomae.cli import USER_ERROR, main
 from nnunet_topomae.datasets.fingerprint import failures_name_the_image, unusable_file
@@ -80,8 +81,25 @@ def test_plan_names_the_file(damage: str, raw: Path, capsys: pytest.CaptureFixtu
 
 def test_what_no_image_explains_keeps_its_own_error(raw: Path, tmp_path: Path) -> None:
     assert unusable_file(raw, DESCRIPTION) is None
-    with pytest.raises(ZeroDivisionError), failures_name_the_image(raw, tmp_path / "none.json", DESCRIPTION):
+    said: list[str] = []
+    none = tmp_path / "none.json"
+    with pytest.raises(ZeroDivisionError), failures_name_the_image(raw, none, DESCRIPTION, said.append):
         1 / 0  # noqa: B018
+    (line,) = said
+    assert "ZeroDivisionError: division by zero" in line and str(raw) in line
+
+
+def test_readers_that_say_nothing_and_images_of_several_channels(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = determine_reader_writer_from_dataset_json(DESCRIPTION, verbose=False)
+    colours = np.ones((3, *SHAPE), np.float32)
+    monkeypatch.setattr(reader, "read_images", lambda self, files: (colours, {}))
+    assert unusable_file(raw, DESCRIPTION) is None
+
+    def fail(self: Any, file: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(reader, "read_seg", fail)
+    assert str(unusable_file(raw, DESCRIPTION)).endswith("labelsTr/a.nrrd cannot be read: MemoryError.")
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,11 @@ import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from concurrent.futures import Future
+from functools import partial
 
+import numpy as np
 import pytest
 
 from nnunet_topomae.topology.workers import WorkerPool, shared_pool, within
@@ -107,3 +110,29 @@ def test_both_run_in_turn_where_none_is_free() -> None:
     pool = WorkerPool(1)
     threads = pool.submit(pool.both, threading.get_ident, threading.get_ident).result(timeout=10)
     assert len(set(threads)) == 1
+
+
+def test_what_was_not_started_is_not_kept_and_an_error_is_raised_here() -> None:
+    pool, gate = WorkerPool(1), threading.Event()
+    pool.submit(gate.wait, 10)  # the only thread is busy
+    volume = np.zeros(3)
+    kept = weakref.ref(volume)
+    second = partial(np.sum, volume)
+    assert pool.both(int, second) == (0, 0)
+    with pytest.raises(ZeroDivisionError):
+        pool.both(lambda: 1 // 0, second)
+    del volume, second
+    assert kept() is None
+    gate.set()
+
+
+def test_without_a_thread_there_is_an_error_and_no_lost_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool = WorkerPool(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            pool.submit(int)
+    assert pool.submit(int).result(timeout=10) == 0
