@@ -50,6 +50,7 @@ class Variant:
             must `drop` it, so that hidden voxels cannot be rebuilt from the visible edges beside them alone.
         pretrain_head: initial scale of UNETR++'s reconstruction head.
         pretrain_vit: initial scale of the ViT's reconstruction head: `xavier` or `small`.
+        pretrain_parts: what of them is kept: `all`, or the `encoder`, so that the decoder starts fresh.
         slow: factor of the learning rate of pre-trained weights.
         schedule: the plan's `finetuning.schedule`; a stage of `warmup` and `staged` is a quarter of the training.
     """
@@ -76,6 +77,7 @@ class Variant:
     pretrain_lr: float = 1e-3
     pretrain_head: str = "small"
     pretrain_vit: str = "xavier"
+    pretrain_parts: str = "all"
     masking: str = "zero"
     top_skip: str = "keep"
     slow: float = 1.0

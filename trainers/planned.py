@@ -17,6 +17,7 @@ from nnunet_topomae.nnunet.plan_checks import check_plans, check_splits
 from nnunet_topomae.training.checks import check_no_copies
 from nnunet_topomae.training.devices import (
     decided_by_first,
+    keep_to_thread_limit,
     own_device,
     parallel_on_own_device,
     record_gpu_memory,
@@ -55,6 +56,7 @@ class PlannedTrainer(nnUNetTrainer):
             self.device = own_device(device)
             if self.device.type != "cuda":
                 self.grad_scaler = None
+        keep_to_thread_limit(self.device)
         self.config = self.read_config(self.configuration_manager.configuration)
         section = self.section
         self.num_epochs = section.epochs

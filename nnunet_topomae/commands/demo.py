@@ -51,11 +51,10 @@ vit = "tiny"
 dims = [16, 32, 64, 128]
 depth = 1
 drop_path = 0.0
-feature_size = 8
 
 [settings.pretraining]
-epochs = 6
-iterations_per_epoch = 24
+epochs = 5
+iterations_per_epoch = 28
 validation_iterations = 2
 learning_rate = 1e-3
 warmup_steps = 20

@@ -46,6 +46,19 @@ def seed_device(device: torch.device, seed: int) -> None:
         torch.mps.manual_seed(seed)
 
 
+def keep_to_thread_limit(device: torch.device) -> None:
+    """Compute on a CPU with no more threads than `OMP_NUM_THREADS` allows.
+
+    nnU-Net's command takes all cores whatever that says, so that trainings side by side get in each other's way.
+
+    Args:
+        device: of the network; nothing changes unless it is a CPU.
+    """
+    limit = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if device.type == "cpu" and limit.isdecimal() and 0 < int(limit) < torch.get_num_threads():
+        torch.set_num_threads(int(limit))
+
+
 def own_device(asked: torch.device) -> torch.device:
     """The device of this process in a distributed training, for which nnU-Net takes the GPU with the process's number.
 

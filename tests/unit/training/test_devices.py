@@ -94,3 +94,21 @@ def test_processes_share_the_cores_for_persistent_homology(
     assert loss is not None and loss.pool.threads == threads
     chosen = build_topological_loss(TopologyConfig(threads=5), 4)
     assert chosen is not None and chosen.pool.threads == 5
+
+
+@pytest.mark.parametrize(
+    ("variable", "device", "expected"),
+    [("2", "cpu", 2), ("2,1", "cpu", 2), ("2", "cuda", 3), ("8", "cpu", 3), ("", "cpu", 3), ("x", "cpu", 3)],
+)
+def test_a_training_on_a_cpu_takes_no_more_threads_than_it_may(
+    variable: str, device: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in nnU-Net's command, which takes all cores."""
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        devices.keep_to_thread_limit(torch.device(device))
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
