@@ -60,8 +60,8 @@ class Matching:
         >>> matching = wasserstein_matching([[4.0, 0.0]], [[4.5, 0.0], [1.0, 0.5]])
         >>> matching.pairs.tolist()
         [[0, 0]]
-        >>> [potentials.shape for potentials in matching.potentials]
-        [(1,), (2,)]
+        >>> tuple(len(potentials) for potentials in matching.potentials)
+        (1, 2)
         >>> matching.lower_bound <= matching.cost
         True
     """
