@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 DATASET_ID = 777
 FILE = "demo.toml"
-CASES, HELD_OUT_CASES, SEED = 10, 4, 0
+CASES, HELD_OUT_CASES, SEED = 10, 3, 0
 # The shell's codes for programs that were ended by Ctrl-C and by SIGTERM.
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -53,8 +53,8 @@ depth = 1
 drop_path = 0.0
 
 [settings.pretraining]
-epochs = 4
-iterations_per_epoch = 35
+epochs = 5
+iterations_per_epoch = 28
 validation_iterations = 2
 learning_rate = 1e-3
 warmup_steps = 20
@@ -62,12 +62,12 @@ warmup_steps = 20
 [settings.topology]
 region = "crop"
 region_size = 24
-warmup_epochs = 1
+warmup_epochs = 2
 threads = 1
 
 [settings.finetuning]
-epochs = 5
-iterations_per_epoch = 40
+epochs = 7
+iterations_per_epoch = 30
 validation_iterations = 2
 learning_rate = 3e-3
 pretrained_learning_rate = 3e-3

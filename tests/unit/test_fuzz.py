@@ -31,6 +31,7 @@ QUICK = settings(
 )
 
 
+@pytest.mark.slow
 @QUICK
 @given(VALUES | SECTION)
 def test_the_section_of_the_plan(section: Any) -> None:
@@ -47,6 +48,7 @@ CONFIGURATION = ["patch_size", "spacing", "batch_size", "data_identifier", "norm
                  "inherits_from"]  # fmt: skip
 
 
+@pytest.mark.slow
 @QUICK
 @given(VALUES | some.fixed_dictionaries({
     "dataset_name": VALUES | some.just("D"), "plans_name": VALUES | some.just("P"),

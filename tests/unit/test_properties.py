@@ -191,6 +191,7 @@ def test_diagrams_of_any_shape_and_type_are_those_of_another_library(
         assert wasserstein_distance(points, points) == 0.0
 
 
+@pytest.mark.slow
 @FEW
 @given(_three(5), some.sampled_from(["full", "crop", "pool"]), some.integers(2, 4), SEEDS, some.booleans())
 def test_the_topological_loss_is_0_for_equal_volumes_and_has_a_finite_gradient(

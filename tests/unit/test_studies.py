@@ -161,6 +161,7 @@ def test_spatial_task(study: Study, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == printed
 
 
+@pytest.mark.slow
 def test_boundary(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study("boundary").main(["--quick", "--out", str(tmp_path / "out.json")])
     assert "| 16^3 | 0.3 |" in capsys.readouterr().out

@@ -142,6 +142,7 @@ def test_a_network_of_no_branch_is_refused(four_stages, architecture) -> None:  
         build_copretraining_network(four_stages, 1, architecture, [])
 
 
+@pytest.mark.slow
 def test_every_parameter_learns(shape, architecture, crop, mask) -> None:  # type: ignore[no-untyped-def]
     network = build_copretraining_network(shape, 1, architecture)
     output = network(crop(shape, 2, 1), mask(shape, 2))

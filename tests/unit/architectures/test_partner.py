@@ -171,6 +171,7 @@ def test_roles_are_declared(plan_shape, plan_architecture, planned) -> None:  # 
     assert network.encoder.get_parameter(first).shape[:2] == (FEATURES[0], 2)
 
 
+@pytest.mark.slow
 def test_memory_counts_the_plans_network(plan_shape, plan_architecture, architecture) -> None:  # type: ignore[no-untyped-def]
     wide = PlanNetwork.of(PLAIN.class_name, {**COMMON, "n_conv_per_stage": [2] * 4}, IMPORTS)
     wide = replace(wide, arguments=wide.arguments.replace("[4, 6, 8, 10]", "[8, 12, 16, 20]"))

@@ -27,7 +27,12 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize("name", TABLE)
+QUICK = ("Synapse", "ACDC", "tiny")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TABLE]
+)
 def test_known_plans(name: str) -> None:
     patch, pools, stem, token_size, tokens, stages, millions = TABLE[name]
     architecture = ArchitectureConfig()

@@ -84,6 +84,7 @@ def test_hidden_tokens_cost_nothing(four_stages: NetworkShape, architecture: Arc
     assert counts[1] - counts[0] == (tokens - 2) * per_token + attention
 
 
+@pytest.mark.slow
 def test_counting_leaves_the_network_alone(four_stages: NetworkShape, architecture: ArchitectureConfig) -> None:
     network = build_fusion_network(four_stages, 1, 2, architecture, deep_supervision=False)
     before = {name: value.clone() for name, value in network.state_dict().items()}

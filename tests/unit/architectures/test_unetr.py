@@ -7,7 +7,7 @@ from nnunet_topomae.architectures.build import build_unetr
 from nnunet_topomae.architectures.rule import NetworkShape
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2, 3))])
 def test_tokens_of_any_stage(four_stages: NetworkShape, architecture, crop, stage: int) -> None:  # type: ignore[no-untyped-def]
     shape = replace(four_stages, token_stage=stage)
     network = build_unetr(shape, 2, 3, architecture)

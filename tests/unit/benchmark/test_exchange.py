@@ -63,6 +63,7 @@ def test_scores_of_another_machine_make_the_same_report(finished_demo, elsewhere
         assert json.loads(file.read_text()) == json.loads((exported / file.name).read_text())
 
 
+@pytest.mark.slow
 def test_damaged_and_foreign_scores_are_refused_as_a_whole(elsewhere, exported):
     spec, jobs = elsewhere
     file = max(exported.iterdir())
@@ -87,6 +88,7 @@ def test_damaged_and_foreign_scores_are_refused_as_a_whole(elsewhere, exported):
         import_scores(spec, jobs, exported.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["{half", "[]", "{}"])
 def test_a_damaged_marker_names_its_file(elsewhere, content):
     spec, jobs = elsewhere

@@ -22,6 +22,7 @@ def location_variance(shape: tuple[int, ...], patch: tuple[int, ...]) -> float:
     return float(np.mean([(2 / n) ** 2 * ((n - p + 1) ** 2 - 1) / 12 for n, p in zip(shape, patch, strict=True)]))
 
 
+@pytest.mark.slow
 def test_without_flips_the_targets_are_the_places_alone() -> None:
     found = key_point_statistics([SHAPE], Places(PATCH))
     assert found.targets == found.location == pytest.approx(location_variance(SHAPE, PATCH), rel=0.05)

@@ -95,7 +95,7 @@ def _axes_and_corners(volume: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     return steps / np.linalg.norm(steps, axis=1, keepdims=True), base + offsets @ steps
 
 
-@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.5, 1.5)])
+@pytest.mark.parametrize("scale", [pytest.param((1.0, 1.0), marks=pytest.mark.slow), (0.5, 1.5)])
 @pytest.mark.parametrize(
     ("spacing", "slice_axis", "polar_axis"),
     [((1.0, 1.0, 1.0), 0, 2), ((1.0, 1.0, 1.0), 1, 1), ((3.0, 0.5, 0.5), 0, 2), ((1.0, 1.0, 4.0), 2, 1)],

@@ -53,7 +53,7 @@ def test_per_voxel_divides_by_the_root_of_the_regions_voxels() -> None:
     "options",
     [
         {},
-        {"region": "crop", "region_size": 4, "normalisation": "per_voxel"},
+        pytest.param({"region": "crop", "region_size": 4, "normalisation": "per_voxel"}, marks=pytest.mark.slow),
         pytest.param({"region": "pool", "region_size": 3}, marks=pytest.mark.slow),
         pytest.param({"dimensions": (1,)}, marks=pytest.mark.slow),
         pytest.param({"backend": "gudhi"}, marks=pytest.mark.slow),

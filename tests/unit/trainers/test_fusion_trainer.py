@@ -522,6 +522,7 @@ def test_unetr_takes_the_vit_and_refuses_to_leave_it_out(pretrained: Pretrained)
         _trainer(kind=UNETRTrainer, transfer_parts="partner")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lambda1", "untrained", "cure"), [(0.0, "the ViT's partner", "vit"), (1.0, "the ViT", "partner")]
 )

@@ -114,7 +114,7 @@ def test_facts_are_those_of_the_network_and_the_first_process_writes_them(
 
 
 @pytest.mark.parametrize("kind", [UNETRPPTrainer, SeededNNUNetTrainer])
-@pytest.mark.parametrize(("fraction", "count"), [(1.0, 4), (0.5, 2)])
+@pytest.mark.parametrize(("fraction", "count"), [pytest.param(1.0, 4, marks=pytest.mark.slow), (0.5, 2)])
 def test_a_supervised_checkpoint_lists_the_cases_that_were_read(
     images: Path,
     kind: type[PlannedTrainer],

@@ -177,6 +177,7 @@ class _Hanging:
         return PendingLoss(torch.zeros(1, 1, 2, 2, 2), [future], 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "says"), [(None, r"more than 0.05 s \(topology.time_limit\)"), (MemoryError("full"), "MemoryError: full")]
 )

@@ -24,7 +24,7 @@ def test_a_cut_off_last_line_is_left_out(tmp_path: Path) -> None:
     assert read_epochs(tmp_path) == [{"epoch": 0}]
 
 
-@pytest.mark.parametrize("terms", [1, 2, 5])
+@pytest.mark.parametrize("terms", [1, *(pytest.param(terms, marks=pytest.mark.slow) for terms in (2, 5))])
 def test_plot(tmp_path: Path, terms: int) -> None:
     values = {f"term{i}": float(i) for i in range(terms)}
     records = [{"epoch": e, "train": values, "validation": values} for e in range(3)]

@@ -152,6 +152,7 @@ def test_total_reaches_every_weight_and_topology_is_left_out_on_request() -> Non
     assert "topo_vit" not in step(batch, _masks(), 1.0)
 
 
+@pytest.mark.slow
 def test_the_gap_is_among_the_terms_where_the_distance_is_not_exact() -> None:
     step, _, batch = _step(TopologyConfig(region="full"))
     assert "topo_gap" not in step(batch, _masks(), 1.0)
