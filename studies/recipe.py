@@ -83,11 +83,11 @@ def train(variant: Variant, crops: dict[str, Any], steps: int, seed: int) -> dic
     torch.manual_seed(seed)
     network = build_network(variant, crops)
     if pretraining:
-        fresh = {name: value.clone() for name, value in network.decoder.state_dict().items()}
+        decoder = network.decoder.state_dict()  # nnU-Net's holds the encoder, too
+        fresh = {name: value.clone() for name, value in decoder.items() if not name.startswith("encoder.")}
         transfer(pretraining["weights"], network, transferred_parts(network, "both"))
         if variant.pretrain_parts == "encoder":
-            own = {name: value for name, value in fresh.items() if not name.startswith("encoder.")}
-            network.decoder.load_state_dict(own, strict=False)
+            network.decoder.load_state_dict(fresh, strict=False)
     optimisers = build_optimisers(network, variant, steps)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(variant.ema or 0.9)

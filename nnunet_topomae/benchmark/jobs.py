@@ -6,6 +6,7 @@ job's fingerprint contains those of the jobs it needs, so that after any change 
 one. It contains nothing that the job does not use; recipes whose pre-trainings are the same share one.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -110,6 +111,16 @@ class Job:
         if found is None:
             raise ValueError(f"job {self.name} needs no job of the stage {kind}")
         return found
+
+
+def job_command(file: Path, job: Job) -> list[str]:
+    """The command that does one job, wherever it runs.
+
+    Args:
+        file: the benchmark's file; the command names its absolute path.
+        job: the job.
+    """
+    return [sys.executable, "-P", "-m", "nnunet_topomae.cli", "benchmark", "job", "-b", str(file.absolute()), job.name]
 
 
 def make_jobs(spec: BenchmarkSpec) -> list[Job]:

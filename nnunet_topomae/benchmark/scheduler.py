@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from nnunet_topomae.benchmark.gpus import hold_gpu
-from nnunet_topomae.benchmark.jobs import Job
+from nnunet_topomae.benchmark.jobs import Job, job_command
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.status import job_status
 from nnunet_topomae.benchmark.store import JobFolder, end_orphans, jobs_to_do
@@ -121,8 +120,7 @@ class LocalScheduler:
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         environment.setdefault("OMP_NUM_THREADS", str(self.threads))
-        argv = [sys.executable, "-P", "-m", "nnunet_topomae.cli", "benchmark", "job", "-b", str(self.file), job.name]
-        argv += ["--fingerprint", job.fingerprint]
+        argv = [*job_command(self.file, job), "--fingerprint", job.fingerprint]
         # A session of its own: Ctrl-C reaches this process alone, which then stops the children in order.
         # It inherits the lock on the GPU, which lasts as long as it lives, whatever becomes of this process.
         with held:

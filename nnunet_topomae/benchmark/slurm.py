@@ -7,12 +7,11 @@ idempotent command, so there is no Python function to pickle, which is what subm
 
 import shlex
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_topomae.benchmark.jobs import Job, Kind
+from nnunet_topomae.benchmark.jobs import Job, Kind, job_command
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.store import JobFolder, jobs_to_do
 from nnunet_topomae.benchmark.work import INTERRUPTED
@@ -25,16 +24,6 @@ WARNING_SECONDS = 120
 # In a job's folder: SLURM's number of its last submission.
 NUMBER = "slurm.json"
 NEEDS_GPU: tuple[Kind, ...] = ("pretrain", "train", "predict")
-
-
-def job_command(file: Path, job: Job) -> list[str]:
-    """The command that does one job, wherever it runs.
-
-    Args:
-        file: the benchmark's file; the command names its absolute path.
-        job: the job.
-    """
-    return [sys.executable, "-P", "-m", "nnunet_topomae.cli", "benchmark", "job", "-b", str(file.absolute()), job.name]
 
 
 def batch_script(file: Path, job: Job) -> str:

@@ -9,6 +9,7 @@ import pytest
 from nnunet_topomae.benchmark.jobs import make_jobs
 from nnunet_topomae.benchmark.spec import read_spec
 from nnunet_topomae.benchmark.store import JobFolder
+from nnunet_topomae.commands.demo import HELD_OUT_CASES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -50,7 +51,7 @@ def test_the_demo_is_stopped_killed_and_continued(bench):
     assert "from scratch" in printed and "minutes of work in total" in printed
     assert starts("train", "full") == ["anew"]  # the supervisor outlived the killed demo, which then waited for it
     (table,) = json.loads((out / "report" / "results.json").read_text())["tables"]
-    assert set(table["rows"]) == {"full", "unetrpp"} and len(table["cases"]) == 4
+    assert set(table["rows"]) == {"full", "unetrpp"} and len(table["cases"]) == HELD_OUT_CASES
     done = {path: path.read_text() for path in out.glob("runs/*/*/done.json")}
     assert len(done) == 8
     bench.call_argv(argv)
