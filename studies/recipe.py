@@ -48,7 +48,7 @@ def build_optimisers(network: nn.Module, variant: Variant, steps: int = 4) -> li
     section = FinetuningConfig(
         epochs=steps,
         iterations_per_epoch=1,
-        stage_epochs=steps // 4,
+        stage_epochs=max(1, steps // 4),
         warmup_steps=variant.warmup,
         schedule=variant.schedule,
     )
@@ -127,7 +127,7 @@ def train(variant: Variant, crops: dict[str, Any], steps: int, seed: int) -> dic
     return {
         "dice": round(float(np.mean(dice)), 5),
         "dice_per_structure": [round(value, 5) for value in dice],
-        "loss_20_40": round(statistics.mean(losses[20:40]), 4),
+        "loss_20_40": round(statistics.mean(losses[20:40]), 4) if steps > 20 else None,
         "loss_last_20": round(statistics.mean(losses[-20:]), 4),
         "clipped": round(sum(norm > variant.clip for norm in norms) / steps, 3),
         "std_of_first_logits": round(first_std, 3),

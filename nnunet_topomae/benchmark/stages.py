@@ -59,17 +59,15 @@ def make_plan(task: Task) -> list[Path]:
     shutil.rmtree(folder.preprocessed, ignore_errors=True)
     folder.preprocessed.mkdir()
     workers = str(max(1, min(8, (os.cpu_count() or 2) // 2)))
-    task.command("nnUNetv2_extract_fingerprint", "-d", job.dataset_id, "-np", workers)
-    target = job.parameters["gpu_memory_target"]
-    memory = [] if target is None else ["-gpu_memory_target", str(target)]
+    what = ["-d", job.dataset_id, "-c", job.parameters["configuration"], "-npfp", workers, "-np", workers]
+    if (target := job.parameters["gpu_memory_target"]) is not None:
+        what += ["-gpu_memory_target", str(target)]
     plans, planner = job.parameters["plans"], job.parameters["planner"]
+    # One command for all steps: each would spend seconds on importing torch.
     if planner.startswith(PRESET):
-        preset = planner.removeprefix(PRESET)
-        task.command("nnunet-topomae", "plan", "-d", job.dataset_id, "--preset", preset, "--no_pp", *memory)
+        task.command("nnunet-topomae", "plan", "--preset", planner.removeprefix(PRESET), *what)
     else:
-        task.command("nnUNetv2_plan_experiment", "-d", job.dataset_id, "-pl", planner, *memory)
-    what = ["-d", job.dataset_id, "-plans_name", plans, "-c", job.parameters["configuration"]]
-    task.command("nnUNetv2_preprocess", *what, "-np", workers)
+        task.command("nnUNetv2_plan_and_preprocess", "-pl", planner, *what)
     write_splits(folder.dataset)
     return [folder.dataset / name for name in (f"{plans}.json", "splits_final.json", "dataset.json")]
 

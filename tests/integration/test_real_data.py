@@ -21,6 +21,7 @@ import SimpleITK as sitk
 
 CASES = {"Dataset132_SunnybrookCavity": 10}  # all of it: the plan depends on them
 FEW_CASES = 5
+PATCHES = {"Dataset132_SunnybrookCavity": [12, 128, 128]}  # in training a quarter of what nnU-Net plans
 PLANNERS = {
     "nnUNetPlans": "ExperimentPlanner",
     "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM",
@@ -30,7 +31,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "architecture": {"vit": "tiny", "dims": [8, 16, 32, 64], "depth": 1, "feature_size": 4},
     "pretraining": {"epochs": 2, "iterations_per_epoch": 1, "validation_iterations": 1, "seed": 0},
     "topology": {"warmup_epochs": 0, "region_size": 24},
-    "finetuning": {"epochs": 2, "iterations_per_epoch": 1, "validation_iterations": 1, "seed": 0},
+    "finetuning": {"epochs": 2, "iterations_per_epoch": 1, "validation_iterations": 1, "seed": 0, "mirror_axes": []},
 }
 
 
@@ -114,7 +115,9 @@ class Workspace:
         folder = self.folders["nnUNet_preprocessed"] / dataset
         values = json.loads((folder / f"{plans}.json").read_text())
         values["plans_name"] = f"{plans}_short"
-        values["configurations"]["3d_fullres"]["topomae"] = SHORT
+        configuration = values["configurations"]["3d_fullres"]
+        configuration["topomae"] = SHORT
+        configuration["patch_size"] = PATCHES.get(dataset, configuration["patch_size"])
         (folder / f"{plans}_short.json").write_text(json.dumps(values))
         return f"{plans}_short"
 
@@ -138,8 +141,7 @@ def test_pretrain_fuse_validate_predict_export(
     patch: list[int] | None,
     plans: str,
 ) -> None:
-    programs = (dataset, plans) == ("Dataset904_HippocampusMini", "TopoMAEPlans")
-    work = Workspace(tmp_path, start if programs else fork)
+    work = Workspace(tmp_path, start if plans == "nnUNetPlans" else fork)
     cases = work.take(test_data(dataset))
     number = dataset[7:10]
     planning = ["-d", number, "-c", "3d_fullres", "-npfp", "1", "-np", "1", "-pl", PLANNERS[plans]]
@@ -147,10 +149,10 @@ def test_pretrain_fuse_validate_predict_export(
     if plans == "TopoMAEPlans":  # once per data set
         planning.append("--verify_dataset_integrity")
     work.run("nnUNetv2_plan_and_preprocess", *planning)
-    short = work.shorten(dataset, plans)
-    configuration = json.loads((work.folders["nnUNet_preprocessed"] / dataset / f"{short}.json").read_text())
+    configuration = json.loads((work.folders["nnUNet_preprocessed"] / dataset / f"{plans}.json").read_text())
     configuration = configuration["configurations"]["3d_fullres"]
     assert patch is None or configuration["patch_size"] == patch
+    short = work.shorten(dataset, plans)
 
     for trainer in ("TopoMAEPretrainer", "TopoMAEFusionTrainer"):
         log = work.run("nnUNetv2_train", number, "3d_fullres", "0", "-tr", trainer, "-p", short, "-device", "cpu")

@@ -57,7 +57,7 @@ class Bench:
         self.stubs.mkdir()
         (self.stubs / "torch.py").write_text(TORCH)
         source = (Path(__file__).parent / "fake_nnunet.py").read_text()
-        for name in ("extract_fingerprint", "plan_experiment", "preprocess", "train", "predict"):
+        for name in ("plan_and_preprocess", "train", "predict"):
             script = self.bin / f"nnUNetv2_{name}"
             script.write_text(f"#!{sys.executable}\n{source}")
             script.chmod(0o755)

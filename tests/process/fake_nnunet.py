@@ -23,19 +23,13 @@ def folders(dataset):
     return raw / name, preprocessed / name, results / name
 
 
-def extract(arguments):
-    parser = argparse.ArgumentParser()
-    parser.add_argument("-d")
-    _, preprocessed, _ = folders(parser.parse_known_args(arguments)[0].d)
-    preprocessed.mkdir(parents=True)
-
-
-def plan(arguments):
+def plan_and_preprocess(arguments):
     parser = argparse.ArgumentParser()
     parser.add_argument("-d")
     parser.add_argument("-pl")
     args, _ = parser.parse_known_args(arguments)
     raw, preprocessed, _ = folders(args.d)
+    preprocessed.mkdir(parents=True)
     name = {"ExperimentPlanner": "nnUNetPlans", "TopoMAEPlanner": "TopoMAEPlans"}[args.pl]
     configuration = {
         "batch_size": 2,
@@ -50,13 +44,7 @@ def plan(arguments):
     cases = sorted(path.name.removesuffix(".nii.gz") for path in (raw / "labelsTr").iterdir())
     splits = [{"val": cases[fold::5], "train": sorted({*cases} - {*cases[fold::5]})} for fold in range(5)]
     (preprocessed / "splits_final.json").write_text(json.dumps(splits))
-
-
-def preprocess(arguments):
-    parser = argparse.ArgumentParser()
-    parser.add_argument("-d")
-    raw, preprocessed, _ = folders(parser.parse_known_args(arguments)[0].d)
-    shutil.copytree(raw / "labelsTr", preprocessed / "gt_segmentations", dirs_exist_ok=True)
+    shutil.copytree(raw / "labelsTr", preprocessed / "gt_segmentations")
 
 
 def train(arguments):
@@ -147,9 +135,7 @@ def predict(arguments):
 
 
 COMMANDS = {
-    "nnUNetv2_extract_fingerprint": extract,
-    "nnUNetv2_plan_experiment": plan,
-    "nnUNetv2_preprocess": preprocess,
+    "nnUNetv2_plan_and_preprocess": plan_and_preprocess,
     "nnUNetv2_train": train,
     "nnUNetv2_predict": predict,
 }

@@ -2,6 +2,7 @@ import base64
 import hashlib
 import html
 import json
+import os
 import re
 import subprocess
 from dataclasses import replace
@@ -62,6 +63,11 @@ def test_the_page_loads_nothing(page):
     digest = base64.b64encode(hashlib.sha256(page.style.encode()).digest()).decode()
     assert "default-src 'none'" in policy and f"'sha256-{digest}'" in policy and "unsafe" not in policy
     assert not [attributes for _, attributes in page.tags if "style" in attributes]
+
+
+def test_tests_of_a_shared_fixture_run_in_one_process(page, request):
+    """pytest-xdist reads the group from the name of a test."""
+    assert request.node.nodeid.endswith("@finished_demo") or "PYTEST_XDIST_WORKER" not in os.environ
 
 
 def test_pictures_are_all_there_and_described(page):
