@@ -77,9 +77,10 @@ def factor(step: int, steps: int, warmup: int) -> float:
     return float((1.0 - (step - warmup) / (steps - warmup)) ** 0.9)
 
 
-def train(variant: Variant, crops: dict[str, Any], steps: int, seed: int) -> dict[str, Any]:
+def train(
+    variant: Variant, crops: dict[str, Any], steps: int, seed: int, pretraining: dict[str, Any]
+) -> dict[str, Any]:
     """Train and validate one variant; returns scores, losses and CPU seconds."""
-    pretraining = pretrain(variant, crops, seed) if variant.pretrain else {}
     torch.manual_seed(seed)
     network = build_network(variant, crops)
     if pretraining:
@@ -213,13 +214,18 @@ def run(args: argparse.Namespace) -> None:
     crops = torch.load(args.crops, weights_only=False)
     torch.set_num_threads(args.threads)
     for seed in args.seeds:
+        pretrainings: dict[Variant, dict[str, Any]] = {}
         for text in args.variants:
             results = json.loads(args.out.read_text()) if args.out.is_file() else []
             key = {"data": crops["name"], "variant": text, "steps": args.steps, "seed": seed}
             if any(key.items() <= result.items() for result in results):
                 continue
-            result = {**key, **train(read_variant(text), crops, args.steps, seed)}
-            result |= {"settings": asdict(read_variant(text)), "machine": describe(torch.device("cpu"))}
+            variant = read_variant(text)
+            shared = variant.of_pretraining()
+            if variant.pretrain and shared not in pretrainings:
+                pretrainings[shared] = pretrain(shared, crops, seed)
+            result = {**key, **train(variant, crops, args.steps, seed, pretrainings.get(shared, {}))}
+            result |= {"settings": asdict(variant), "machine": describe(torch.device("cpu"))}
             results = json.loads(args.out.read_text()) if args.out.is_file() else []
             write_json(args.out, [*results, result])
             print(f"{text:40} seed {seed} steps {args.steps}: Dice {result['dice']:.4f}", result, flush=True)

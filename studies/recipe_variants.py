@@ -16,6 +16,8 @@ from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig
 from nnunet_topomae.nnunet.plan import PlanNetwork
 
+# Factors that pre-training does not read.
+FINETUNING = ("optimiser", "lr", "warmup", "decay", "clip", "ds", "ema", "beta2", "pretrain_parts", "slow", "schedule")
 TINY = ArchitectureConfig(vit="tiny", dims=(16, 32, 64, 128), depth=1)
 
 
@@ -82,6 +84,10 @@ class Variant:
     top_skip: str = "keep"
     slow: float = 1.0
     schedule: str = "full"
+
+    def of_pretraining(self) -> "Variant":
+        """The same without the factors that only fine-tuning reads: variants that agree share a pre-training."""
+        return replace(self, **{item.name: item.default for item in fields(self) if item.name in FINETUNING})
 
 
 NNUNET = Variant(network="nnunet", optimiser="sgd", lr=1e-2, decay=3e-5, clip=12.0, ds="nnunet")

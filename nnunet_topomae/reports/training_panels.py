@@ -48,6 +48,10 @@ class PretrainingPanel:
     previews: Sequence[Picture]
     persistence: Picture | None
 
+    def measures(self, metric: str) -> bool:
+        """Whether a metric was measured for any network."""
+        return any(metric in mean for mean in self.reconstruction.values())
+
 
 @dataclass(frozen=True)
 class TrainingPanels:

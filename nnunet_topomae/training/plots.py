@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 PLOT_FILE = "progress.png"
 
@@ -38,8 +39,7 @@ def plot_terms(records: Sequence[Mapping[str, Any]], path: Path) -> None:
                 label = "monitoring" if part == "validation" else part
                 (line,) = panel.plot(*zip(*points, strict=True), color=colour, label=label)
                 line.set(linestyle="-" if part == "train" else "--", marker="." if len(points) < 30 else "")
-        panel.set(title=name, xlabel="epoch")
-        panel.grid(alpha=0.3)
+        _label(panel, name)
     for (title, series), panel in zip(extra.items(), panels[len(names) :], strict=False):
         _plot_series(panel, title, series)
     for panel in panels[len(names) + len(extra) :]:
@@ -70,6 +70,13 @@ def _plot_series(panel: Axes, title: str, series: Series) -> None:
     """Lines with markers that tell them apart, and a legend; values are between 0 and 1."""
     for (name, points), marker in zip(series.items(), "osD^vPX*" * len(series), strict=False):
         panel.plot(*zip(*points, strict=True), label=name, marker=marker, markersize=4)
-    panel.set(title=title, xlabel="epoch", ylim=(0, 1))
-    panel.grid(alpha=0.3)
+    _label(panel, title)
+    panel.set_ylim(0, 1)
     panel.legend(fontsize="x-small")
+
+
+def _label(panel: Axes, title: str) -> None:
+    """A title, whole epochs below, and a grid."""
+    panel.set(title=title, xlabel="epoch")
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    panel.grid(alpha=0.3)

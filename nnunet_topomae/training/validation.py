@@ -78,7 +78,9 @@ def key_point_error_mm(
 
 
 class ReconstructionValidation:
-    """Rebuilds the central crop of every given case under a fixed mask. Padded voxels do not count.
+    """Rebuilds the central crop of every given case, masked or corrupted as in training, but always in the same way.
+
+    Padded voxels do not count.
 
     Args:
         predict: the network in evaluation mode, ``(data, mask) -> CoPretrainingOutput``.

@@ -66,6 +66,23 @@ def test_a_pre_training_that_runs(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(page.sources) == 2 and all(source.startswith("data:image/") for source in page.sources)
 
 
+@pytest.mark.parametrize(
+    ("metric", "said", "unsaid"),
+    [
+        ("key_point_error_mm", ("under a fixed mask. Only hidden voxels count.", "key-point error, mm", " 0.4"), "corrupted"),
+        ("boundary_error", ("from a corrupted copy. All voxels count.", "boundary error, 0 to 1", " 0.375"), "key-point"),
+    ],
+)
+def test_what_was_rebuilt_is_said(tmp_path: Path, metric: str, said: tuple[str, ...], unsaid: str) -> None:
+    fold = _fold(tmp_path, "VectorPOSEPretrainer", 1, 1, {"train": {"total": 1.0}, "validation": {}}, final=True)
+    (fold / "validation").mkdir()
+    mean = {"partner": {"mse": 0.25, "psnr": 21.5, "ssim": 0.875, metric: 0.375}}
+    (fold / "validation" / "summary.json").write_text(json.dumps({"reconstruction": {"mean": mean, "cases": {}}}))
+    assert main(["report", str(fold)]) == 0
+    text = " ".join(" ".join(_Page((fold / "report.html").read_text(encoding="utf-8")).words).split())
+    assert all(words in text for words in said) and unsaid not in text
+
+
 def test_a_supervised_training_that_has_ended(tmp_path: Path) -> None:
     fold = _fold(tmp_path, "TopoMAEFusionTrainer", 2, 10, SUPERVISED, final=True)
     add_facts(fold, {"ended_early": {"epochs": 2, "reason": "somebody has asked"}})
