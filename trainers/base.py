@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.layers import use_channels_last
@@ -43,6 +44,31 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         self.notes: dict[str, Any] = {}
         self.step_of_epoch = 0
         self.bar: Any = None
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The network of :meth:`build_network`, as nnU-Net's training and prediction ask the class for it."""
+        plan = read_plan(configuration_manager, config=cls.read_config(configuration_manager.configuration))
+        return cls.build_network(plan, num_input_channels, num_output_channels, enable_deep_supervision)
+
+    @staticmethod
+    def build_network(plan: Plan, channels: int, heads: int, deep_supervision: bool) -> nn.Module:
+        """The network with its initial weights. Subclasses say which.
+
+        Args:
+            plan: shape of the network and settings.
+            channels: image channels.
+            heads: segmentation heads; pre-trainings have none.
+            deep_supervision: whether it returns logits of several scales in training, or full resolution only.
+        """
+        raise NotImplementedError
 
     def initialize(self) -> None:
         """Build everything; on a CPU, convolutions take the faster layout of their weights."""

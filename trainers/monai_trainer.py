@@ -1,10 +1,9 @@
 """Supervised training of one of MONAI's networks, as a baseline of a benchmark."""
 
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunet_topomae.architectures.baselines import build_baseline
-from nnunet_topomae.nnunet.plan import read_plan
+from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.trainers.supervised import SupervisedTrainer
 
 
@@ -18,30 +17,16 @@ class MONAITrainer(SupervisedTrainer):
     supports_deep_supervision = False
 
     @staticmethod
-    def build_network_architecture(
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        """The plan's network.
-
-        Args:
-            plans_manager: not used.
-            configuration_manager: the configuration; `topomae.finetuning.network` names the network.
-            num_input_channels: image channels.
-            num_output_channels: segmentation heads.
-            enable_deep_supervision: not used; there is one output.
+    def build_network(plan: Plan, channels: int, heads: int, deep_supervision: bool) -> nn.Module:
+        """The network that `topomae.finetuning.network` names, with one output.
 
         Raises:
             ValueError: the plan names none.
         """
-        plan = read_plan(configuration_manager)
         name = plan.config.finetuning.network
         if name is None:
             raise ValueError(
                 "the plan names no network for MONAITrainer. Write a variant: nnunet-topomae plan -d ID --name NAME "
                 "--set finetuning.network=swin_unetr (or unetr, attention_unet)"
             )
-        return build_baseline(name, plan.shape.patch_size, num_input_channels, num_output_channels)
+        return build_baseline(name, plan.shape.patch_size, channels, heads)

@@ -1,11 +1,10 @@
 """nnU-Net's own network and training, starting from our pre-training of that network."""
 
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.partner import declare_partner
-from nnunet_topomae.nnunet.plan import read_plan
+from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.trainers.pretrained import PretrainedTrainer
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.schedules import NNUNET_CLIP, WarmupSchedule, build_sgd, poly
@@ -20,34 +19,19 @@ class PretrainedNNUNetTrainer(PretrainedTrainer):
     """
 
     @staticmethod
-    def build_network_architecture(
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
+    def build_network(plan: Plan, channels: int, heads: int, deep_supervision: bool) -> nn.Module:
         """The network that the plan names, as nnU-Net builds it.
-
-        Args:
-            plans_manager: not used.
-            configuration_manager: names the network.
-            num_input_channels: image channels.
-            num_output_channels: segmentation heads.
-            enable_deep_supervision: whether the network returns logits of all scales, or full resolution only.
 
         Raises:
             ValueError: the plan's partner is another network, or its network has no encoder and decoder.
         """
-        planned = read_plan(configuration_manager).network
-        if planned is None:
+        if plan.network is None:
             raise ValueError(
                 "PretrainedNNUNetTrainer trains the network that the plan names, but topomae.architecture.partner of "
                 "this plan is 'unetrpp', so pre-training trains UNETR++. Write plans for nnU-Net's own network: "
                 "nnunet-topomae plan -d ID -p nnUNetPlans --name NAME --set architecture.partner=plan"
             )
-        network = planned(num_input_channels, num_output_channels, enable_deep_supervision)
-        return declare_partner(network)
+        return declare_partner(plan.network(channels, heads, deep_supervision))
 
     @property
     def clip(self) -> float:

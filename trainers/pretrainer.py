@@ -7,7 +7,6 @@ from time import time
 from typing import Any
 
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 from torch.optim import Optimizer
 
@@ -18,7 +17,7 @@ from nnunet_topomae.data.selection import JointDataset, PretrainingCases, choose
 from nnunet_topomae.data.spatial_task import report_spatial_task
 from nnunet_topomae.data.workers import start_workers
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
-from nnunet_topomae.nnunet.plan import read_plan
+from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.trainers.monitored import MonitoredTrainer
 from nnunet_topomae.trainers.reproducible import TRAINING
 from nnunet_topomae.training.checkpoints import ignore_former_parts
@@ -41,15 +40,9 @@ class TopoMAEPretrainer(MonitoredTrainer):
     takes_pretrained_weights = True
 
     @staticmethod
-    def build_network_architecture(
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
+    def build_network(plan: Plan, channels: int, heads: int, deep_supervision: bool) -> nn.Module:
         """ViT-MAE and its partner, rebuilding the image. Labels do not matter."""
-        return pretraining_network(read_plan(configuration_manager), num_input_channels)
+        return pretraining_network(plan, channels)
 
     def initialize(self) -> None:
         """Build everything a training step needs; labels choose neither crops nor checkpoints."""

@@ -18,7 +18,7 @@ from nnunet_topomae.training.supervision import choose_labelled, choose_mirror_a
 class SupervisedTrainer(TopoMAETrainer):
     """Trains on the labels of the fold's training cases, with nnU-Net's loader, augmentation and loss.
 
-    Subclasses define `build_network_architecture`.
+    Subclasses define `build_network`.
     """
 
     role = "finetuning"

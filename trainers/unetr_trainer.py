@@ -1,10 +1,9 @@
 """Fine-tuning of UNETR with a pre-trained ViT (Zhou et al. 2023; "UNETR + MAE" in the paper's tables)."""
 
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunet_topomae.architectures.build import build_unetr
-from nnunet_topomae.nnunet.plan import read_plan
+from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.trainers.pretrained import PretrainedTrainer
 
 
@@ -17,21 +16,6 @@ class UNETRTrainer(PretrainedTrainer):
     supports_deep_supervision = False
 
     @staticmethod
-    def build_network_architecture(
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        """UNETR shaped by the plan.
-
-        Args:
-            plans_manager: not used.
-            configuration_manager: the configuration, whose patch, strides and `topomae` section give the shape.
-            num_input_channels: image channels.
-            num_output_channels: segmentation heads.
-            enable_deep_supervision: not used; there is one output.
-        """
-        plan = read_plan(configuration_manager)
-        return build_unetr(plan.shape, num_input_channels, num_output_channels, plan.config.architecture)
+    def build_network(plan: Plan, channels: int, heads: int, deep_supervision: bool) -> nn.Module:
+        """UNETR shaped by the plan, with one output."""
+        return build_unetr(plan.shape, channels, heads, plan.config.architecture)
