@@ -12,7 +12,7 @@ class TopoMAEFusionTrainer(PretrainedTrainer):
 
     @staticmethod
     def build_network(plan: Plan, channels: int, heads: int, deep_supervision: bool) -> nn.Module:
-        """ViT encoder, its partner's encoder and decoder, fusion layers; without a ViT in the plan, the partner alone."""
+        """ViT encoder, its partner's encoder and decoder, and fusion layers; without a ViT, the partner alone."""
         return build_fusion_network(
             plan.shape, channels, heads, plan.config.architecture, deep_supervision, plan.network
         )
