@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
@@ -102,8 +103,8 @@ def end(training: Any, number: signal.Signals, before: set[str]) -> dict[str, An
     }
 
 
-def measure(folder: Path, steps: int, minutes: float) -> dict[str, Any]:
-    """Train, watch, and stop in three ways."""
+def measure(folder: Path, steps: int, minutes: float, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Train, watch, and stop in three ways; saves what it has found after each."""
     environment = {**nnunet_folders(folder, torch.device("cpu")), "nnUNet_n_proc_DA": "2"}
     plans = _plan(environment, steps)
     metrics = _fold(environment, plans) / "metrics.jsonl"
@@ -112,13 +113,18 @@ def measure(folder: Path, steps: int, minutes: float) -> dict[str, Any]:
     samples = watch(training, metrics, steps, minutes)
     if len(samples) < 2:
         raise RuntimeError((folder / "train.txt").read_text()[-3000:])
-    ends = [end(training, signal.SIGTERM, before)]
+    ends: list[dict[str, Any]] = []
+    found = {"samples": samples, "growth": slope(samples), "ends": ends}
+    save(found)
+    ends.append(end(training, signal.SIGTERM, before))
     for number in (signal.SIGINT, signal.SIGKILL):
         done = STEPS_PER_EPOCH * len(metrics.read_text().splitlines())
         training = _train(environment, plans, folder, "--c")
         watch(training, metrics, done + 1)
+        save(found)
         ends.append(end(training, number, before))
-    return {"samples": samples, "growth": slope(samples), "ends": ends}
+    save(found)
+    return found
 
 
 def _plan(environment: Environment, steps: int) -> str:
@@ -176,17 +182,23 @@ def main() -> None:
     args = parser.parse_args()
     if sys.platform != "linux":
         raise SystemExit("this study reads /proc, which only Linux has")
+    # A shell starts what runs in the background without Ctrl-C, and the trainings would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    machine = describe(torch.device("cpu"))
+
+    def save(found: dict[str, Any]) -> None:
+        if args.out is not None:
+            write_json(args.out, {"machine": machine, **found})
+
     with tempfile.TemporaryDirectory() as folder:
-        found = {"machine": describe(torch.device("cpu")), **measure(Path(folder), args.steps, args.minutes)}
+        found = measure(Path(folder), args.steps, args.minutes, save)
     first, last = found["samples"][0], found["samples"][-1]
-    print(title(found["machine"]))
+    print(title(machine))
     print(f"step {first['step']}: trainer {first['trainer']:.0f} MiB, others {sum(first['workers']):.0f} MiB")
     print(f"step {last['step']}: trainer {last['trainer']:.0f} MiB, others {sum(last['workers']):.0f} MiB")
     print(f"growth in MiB per 1,000 steps, second half: {json.dumps(found['growth'])}")
     for stopped in found["ends"]:
         print(json.dumps(stopped))
-    if args.out is not None:
-        write_json(args.out, found)
     if args.picture is not None:
         draw(found, args.picture)
 
