@@ -49,7 +49,7 @@ class PretrainingConfig(TrainingConfig):
     lambda3: Annotated[float, AT_LEAST_0] = 0.1
     """Weight of the two consistency terms (paper: 0.1); without a ViT there are none."""
     epochs: Annotated[int, ABOVE_0] = 200
-    """Epochs of `iterations_per_epoch` (paper: 10,000 passes over the cases, which are 120 to 160 of ours)."""
+    """Epochs of `iterations_per_epoch` (paper: 10,000 passes over the cases, which are 120 to 360 of ours)."""
     iterations_per_epoch: Annotated[int, ABOVE_0] = 250
     """Training steps per epoch (nnU-Net: 250)."""
     validation_iterations: Annotated[int, ABOVE_0] = 10
