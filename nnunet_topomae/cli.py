@@ -20,7 +20,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command(
-        "nnunet_topomae.commands.demo", "a small benchmark on synthetic volumes, from nothing to the report"
+        "nnunet_topomae.commands.demo", "run the whole pipeline on generated phantoms: a small benchmark with a report"
     ),
     "convert": Command(
         "nnunet_topomae.commands.convert", "make an nnU-Net data set from a download: BTCV, Synapse, ACDC, MSD"
@@ -33,20 +33,22 @@ COMMANDS = {
         "nnunet_topomae.commands.train", "train in processes that torchrun starts, also on several machines"
     ),
     "export-weights": Command(
-        "nnunet_topomae.commands.export_weights", "pre-trained weights of nnU-Net's own network, for stock nnU-Net"
+        "nnunet_topomae.commands.export_weights", "write pre-trained weights of nnU-Net's own network for stock nnU-Net"
     ),
     "export-encoder": Command(
-        "nnunet_topomae.commands.export_encoder", "a pre-trained encoder as safetensors, with a model card"
+        "nnunet_topomae.commands.export_encoder", "write a pre-trained encoder as safetensors, with a model card"
     ),
-    "report": Command("nnunet_topomae.commands.report", "the page of one training, also while it runs"),
+    "report": Command("nnunet_topomae.commands.report", "write a page about one training, also while it runs"),
     "stop": Command("nnunet_topomae.commands.stop", "end a training after its epoch, with its final checkpoint"),
-    "push": Command("nnunet_topomae.commands.push", "send an exported encoder to the Hugging Face Hub"),
-    "pull": Command("nnunet_topomae.commands.pull", "fetch an exported encoder from the Hugging Face Hub"),
+    "push": Command("nnunet_topomae.commands.push", "upload an exported encoder to the Hugging Face Hub"),
+    "pull": Command("nnunet_topomae.commands.pull", "download an exported encoder from the Hugging Face Hub"),
     "doctor": Command("nnunet_topomae.commands.doctor", "check the installation, or describe a checkpoint"),
     "benchmark": Command(
         "nnunet_topomae.commands.benchmark", "compare recipes over data sets, folds and seeds: run, watch, report"
     ),
-    "parameters": Command("nnunet_topomae.commands.parameters", "parameters and operations of the networks of a plan"),
+    "parameters": Command(
+        "nnunet_topomae.commands.parameters", "count parameters and operations of the networks of a plan"
+    ),
 }
 
 

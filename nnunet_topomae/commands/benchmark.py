@@ -28,24 +28,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     plan = add("plan", _plan, "list the jobs, and make plans and preprocessed data")
     plan.add_argument("--dry", action="store_true", help="only list the jobs")
-    run = add("run", _run, "run what is not done on this machine")
+    run = add("run", _run, "run the unfinished jobs on this machine")
     run.add_argument("--gpus", metavar="0,1", help="GPUs to use, one job at a time on each")
-    add("submit", _submit, "hand what is not done to SLURM")
-    add("export", _export, "print the commands of what is not done")
-    for action in (run, add("status", _status, "how far it is")):
+    add("submit", _submit, "submit the unfinished jobs to SLURM")
+    add("export", _export, "print the commands of the unfinished jobs")
+    for action in (run, add("status", _status, "show the progress and the time left")):
         action.add_argument("--slots", type=int, default=1, metavar="N", help="jobs at a time (default: 1)")
     exported = add("export-scores", _export_scores, "write finished scores as small files, for another machine")
-    exported.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="where to")
-    imported = add("import-scores", _import_scores, "take scores that were exported on another machine")
-    imported.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="of exported files")
-    report = add("report", _report, "tables, statistics and pictures of what is done")
-    report.add_argument("--partial", action="store_true", help="report although jobs are missing")
+    exported.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="folder to write")
+    imported = add("import-scores", _import_scores, "import scores that were exported on another machine")
+    imported.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="folder of the exported files")
+    report = add("report", _report, "write the report: tables, statistics and figures")
+    report.add_argument("--partial", action="store_true", help="report even if jobs are unfinished")
     report.add_argument("--embed-images", action="store_true", help="show images of worst and median cases")
-    report.add_argument("--niivue", type=Path, metavar="FILE", help="niivue.umd.js: also pages with all their slices")
-    report.add_argument("-o", type=Path, metavar="FOLDER", help="where to; default: report in the out folder")
-    job = add("job", _job, "do one job (what the others start)")
+    report.add_argument("--niivue", type=Path, metavar="FILE", help="niivue.umd.js; also write interactive pages")
+    report.add_argument("-o", type=Path, metavar="FOLDER", help="default: report in the benchmark's out folder")
+    job = add("job", _job, "run one job; `run` and `submit` start this command")
     job.add_argument("name", metavar="JOB", help="name of the job")
-    job.add_argument("--fingerprint", metavar="HASH", help="do it only if this is still its fingerprint")
+    job.add_argument("--fingerprint", metavar="HASH", help="run it only if this is still its fingerprint")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=CASES,
         metavar="N",
-        help=f"training phantoms, at least 5, besides {HELD_OUT_CASES} held-out ones (default: %(default)s)",
+        help=f"training phantoms, at least 5, in addition to {HELD_OUT_CASES} held-out ones (default: %(default)s)",
     )
 
 

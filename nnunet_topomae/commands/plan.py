@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="clip and scale CT by statistics that use no label; plans TopoMAEPlans_labelfree",
     )
-    parser.add_argument("-c", nargs="+", default=list(CONFIGURATIONS), metavar="CONFIGURATION", help="to preprocess")
+    parser.add_argument(
+        "-c", nargs="+", default=list(CONFIGURATIONS), metavar="CONFIGURATION", help="configurations to preprocess"
+    )
     parser.add_argument("-npfp", type=int, default=8, metavar="N", help="processes for the fingerprint")
     parser.add_argument("-np", type=int, default=4, metavar="N", help="processes for preprocessing")
     parser.add_argument("--verify_dataset_integrity", action="store_true", help="check the raw data first")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("repository", metavar="OWNER/NAME", help="repository of the Hub")
+    parser.add_argument("repository", metavar="OWNER/NAME", help="repository on the Hub")
     parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="folder to write; must not exist")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (default: the main branch)")
 

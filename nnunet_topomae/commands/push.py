@@ -7,8 +7,8 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="an encoder, written by export-encoder")
-    parser.add_argument("repository", metavar="OWNER/NAME", help="repository of the Hub; made if there is none")
-    parser.add_argument("--private", action="store_true", help="make a repository that only its owner sees")
+    parser.add_argument("repository", metavar="OWNER/NAME", help="repository on the Hub; created if it does not exist")
+    parser.add_argument("--private", action="store_true", help="create the repository as private")
 
 
 def run(args: argparse.Namespace) -> int:

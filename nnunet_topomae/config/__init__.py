@@ -159,8 +159,8 @@ class FinetuningConfig(TrainingConfig):
     """Which pre-trained networks the fusion network takes over: the ViT's encoder, its partner's encoder and decoder,
     or both. What it does not take over starts from fresh weights."""
     allow_other_dataset: bool = False
-    """Accept a checkpoint of another data set, though nothing can say whether it has seen images of the validation
-    cases."""
+    """Accept a checkpoint of another data set. Only the contents of its images are then compared with those of the
+    validation cases, not their names."""
     epochs: Annotated[int, ABOVE_0] = 1000
     """Epochs of `iterations_per_epoch` (paper: 5,000 passes over the cases)."""
     iterations_per_epoch: Annotated[int, ABOVE_0] = 250
