@@ -18,6 +18,7 @@ from nnunet_topomae.training.resume import (
     keep_previous,
     newest_whole,
     restore,
+    save_best_first,
     sweep,
 )
 from nnunet_topomae.training.stopping import StopSignals
@@ -117,6 +118,8 @@ class ResumableTrainer(ReproducibleTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """Write a stock nnU-Net checkpoint plus the entry that describes it; never half of it."""
+        if filename == str(self.latest):
+            save_best_first(self)
         self._write(filename)
 
     def _write(self, filename: str, steps: int = 0) -> None:
