@@ -13,7 +13,8 @@ from nnunet_topomae.data.cases import ImagesRead, check_fold, check_patients, ch
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.data.sources import hash_sources
 from nnunet_topomae.nnunet.names import SPLITS_FILE
-from nnunet_topomae.nnunet.plan_checks import check_plans, check_splits
+from nnunet_topomae.nnunet.plan import check_network
+from nnunet_topomae.nnunet.plan_checks import TRAINING_KEYS, check_plans, check_splits
 from nnunet_topomae.training.checks import check_no_copies
 from nnunet_topomae.training.devices import (
     decided_by_first,
@@ -47,8 +48,8 @@ class PlannedTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
         show_expected_failures_in_one_line()
-        name = plans.get("plans_name", "plans") if isinstance(plans, dict) else "plans"
-        check_plans(plans, configuration, f"{name}.json")
+        file = f"{plans.get('plans_name', 'plans') if isinstance(plans, dict) else 'plans'}.json"
+        check_plans(plans, configuration, file, TRAINING_KEYS)
         with results_can_be_written():
             super().__init__(plans, configuration, fold, dataset_json, device)
         add_tensorboard(self)
@@ -58,6 +59,8 @@ class PlannedTrainer(nnUNetTrainer):
                 self.grad_scaler = None
         keep_to_thread_limit(self.device)
         self.config = self.read_config(self.configuration_manager.configuration)
+        if self.trains_plans_network:
+            check_network(self.configuration_manager, file)
         section = self.section
         self.num_epochs = section.epochs
         self.num_iterations_per_epoch = section.iterations_per_epoch
@@ -70,6 +73,11 @@ class PlannedTrainer(nnUNetTrainer):
     def read_config(configuration: dict[str, Any]) -> TopoMAEConfig:
         """What this training takes from the configuration of a plan."""
         return TopoMAEConfig.from_configuration(configuration)
+
+    @property
+    def trains_plans_network(self) -> bool:
+        """Whether the network that the plan describes is built, not only its strides used."""
+        return self.config.architecture.partner == "plan"
 
     @property
     def section(self) -> PretrainingConfig | FinetuningConfig:

@@ -139,10 +139,8 @@ class ResumableTrainer(ReproducibleTrainer):
         file, checkpoint = Path(str(filename_or_checkpoint)), filename_or_checkpoint
         if not isinstance(checkpoint, dict):
             # `--val` asks for the final checkpoint, `--val_best` for the best one, and for no other.
-            older = self.logger.resume or file.name == LATEST_CHECKPOINT
-            file, checkpoint = (
-                newest_whole(file, self.print_to_log_file) if older else (file, load_checkpoint_file(file))
-            )
+            older, log = self.logger.resume or file.name == LATEST_CHECKPOINT, self.print_to_log_file
+            file, checkpoint = newest_whole(file, log) if older else (file, load_checkpoint_file(file))
         own = {"dataset": self.plans_manager.dataset_name, "plans_name": self.plans_manager.plans_name}
         own |= {"configuration": self.configuration_name, "fold": self.fold}
         check_same_training(checkpoint.get(ENTRY, {}).get("manifest", {}), own, file)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
+import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
@@ -163,6 +164,32 @@ def partner_network(configuration: ConfigurationManager, config: TopoMAEConfig) 
         configuration.network_arch_init_kwargs,
         configuration.network_arch_init_kwargs_req_import,
     )
+
+
+def check_network(configuration: ConfigurationManager, where: str) -> None:
+    """Refuse a plan whose own network nnU-Net cannot build; tried without memory for its weights.
+
+    Args:
+        configuration: nnU-Net's configuration manager, which names the network.
+        where: the file, for the error.
+
+    Raises:
+        ValueError: says what nnU-Net's own error says.
+    """
+    network = PlanNetwork.of(
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+    )
+    try:
+        with torch.device("meta"):
+            network(in_channels=1, out_channels=2, deep_supervision=True)
+    except (KeyError, TypeError, ValueError, AssertionError, AttributeError, IndexError, ImportError) as error:
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise ValueError(
+            f"{where}: nnU-Net cannot build the network that `architecture` describes ({type(error).__name__}: "
+            f"{reason}). Restore the file, or plan again."
+        ) from error
 
 
 def plan_facts(

@@ -135,6 +135,8 @@ def _write_plans(root: Path, name: str, changes: dict[str, dict[str, Any]]) -> s
         "patch_size": PATCH,
         "batch_size": 2,
         "batch_dice": False,
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities_kwargs": {},
         "spacing": [2.0, 1.0, 1.0],
         "normalization_schemes": ["ZScoreNormalization"],
         "use_mask_for_norm": [False],

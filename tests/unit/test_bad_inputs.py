@@ -98,7 +98,7 @@ def test_values_of_plans(key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "architecture",
     [
-        None, 3, [], {}, {"arch_kwargs": None}, {"arch_kwargs": []},
+        None, 3, [], {}, {"arch_kwargs": None}, {"arch_kwargs": []}, {"arch_kwargs": {}},
         *({"arch_kwargs": {"strides": strides}}
           for strides in ([], 2, {}, [2, 2], [[1, 1, 1], [2, 2]], [[0, 2, 2]], [["2", 2, 2]], [[2.0, 2, 2]], [[]])),
     ],
@@ -108,9 +108,13 @@ def test_the_architecture_of_plans(architecture: Any) -> None:
     plans["configurations"]["3d_fullres"]["architecture"] = architecture
     _fails(lambda: check_plans(plans, "3d_fullres", "Plans.json"), "Plans.json: architecture", "strides", "plan again")
     _fails(lambda: make_variant(plans, "new", ["3d_fullres"], {}), "architecture of 3d_fullres", "plan again")
-    plans["configurations"]["3d_fullres"]["architecture"] = {"arch_kwargs": {}}  # as of a transformer
-    check_plans(plans, "3d_fullres", "Plans.json")
-    _fails(lambda: make_variant(plans, "new", ["3d_fullres"], {}), "architecture of 3d_fullres", "plan again")
+
+
+@pytest.mark.parametrize("value", [None, 3, "012", [0, 1], [0, 1, 1], [1, 2, 3], [0.0, 1, 2], [True, 0, 2]])
+def test_orders_of_axes(value: Any) -> None:
+    for key in ("transpose_forward", "transpose_backward"):
+        _fails(lambda key=key: check_plans({**PLANS, key: value}, "3d_fullres", "Plans.json"), "Plans.json", f"{key} =")
+    check_plans({**PLANS, "transpose_forward": [2, 0, 1]}, "3d_fullres", "Plans.json")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +129,7 @@ def test_the_architecture_of_plans(architecture: Any) -> None:
 def test_configurations_of_plans(configuration: str, says: str) -> None:
     check_plans(PLANS, "child", "Plans.json")
     _fails(lambda: check_plans(PLANS, configuration, "Plans.json"), "Plans.json", says)
+    _fails(lambda: make_variant(PLANS, "new", [configuration], {}), "plans Plans", says)
 
 
 @pytest.mark.parametrize(
