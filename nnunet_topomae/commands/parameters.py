@@ -141,7 +141,19 @@ def _from_plan(dataset: str, plans_name: str, configuration: str) -> Subject:
 
 
 def _from_patch(args: argparse.Namespace) -> Subject:
-    """Take patch size and strides from the command line."""
+    """Take patch size and strides from the command line.
+
+    Raises:
+        ValueError: a number that must be above 0 is not.
+    """
+    for name, values in (
+        ("--patch", args.patch),
+        ("--spacing", args.spacing),
+        ("--channels", [args.channels]),
+        ("--classes", [args.classes]),
+    ):
+        if not all(0 < value < float("inf") for value in values):
+            raise ValueError(f"{name} {' '.join(f'{value:g}' for value in values)}: all of it must be above 0")
     from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
     from nnunet_topomae.architectures.rule import derive_network_shape
