@@ -13,8 +13,8 @@ from nnunet_topomae.data.cases import ImagesRead, check_fold, check_patients, ch
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.data.sources import hash_sources
 from nnunet_topomae.nnunet.names import SPLITS_FILE
-from nnunet_topomae.nnunet.plan import check_network
-from nnunet_topomae.nnunet.plan_checks import TRAINING_KEYS, check_plans, check_splits
+from nnunet_topomae.nnunet.plan import check_names, check_network
+from nnunet_topomae.nnunet.plan_checks import check_splits, check_training
 from nnunet_topomae.training.checks import check_no_copies
 from nnunet_topomae.training.devices import (
     decided_by_first,
@@ -24,7 +24,11 @@ from nnunet_topomae.training.devices import (
     record_gpu_memory,
     unwrap,
 )
-from nnunet_topomae.training.failures import results_can_be_written, show_expected_failures_in_one_line
+from nnunet_topomae.training.failures import (
+    preprocessed_files_are_there,
+    results_can_be_written,
+    show_expected_failures_in_one_line,
+)
 from nnunet_topomae.training.monitors import add_tensorboard
 from nnunet_topomae.training.record import add_facts
 from nnunet_topomae.training.skipping import SkippedSteps
@@ -48,8 +52,7 @@ class PlannedTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
         show_expected_failures_in_one_line()
-        file = f"{plans.get('plans_name', 'plans') if isinstance(plans, dict) else 'plans'}.json"
-        check_plans(plans, configuration, file, TRAINING_KEYS)
+        file = check_training(plans, configuration, dataset_json)
         with results_can_be_written():
             super().__init__(plans, configuration, fold, dataset_json, device)
         add_tensorboard(self)
@@ -59,6 +62,7 @@ class PlannedTrainer(nnUNetTrainer):
                 self.grad_scaler = None
         keep_to_thread_limit(self.device)
         self.config = self.read_config(self.configuration_manager.configuration)
+        check_names(self.plans_manager, self.configuration_manager, file)
         if self.trains_plans_network:
             check_network(self.configuration_manager, file)
         section = self.section
@@ -66,8 +70,7 @@ class PlannedTrainer(nnUNetTrainer):
         self.num_iterations_per_epoch = section.iterations_per_epoch
         self.num_val_iterations_per_epoch = section.validation_iterations
         self.seed: int = secrets.randbits(32) if section.seed is None else section.seed
-        self.images_read = ImagesRead()
-        self.skipped = SkippedSteps()
+        self.images_read, self.skipped = ImagesRead(), SkippedSteps()
 
     @staticmethod
     def read_config(configuration: dict[str, Any]) -> TopoMAEConfig:
@@ -138,7 +141,8 @@ class PlannedTrainer(nnUNetTrainer):
         if self.local_rank == 0:
             self.images_read = self.record_images()
             check_no_copies(self.images_read, self.validation_images(), "this training")
-        super().on_train_start()
+        with preprocessed_files_are_there():
+            super().on_train_start()
 
     def on_train_end(self) -> None:
         """nnU-Net's end; records the memory that training took."""

@@ -67,7 +67,7 @@ class ResumableTrainer(ReproducibleTrainer):
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's data sets, whose errors reach this process from the workers."""
         training, validation = super().get_tr_and_val_datasets()
-        return ReportingCases(training), ReportingCases(validation)
+        return ReportingCases(training, self.dataset_json), ReportingCases(validation, self.dataset_json)
 
     def on_train_start(self) -> None:
         """nnU-Net's start; from now on somebody watches the workers that load batches."""

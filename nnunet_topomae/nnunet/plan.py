@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
@@ -164,6 +164,23 @@ def partner_network(configuration: ConfigurationManager, config: TopoMAEConfig) 
         configuration.network_arch_init_kwargs,
         configuration.network_arch_init_kwargs_req_import,
     )
+
+
+def check_names(plans: PlansManager, configuration: ConfigurationManager, where: str) -> None:
+    """Refuse a plan that names a reader or a resampling that nnU-Net does not have; the final validation needs both.
+
+    Args:
+        plans: nnU-Net's manager of the plans.
+        configuration: and of the configuration.
+        where: the file, for the error.
+
+    Raises:
+        ValueError: says what nnU-Net's own error says.
+    """
+    try:
+        _ = plans.image_reader_writer_class, configuration.resampling_fn_probabilities
+    except (RuntimeError, TypeError, AttributeError, ImportError) as error:
+        raise ValueError(f"{where}: {error} Restore the file, or plan again.") from error
 
 
 def check_network(configuration: ConfigurationManager, where: str) -> None:

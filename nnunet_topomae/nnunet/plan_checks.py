@@ -1,12 +1,12 @@
 """What plans, splits and fingerprints must hold before anybody computes with them. Standard library only."""
 
 from collections.abc import Callable, Iterable, Mapping
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
 from nnunet_topomae.files import read_json
-from nnunet_topomae.nnunet.dataset import check_dataset_json, read_dataset_json
+from nnunet_topomae.nnunet.dataset import channel_names, check_dataset_json, read_dataset_json
 from nnunet_topomae.nnunet.folders import nnunet_folder
 from nnunet_topomae.nnunet.names import DATASET_FILE, FINGERPRINT_FILE
 
@@ -27,6 +27,27 @@ TRAINING_KEYS = (
 )
 # Instead of `architecture`, in plans of nnU-Net's first versions, which nnU-Net translates.
 _OLD_ARCHITECTURE = "UNet_class_name"
+
+
+def check_training(plans: Any, configuration: str, description: Any) -> str:
+    """Refuse plans and a description of the data set with which no training can begin or end well.
+
+    Args:
+        plans: content of a plans file.
+        configuration: the one that is going to be trained.
+        description: content of `dataset.json`.
+
+    Returns:
+        Name of the plans file, for further errors.
+
+    Raises:
+        ValueError: as :func:`check_plans`, `check_dataset_json` and :func:`check_channels`.
+    """
+    file = f"{plans.get('plans_name', 'plans') if isinstance(plans, Mapping) else 'plans'}.json"
+    check_plans(plans, configuration, file, TRAINING_KEYS)
+    check_dataset_json(description, Path(DATASET_FILE))
+    check_channels(plans, configuration, len(channel_names(description)), file)
+    return file
 
 
 def check_plans(plans: Any, configuration: str, where: str, needed: Iterable[str] = ()) -> None:
@@ -50,8 +71,45 @@ def check_plans(plans: Any, configuration: str, where: str, needed: Iterable[str
             raise ValueError(f"{where}: {key} = {values[key]!r} of configuration {configuration} must be {words}")
     if _OLD_ARCHITECTURE not in values:
         check_architecture(values.get("architecture"), f"{where}: architecture of configuration {configuration}")
+        _check_axes(values, f"{where}: configuration {configuration}")
     if absent := [key for key in needed if not _has({**plans, **values}, key)]:
         raise ValueError(f"{where}: configuration {configuration} has no {', '.join(absent)}. {_CURE}")
+
+
+def _check_axes(values: Mapping[str, Any], where: str) -> None:
+    """Patch, spacing and strides of a configuration belong together."""
+    patch, spacing, strides = values["patch_size"], values["spacing"], values["architecture"]["arch_kwargs"]["strides"]
+    if len({len(patch), len(spacing), len(strides[0])}) > 1:
+        raise ValueError(
+            f"{where} has patch_size = {patch}, spacing = {spacing} and strides such as {strides[0]}, which must have "
+            f"one number per axis each. {_CURE}"
+        )
+    total = [prod(stage[axis] for stage in strides) for axis in range(len(patch))]
+    if any(size % stride for size, stride in zip(patch, total, strict=True)):
+        raise ValueError(
+            f"{where} has patch_size = {patch}, which is no multiple of its total strides {total}. {_CURE}"
+        )
+
+
+def check_channels(plans: Mapping[str, Any], configuration: str, channels: int, where: str) -> None:
+    """Refuse plans for images of another number of channels.
+
+    Args:
+        plans: content of a plans file that :func:`check_plans` has passed.
+        configuration: the one that is going to be used.
+        channels: that `dataset.json` names.
+        where: the file, for errors.
+
+    Raises:
+        ValueError: names both numbers.
+    """
+    schemes = with_inherited(plans["configurations"], configuration, where)["normalization_schemes"]
+    if len(schemes) != channels:
+        raise ValueError(
+            f"{where}: configuration {configuration} normalises {len(schemes)} channels "
+            f"({', '.join(map(str, schemes))}), but dataset.json names {channels}. Restore both files, or plan and "
+            "preprocess again."
+        )
 
 
 def _check_top(plans: Any, where: str) -> None:

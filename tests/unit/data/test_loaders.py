@@ -292,6 +292,13 @@ def test_a_batch_comes_although_its_diagrams_hang_or_fail(
         next(loader)
 
 
+def test_an_image_with_another_number_of_channels_is_named() -> None:
+    volumes = {"a": np.zeros((2, 7, 12, 10), np.float32)}
+    with pytest.raises(ValueError, match="case a has 2 channels, but dataset.json names 1.*nnUNetv2_preprocess"):
+        next(_loader(volumes, (7, 9, 8), channels=1))
+    assert next(_loader(volumes, (7, 9, 8), channels=2))["data"].shape[1] == 2
+
+
 def test_batches_end_with_the_reason_where_ever_more_diagrams_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process that waits for the batches is told."""
     volumes = {"a": np.random.default_rng(4).normal(size=(1, 7, 12, 10)).astype(np.float32)}
