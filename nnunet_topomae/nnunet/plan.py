@@ -184,14 +184,14 @@ def check_names(plans: PlansManager, configuration: ConfigurationManager, where:
 
 
 def check_network(configuration: ConfigurationManager, where: str) -> None:
-    """Refuse a plan whose own network nnU-Net cannot build; tried without memory for its weights.
+    """Refuse a plan whose own network cannot be built, or cannot take the patch; tried without memory for its weights.
 
     Args:
         configuration: nnU-Net's configuration manager, which names the network.
         where: the file, for the error.
 
     Raises:
-        ValueError: says what nnU-Net's own error says.
+        ValueError: says what nnU-Net's own error says, or which patch would fit.
     """
     network = PlanNetwork.of(
         configuration.network_arch_class_name,
@@ -207,6 +207,12 @@ def check_network(configuration: ConfigurationManager, where: str) -> None:
             f"{where}: nnU-Net cannot build the network that `architecture` describes ({type(error).__name__}: "
             f"{reason}). Restore the file, or plan again."
         ) from error
+    total = np.prod(configuration.pool_op_kernel_sizes, axis=0).tolist()
+    if any(size % stride for size, stride in zip(configuration.patch_size, total, strict=True)):
+        raise ValueError(
+            f"{where}: patch_size = {list(configuration.patch_size)} must be multiples of the network's total strides "
+            f"{total}. Restore the file, or plan again."
+        )
 
 
 def plan_facts(

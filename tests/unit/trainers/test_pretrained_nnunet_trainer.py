@@ -485,6 +485,14 @@ def test_every_key_of_a_plan_is_spare_or_missed_in_one_line(kind: Any, partner: 
     _trainer(kind, _without(plans, *(path for path in keys if path[-1] in spare)))
 
 
+@pytest.mark.parametrize("kind", [TopoMAEPretrainer, SeededNNUNetTrainer])
+def test_a_patch_that_the_plans_network_cannot_take_is_refused_at_the_start(kind: Any) -> None:
+    plans = _plans()
+    plans["configurations"]["3d_fullres"]["patch_size"] = [16, 25, 32]
+    with pytest.raises(ValueError, match=r"^Plans.json: patch_size = \[16, 25, 32\] must be multiples .*\[8, 8, 8\]"):
+        kind(plans, "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("command", ["set", "explain", "parameters", "preprocess-unlabeled"])
 def test_commands_name_the_plans_file_and_the_key_that_it_lacks(
     command: str, nnunet_env: Any, capsys: pytest.CaptureFixture[str]
