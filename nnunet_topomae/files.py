@@ -87,6 +87,20 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 
+def read_table(path: Path) -> dict[str, Any]:
+    """The table in a JSON file; empty where there is no such file.
+
+    Raises:
+        ValueError: it is not JSON, or no table; names the file.
+    """
+    if not path.is_file():
+        return {}
+    read = read_json(path)
+    if not isinstance(read, dict):
+        raise ValueError(f"{path} must be a table, but holds {str(read)[:40]}. Restore or delete it.")
+    return read
+
+
 def strict_json(value: Any) -> Any:
     """Copy of a JSON value with NaN and infinities as null, which JSON lacks."""
     if isinstance(value, Mapping):

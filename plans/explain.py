@@ -9,7 +9,7 @@ from nnunet_topomae.architectures.memory import GIB
 from nnunet_topomae.architectures.summary import format_size
 from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, TopoMAEConfig
 from nnunet_topomae.nnunet.dataset import channel_names
-from nnunet_topomae.nnunet.plan import Plan, read_plan
+from nnunet_topomae.nnunet.plan import Plan, check_network, read_plan
 from nnunet_topomae.plans.planner import TRAININGS, estimate_need
 from nnunet_topomae.plans.preset import find_preset, plain, value_in_plans
 
@@ -38,6 +38,8 @@ def explain(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], configura
         raise ValueError(f"no configuration {configuration}; the plans have {manager.available_configurations}")
     chosen = manager.get_configuration(configuration)
     plan = read_plan(chosen)
+    if plan.network is not None:
+        check_network(chosen, f"plans {plans['plans_name']}")
     channels = len(channel_names(dataset_json))
     classes = manager.get_label_manager(dict(dataset_json)).num_segmentation_heads
     rows = [

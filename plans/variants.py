@@ -11,7 +11,7 @@ from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import CONFIGURATION_KEYS, SECTION, TopoMAEConfig, check_settings
 from nnunet_topomae.geometry import as_size3
 from nnunet_topomae.nnunet.names import check_name
-from nnunet_topomae.nnunet.plan_checks import check_architecture
+from nnunet_topomae.nnunet.plan_checks import check_architecture, with_inherited
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -66,14 +66,7 @@ def with_settings(
 def _own_configuration(plans: dict[str, Any], name: str) -> dict[str, Any]:
     """A configuration with the values it inherits written out."""
     configurations = plans["configurations"]
-    if name not in configurations:
-        raise ValueError(f"no configuration {name} in plans {plans['plans_name']}; it has {', '.join(configurations)}")
-    chain = [name]
-    while parent := configurations[chain[-1]].get("inherits_from"):
-        chain.append(parent)
-    merged: dict[str, Any] = {}
-    for link in reversed(chain):
-        merged |= deepcopy(configurations[link])
+    merged = deepcopy(with_inherited(configurations, name, f"plans {plans['plans_name']}"))
     merged.pop("inherits_from", None)
     configurations[name] = merged
     return merged
@@ -109,7 +102,7 @@ def _check(configuration: dict[str, Any], name: str) -> None:
         raise ValueError(f"batch_size = {batch_size!r} of {name} must be a whole number of at least 1")
     if not isinstance(patch_size, list) or len(patch_size) != 3 or not all(type(n) is int for n in patch_size):
         raise ValueError(f"patch_size = {patch_size!r} of {name} must be three whole numbers, for example [96,96,96]")
-    check_architecture(configuration["architecture"], f"architecture of {name}", strides_needed=True)
+    check_architecture(configuration["architecture"], f"architecture of {name}")
     strides = np.asarray(configuration["architecture"]["arch_kwargs"]["strides"])
     total = strides.prod(axis=0)
     if any(size % stride for size, stride in zip(patch_size, total, strict=True)):

@@ -180,6 +180,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where to write the numbers, as JSON")
     parser.add_argument("--picture", type=Path, help="where to draw the memory")
     args = parser.parse_args()
+    if args.steps < 2 * STEPS_PER_EPOCH:
+        raise SystemExit(
+            f"--steps {args.steps} is too few: a sample is taken every {STEPS_PER_EPOCH} steps, use 40 or more"
+        )
     if sys.platform != "linux":
         raise SystemExit("this study reads /proc, which only Linux has")
     # A shell starts what runs in the background without Ctrl-C, and the trainings would inherit that.

@@ -26,7 +26,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 MOST_WORKERS = 4  # each of them needs up to 3 GB of memory
 # Fixtures that take long to make, or of which a machine can have only one. Their tests run in one process.
-SHARED_FIXTURES = ("slurm", "finished_demo", "finished", "workspace", "wheel", "written")
+SHARED_FIXTURES = ("slurm", "finished_demo", "finished", "workspace", "wheel", "written", "tiny_volumes")
 
 
 def _compiled_file(path: str, debug_override: bool | None = None, *, optimization: Any = None) -> str:

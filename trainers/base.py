@@ -16,7 +16,7 @@ from nnunet_topomae.nnunet.plan import Plan, read_plan
 from nnunet_topomae.trainers.checked_weights import CheckedWeightsTrainer
 from nnunet_topomae.training.devices import average_terms_of_all_gpus, unwrap
 from nnunet_topomae.training.plots import PLOT_FILE, plot_terms
-from nnunet_topomae.training.progress import describe_progress, describe_terms, epoch_bar
+from nnunet_topomae.training.progress import advance, describe_progress, describe_terms, epoch_bar
 from nnunet_topomae.training.record import average_terms, write_epoch
 from nnunet_topomae.training.schedules import Factor, WarmupSchedule
 from nnunet_topomae.training.steps import optimise_or_log
@@ -40,8 +40,7 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         self.weight_decay = self.section.weight_decay
         self.save_every: int = max(1, min(50, self.num_epochs // 20))
         self.epoch_terms: dict[str, dict[str, float]] = {}
-        # Further entries of the epoch's record.
-        self.notes: dict[str, Any] = {}
+        self.notes: dict[str, Any] = {}  # further entries of the epoch's record
         self.step_of_epoch = 0
         self.bar: Any = None
 
@@ -102,10 +101,7 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         """Set the learning rates of the next step."""
         self.lr_scheduler.step(self.current_epoch, self.step_of_epoch)
         self.step_of_epoch += 1
-        if self.bar is not None:
-            self.bar.update()
-            if self.bar.n == self.bar.total:
-                self.bar.close()
+        advance(self.bar)
 
     @property
     def clip(self) -> float:
@@ -139,14 +135,9 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         """Add the epoch to ``metrics.jsonl``; log the time that it took and that is left."""
         if self.local_rank != 0:
             return
-        times = [self.logger.get_value(f"epoch_{end}_timestamps", step=epoch) for end in ("start", "end")]
-        record = {
-            "epoch": epoch,
-            "seconds": times[1] - times[0],
-            "learning_rate": self.logger.get_value("lrs", step=epoch),
-            **self.epoch_terms,
-            **self.notes,
-        }
+        start, end = (self.logger.get_value(f"epoch_{which}_timestamps", step=epoch) for which in ("start", "end"))
+        record = {"epoch": epoch, "seconds": end - start, "learning_rate": self.logger.get_value("lrs", step=epoch)}
+        record |= self.epoch_terms | self.notes
         self.notes = {}
         if self.skipped.total:
             record["skipped_steps"] = self.skipped.total

@@ -13,7 +13,8 @@ from nnunet_topomae.data.cases import ImagesRead, check_fold, check_patients, ch
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.data.sources import hash_sources
 from nnunet_topomae.nnunet.names import SPLITS_FILE
-from nnunet_topomae.nnunet.plan_checks import check_plans, check_splits
+from nnunet_topomae.nnunet.plan import check_names, check_network
+from nnunet_topomae.nnunet.plan_checks import check_splits, check_training
 from nnunet_topomae.training.checks import check_no_copies
 from nnunet_topomae.training.devices import (
     decided_by_first,
@@ -23,7 +24,11 @@ from nnunet_topomae.training.devices import (
     record_gpu_memory,
     unwrap,
 )
-from nnunet_topomae.training.failures import results_can_be_written, show_expected_failures_in_one_line
+from nnunet_topomae.training.failures import (
+    preprocessed_files_are_there,
+    results_can_be_written,
+    show_expected_failures_in_one_line,
+)
 from nnunet_topomae.training.monitors import add_tensorboard
 from nnunet_topomae.training.record import add_facts
 from nnunet_topomae.training.skipping import SkippedSteps
@@ -47,8 +52,7 @@ class PlannedTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
         show_expected_failures_in_one_line()
-        name = plans.get("plans_name", "plans") if isinstance(plans, dict) else "plans"
-        check_plans(plans, configuration, f"{name}.json")
+        file = check_training(plans, configuration, dataset_json)
         with results_can_be_written():
             super().__init__(plans, configuration, fold, dataset_json, device)
         add_tensorboard(self)
@@ -58,18 +62,25 @@ class PlannedTrainer(nnUNetTrainer):
                 self.grad_scaler = None
         keep_to_thread_limit(self.device)
         self.config = self.read_config(self.configuration_manager.configuration)
+        check_names(self.plans_manager, self.configuration_manager, file)
+        if self.trains_plans_network:
+            check_network(self.configuration_manager, file)
         section = self.section
         self.num_epochs = section.epochs
         self.num_iterations_per_epoch = section.iterations_per_epoch
         self.num_val_iterations_per_epoch = section.validation_iterations
         self.seed: int = secrets.randbits(32) if section.seed is None else section.seed
-        self.images_read = ImagesRead()
-        self.skipped = SkippedSteps()
+        self.images_read, self.skipped = ImagesRead(), SkippedSteps()
 
     @staticmethod
     def read_config(configuration: dict[str, Any]) -> TopoMAEConfig:
         """What this training takes from the configuration of a plan."""
         return TopoMAEConfig.from_configuration(configuration)
+
+    @property
+    def trains_plans_network(self) -> bool:
+        """Whether the network that the plan describes is built, not only its strides used."""
+        return self.config.architecture.partner == "plan"
 
     @property
     def section(self) -> PretrainingConfig | FinetuningConfig:
@@ -130,7 +141,8 @@ class PlannedTrainer(nnUNetTrainer):
         if self.local_rank == 0:
             self.images_read = self.record_images()
             check_no_copies(self.images_read, self.validation_images(), "this training")
-        super().on_train_start()
+        with preprocessed_files_are_there():
+            super().on_train_start()
 
     def on_train_end(self) -> None:
         """nnU-Net's end; records the memory that training took."""

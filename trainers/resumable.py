@@ -18,6 +18,7 @@ from nnunet_topomae.training.resume import (
     keep_previous,
     newest_whole,
     restore,
+    save_best_first,
     sweep,
 )
 from nnunet_topomae.training.stopping import StopSignals
@@ -66,7 +67,7 @@ class ResumableTrainer(ReproducibleTrainer):
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's data sets, whose errors reach this process from the workers."""
         training, validation = super().get_tr_and_val_datasets()
-        return ReportingCases(training), ReportingCases(validation)
+        return ReportingCases(training, self.dataset_json), ReportingCases(validation, self.dataset_json)
 
     def on_train_start(self) -> None:
         """nnU-Net's start; from now on somebody watches the workers that load batches."""
@@ -117,6 +118,8 @@ class ResumableTrainer(ReproducibleTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """Write a stock nnU-Net checkpoint plus the entry that describes it; never half of it."""
+        if filename == str(self.latest):
+            save_best_first(self)
         self._write(filename)
 
     def _write(self, filename: str, steps: int = 0) -> None:
@@ -136,10 +139,8 @@ class ResumableTrainer(ReproducibleTrainer):
         file, checkpoint = Path(str(filename_or_checkpoint)), filename_or_checkpoint
         if not isinstance(checkpoint, dict):
             # `--val` asks for the final checkpoint, `--val_best` for the best one, and for no other.
-            older = self.logger.resume or file.name == LATEST_CHECKPOINT
-            file, checkpoint = (
-                newest_whole(file, self.print_to_log_file) if older else (file, load_checkpoint_file(file))
-            )
+            older, log = self.logger.resume or file.name == LATEST_CHECKPOINT, self.print_to_log_file
+            file, checkpoint = newest_whole(file, log) if older else (file, load_checkpoint_file(file))
         own = {"dataset": self.plans_manager.dataset_name, "plans_name": self.plans_manager.plans_name}
         own |= {"configuration": self.configuration_name, "fold": self.fold}
         check_same_training(checkpoint.get(ENTRY, {}).get("manifest", {}), own, file)

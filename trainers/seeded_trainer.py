@@ -17,6 +17,7 @@ class SeededNNUNetTrainer(EndableTrainer):
     """
 
     role = "finetuning"
+    trains_plans_network = True
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split with the plan's fraction of the training cases."""

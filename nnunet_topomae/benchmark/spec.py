@@ -142,7 +142,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} does not exist; docs/benchmark.md shows what a benchmark's file looks like")
     try:
         read = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
     allowed = {*_LISTS, *_TABLES, *_PLAIN, "recipes", "recipe", "baseline", "primary", "out", "raw"}
     if unknown := sorted(set(read) - allowed):

@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_topomae.benchmark.store import lock
 
     out: Path = args.out.absolute()
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file. Choose a folder with --out.")
     if out.exists() and any(out.iterdir()) and not (out / FILE).is_file():
         raise ValueError(f"{out} is not empty and holds no demo. Choose another folder with --out.")
     if args.cases < 5:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from nnunet_topomae.nnunet.names import CONFIGURATION
+from nnunet_topomae.nnunet.plan_checks import NETWORK_KEYS, check_plans
 
 if TYPE_CHECKING:
     from nnunet_topomae.architectures.rule import NetworkShape
@@ -115,19 +116,21 @@ def _from_plan(dataset: str, plans_name: str, configuration: str) -> Subject:
 
     from nnunet_topomae.nnunet.dataset import read_dataset_json
     from nnunet_topomae.nnunet.folders import nnunet_folder
-    from nnunet_topomae.nnunet.plan import read_plan
+    from nnunet_topomae.nnunet.plan import check_network, read_plan
     from nnunet_topomae.nnunet.plans_file import read_plans
 
     folder = nnunet_folder("nnUNet_preprocessed") / maybe_convert_to_dataset_name(
         int(dataset) if dataset.isdigit() else dataset
     )
     path = folder / f"{plans_name}.json"
-    plans = PlansManager(read_plans(path))
-    if configuration not in plans.available_configurations:
-        raise ValueError(f"no configuration {configuration} in {path}; it has {plans.available_configurations}")
+    content = read_plans(path)
+    check_plans(content, configuration, str(path), NETWORK_KEYS)
+    plans = PlansManager(content)
     dataset_json = read_dataset_json(folder)
     manager = plans.get_configuration(configuration)
     plan = read_plan(manager)
+    if plan.network is not None:
+        check_network(manager, str(path))
     return Subject(
         plan.shape,
         plan.config.architecture,
@@ -138,7 +141,19 @@ def _from_plan(dataset: str, plans_name: str, configuration: str) -> Subject:
 
 
 def _from_patch(args: argparse.Namespace) -> Subject:
-    """Take patch size and strides from the command line."""
+    """Take patch size and strides from the command line.
+
+    Raises:
+        ValueError: a number that must be above 0 is not.
+    """
+    for name, values in (
+        ("--patch", args.patch),
+        ("--spacing", args.spacing),
+        ("--channels", [args.channels]),
+        ("--classes", [args.classes]),
+    ):
+        if not all(0 < value < float("inf") for value in values):
+            raise ValueError(f"{name} {' '.join(f'{value:g}' for value in values)}: all of it must be above 0")
     from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
     from nnunet_topomae.architectures.rule import derive_network_shape

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 from nnunet_topomae.nnunet.dataset import channel_names, read_dataset_json
 from nnunet_topomae.nnunet.folders import nnunet_folder
 from nnunet_topomae.nnunet.names import FINGERPRINT_FILE, PLANS, SPLITS_FILE
-from nnunet_topomae.nnunet.plan_checks import check_data_set, check_memory_target
+from nnunet_topomae.nnunet.plan_checks import NETWORK_KEYS, check_data_set, check_memory_target, check_plans
 
 if TYPE_CHECKING:
     from nnunet_topomae.plans.preset import Preset
 
 CONFIGURATIONS = ("3d_fullres", "3d_lowres")
 LABEL_FREE_PLANS = "TopoMAEPlans_labelfree"
+# Without these keys of a plan, `--explain` cannot do.
+EXPLAINED_KEYS = ("median_image_size_in_voxels", *NETWORK_KEYS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -190,10 +192,13 @@ def _work_on_plans(dataset: int, args: argparse.Namespace) -> None:
     from nnunet_topomae.plans.variants import make_variant, parse_setting
 
     folder = _folder("nnUNet_preprocessed", dataset)
-    plans = read_plans(folder / f"{args.p}.json")
+    file = folder / f"{args.p}.json"
+    plans = read_plans(file)
     configurations = [name for name in args.c if name in plans["configurations"]]
     if not configurations:
         raise ValueError(f"plans {args.p} have none of {', '.join(args.c)}, but {', '.join(plans['configurations'])}")
+    for configuration in configurations:
+        check_plans(plans, configuration, str(file), EXPLAINED_KEYS if args.explain else ())
     if args.set:
         if not args.name:
             raise ValueError("--set writes a variant and needs --name NAME for it")

@@ -27,17 +27,24 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
     from tqdm import tqdm
 
-    from nnunet_topomae.datasets.unlabeled import RAW_FOLDER, UnlabeledPreprocessing, find_images, preprocess_unlabeled
+    from nnunet_topomae.datasets.unlabeled import (
+        NEEDED_KEYS,
+        RAW_FOLDER,
+        UnlabeledPreprocessing,
+        find_images,
+        preprocess_unlabeled,
+    )
     from nnunet_topomae.nnunet.dataset import channel_names, read_dataset_json
     from nnunet_topomae.nnunet.folders import nnunet_folder
+    from nnunet_topomae.nnunet.plan_checks import check_plans
     from nnunet_topomae.nnunet.plans_file import read_plans
 
     dataset = maybe_convert_to_dataset_name(int(args.d) if args.d.isdigit() else args.d)
     folder = nnunet_folder("nnUNet_preprocessed") / dataset
-    plans = read_plans(folder / f"{args.p}.json")
+    file = folder / f"{args.p}.json"
+    plans = read_plans(file)
+    check_plans(plans, args.c, str(file), NEEDED_KEYS)
     manager = PlansManager(deepcopy(plans))
-    if args.c not in manager.available_configurations:
-        raise ValueError(f"no configuration {args.c} in plans {args.p}; it has {manager.available_configurations}")
     description = read_dataset_json(folder)
     data_folder = folder / manager.get_configuration(args.c).data_identifier
     if not data_folder.is_dir():

@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace, device: Any) -> None:
     from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 
+    if args.fold != "all" and not args.fold.isdecimal():
+        raise ValueError(f"fold {args.fold!r} must be a number such as 0, or all")
     fold: Any = args.fold if args.fold == "all" else int(args.fold)
     trainer: Any = get_trainer_from_args(args.dataset, args.configuration, fold, args.tr, args.p, args.c, device)
     maybe_load_checkpoint(trainer, args.c, False, args.pretrained_weights)

@@ -78,6 +78,7 @@ class CropLocationLoader(nnUNetDataLoader):
         target: computes the persistence diagrams of the augmented crops, the batch's ``target_topology``.
         target_every: call it in every n-th batch only; the other batches have no ``target_topology``.
         first_sample: place of this process's first sample in the batch of all processes.
+        channels: that each image must have; None takes any number.
 
     Attributes:
         number: of the next batch.
@@ -99,6 +100,7 @@ class CropLocationLoader(nnUNetDataLoader):
         vectors: VectorFrame | None = None,
         corruption: Corruption | None = None,
         first_sample: int = 0,
+        channels: int | None = None,
     ) -> None:
         super().__init__(dataset, batch_size, patch_size, patch_size, label_manager)
         self.places = Places(patch_size, tuple(flip_axes), flip_frame, scale, tuple(planes))
@@ -108,6 +110,7 @@ class CropLocationLoader(nnUNetDataLoader):
         self.target = target
         self.target_every = target_every
         self.first_sample = first_sample
+        self.channels = channels
         self.errors = WorkerErrors()
         self.number = 0
 
@@ -128,7 +131,7 @@ class CropLocationLoader(nnUNetDataLoader):
             location: where the crop lies.
 
         Raises:
-            ValueError: the crop holds NaN or infinity, or cannot be read.
+            ValueError: the crop holds NaN or infinity, cannot be read, or has another number of channels.
         """
         try:
             crop = crop_and_pad_nd(image, [list(bounds) for bounds in location.bounds], 0)
@@ -137,6 +140,11 @@ class CropLocationLoader(nnUNetDataLoader):
                 f"the preprocessed image of case {case} is damaged: {error}. Delete it and preprocess again with "
                 "nnUNetv2_preprocess."
             ) from error
+        if self.channels not in (None, len(crop)):
+            raise ValueError(
+                f"the preprocessed image of case {case} has {len(crop)} channels, but dataset.json names "
+                f"{self.channels}. Restore the data set, or preprocess it again with nnUNetv2_preprocess."
+            )
         volume = torch.from_numpy(np.ascontiguousarray(crop)).float()
         if not torch.isfinite(volume).all():
             raise ValueError(
@@ -255,4 +263,5 @@ def build_pretraining_loader(
         plan.vector_frame() if pretraining.vectors else None,
         Corruption(pretraining.shuffle, pretraining.bezier, pretraining.paint) if pretraining.boundaries else None,
         first_sample,
+        plan.facts.get("channels"),
     )

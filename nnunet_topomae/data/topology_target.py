@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnunet_topomae.config import TopologyConfig
 from nnunet_topomae.topology import PersistenceDiagrams, TopologyRegion, draw_region_origin, persistence_diagrams
-from nnunet_topomae.topology.workers import within
+from nnunet_topomae.topology.workers import HungThreadsError, within
 from nnunet_topomae.types import Size3
 
 # Entries of a batch: the targets of its crops, or why there are none.
@@ -56,6 +56,7 @@ class TopologyTarget:
 
         Raises:
             ValueError: NaN or infinite values.
+            HungThreadsError: several diagrams that were given up never end.
         """
         regions = [self._region(volume, rng) for volume, rng in zip(volumes, rngs, strict=True)]
         limit = self.config.time_limit
@@ -63,6 +64,8 @@ class TopologyTarget:
             found = within(limit, lambda: [self._diagrams(region) for _, region in regions])
         except TimeoutError:
             return {NO_TARGETS: f"the diagrams of the input needed more than {limit:g} s (topology.time_limit)"}
+        except HungThreadsError:
+            raise
         except (RuntimeError, MemoryError) as error:
             return {NO_TARGETS: f"the diagrams of the input: {type(error).__name__}: {error}"}
         targets = [TargetTopology(origin, diagrams) for (origin, _), diagrams in zip(regions, found, strict=True)]

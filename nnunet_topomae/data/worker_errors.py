@@ -1,9 +1,11 @@
 """Errors of the processes that load batches, for the process that waits for the batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import SimpleQueue
 from typing import Any
+
+from nnunet_topomae.nnunet.dataset import channel_names
 
 # So much always fits into a pipe, so that nobody waits while writing.
 _MOST_CHARACTERS = 2000
@@ -34,10 +36,12 @@ class ReportingCases:
 
     Args:
         dataset: preprocessed cases; everything else is left to it.
+        description: content of `dataset.json`, whose channels each image must have.
     """
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, description: Mapping[str, Any]) -> None:
         self.dataset = dataset
+        self.channels = len(channel_names(description))
         self.errors = WorkerErrors()
 
     def __getattr__(self, name: str) -> Any:
@@ -52,14 +56,26 @@ class ReportingCases:
         """A case as nnU-Net loads it.
 
         Raises:
-            ValueError: it cannot be read; names the case, the folder and the cure.
+            ValueError: it cannot be read, or its files do not belong together; names the case, the folder and the
+                cure.
         """
         with self.errors.reported():
             try:
-                return self.dataset.load_case(identifier)
+                case = self.dataset.load_case(identifier)
+                self._check(*case)
+                return case
             except Exception as error:  # blosc2, numpy and pickle raise many kinds
                 reason = str(error).strip().split("\n")[0] or type(error).__name__
                 raise ValueError(
                     f"case {identifier} in {self.dataset.source_folder} cannot be read ({reason}). Preprocess it again "
                     "with nnUNetv2_preprocess."
                 ) from error
+
+    def _check(self, image: Any, segmentation: Any, _: Any, properties: Any) -> None:
+        if image.shape[0] != self.channels:
+            raise ValueError(f"its image has {image.shape[0]} channels, but dataset.json names {self.channels}")
+        if tuple(segmentation.shape[1:]) != tuple(image.shape[1:]):
+            shapes = f"{tuple(segmentation.shape[1:])}, but its image {tuple(image.shape[1:])}"
+            raise ValueError(f"its label map has the shape {shapes}")
+        if "class_locations" not in properties:
+            raise ValueError("its properties have no class_locations")

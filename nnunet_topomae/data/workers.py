@@ -93,7 +93,13 @@ def start_workers(
         device: where the batches go; for CUDA they are put into pinned memory.
         first: number of the first batch.
         share: the n-th part of the processes; at least one.
+
+    Raises:
+        ValueError: the variable is no number.
     """
+    wanted = os.environ.get(_WORKERS_VARIABLE, "0")
+    if not wanted.strip().isdecimal():
+        raise ValueError(f"{_WORKERS_VARIABLE} = {wanted!r} must be a number of loader workers, 0 or more")
     allowed = get_allowed_n_proc_DA()
     if allowed == 0:
         loader.number = first

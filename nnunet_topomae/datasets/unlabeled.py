@@ -39,6 +39,8 @@ _CONFIGURATION_KEYS = (
     "resampling_fn_data",
     "resampling_fn_data_kwargs",
 )
+# What a plan must have for preprocessing; the statistics of intensities have another name in old plans.
+NEEDED_KEYS = (*_PLAN_KEYS[:2], *_CONFIGURATION_KEYS)
 _PARTS = (".b2nd", "_seg.b2nd", ".pkl")
 
 

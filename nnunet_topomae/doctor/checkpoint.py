@@ -24,12 +24,21 @@ def read_description(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not a checkpoint, or not one of ours.
+        ValueError: not a checkpoint, not one of ours, or one that lacks what ours have.
     """
     checkpoint = load_checkpoint_file(file, mmap=True)
     if not isinstance(checkpoint.get(ENTRY), dict):
         raise ValueError(f"{file} does not describe itself: it has no '{ENTRY}' entry, so another trainer wrote it")
-    return checkpoint[ENTRY], checkpoint["init_args"]["plans"]
+    described = checkpoint[ENTRY]
+    for part in ("plan", "manifest"):
+        if not isinstance(described.get(part), dict):
+            raise ValueError(
+                f"{file} is damaged: its '{ENTRY}' entry has no {part}. Copy the file again, or train again."
+            )
+    try:
+        return described, checkpoint["init_args"]["plans"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: it lacks nnU-Net's entry 'init_args' with the plans.") from error
 
 
 def check_checkpoint(described: Mapping[str, Any], plans: Mapping[str, Any], preprocessed: Path | None) -> list[Check]:

@@ -41,6 +41,15 @@ def check_dataset_json(description: Mapping[str, Any], where: Path) -> None:
     for key, (holds, words) in {channels: _CHANNELS, **_RULES}.items():
         if not holds(description.get(key)):
             raise ValueError(f"{where}: {key} = {description.get(key)!r} must be {words}. Correct the file.")
+    labels, order = description["labels"], description.get("regions_class_order")
+    foreground = [value for name, value in labels.items() if name != "ignore" and value not in (0, "0", [0])]
+    if any(isinstance(value, list) and len(value) > 1 for value in foreground) and not (
+        isinstance(order, list) and len(order) == len(foreground)
+    ):
+        raise ValueError(
+            f"{where}: regions_class_order = {order!r} must be a list of {len(foreground)} labels, one per region, "
+            "because some labels are regions of several values. Correct the file."
+        )
 
 
 def _is_label(value: Any) -> bool:

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
+import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
@@ -163,6 +164,55 @@ def partner_network(configuration: ConfigurationManager, config: TopoMAEConfig) 
         configuration.network_arch_init_kwargs,
         configuration.network_arch_init_kwargs_req_import,
     )
+
+
+def check_names(plans: PlansManager, configuration: ConfigurationManager, where: str) -> None:
+    """Refuse a plan that names a reader or a resampling that nnU-Net does not have; the final validation needs both.
+
+    Args:
+        plans: nnU-Net's manager of the plans.
+        configuration: and of the configuration.
+        where: the file, for the error.
+
+    Raises:
+        ValueError: says what nnU-Net's own error says.
+    """
+    try:
+        _ = plans.image_reader_writer_class, configuration.resampling_fn_probabilities
+    except (RuntimeError, TypeError, AttributeError, ImportError) as error:
+        raise ValueError(f"{where}: {error} Restore the file, or plan again.") from error
+
+
+def check_network(configuration: ConfigurationManager, where: str) -> None:
+    """Refuse a plan whose own network cannot be built, or cannot take the patch; tried without memory for its weights.
+
+    Args:
+        configuration: nnU-Net's configuration manager, which names the network.
+        where: the file, for the error.
+
+    Raises:
+        ValueError: says what nnU-Net's own error says, or which patch would fit.
+    """
+    network = PlanNetwork.of(
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+    )
+    try:
+        with torch.device("meta"):
+            network(in_channels=1, out_channels=2, deep_supervision=True)
+    except (KeyError, TypeError, ValueError, AssertionError, AttributeError, IndexError, ImportError) as error:
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise ValueError(
+            f"{where}: nnU-Net cannot build the network that `architecture` describes ({type(error).__name__}: "
+            f"{reason}). Restore the file, or plan again."
+        ) from error
+    total = np.prod(configuration.pool_op_kernel_sizes, axis=0).tolist()
+    if any(size % stride for size, stride in zip(configuration.patch_size, total, strict=True)):
+        raise ValueError(
+            f"{where}: patch_size = {list(configuration.patch_size)} must be multiples of the network's total strides "
+            f"{total}. Restore the file, or plan again."
+        )
 
 
 def plan_facts(

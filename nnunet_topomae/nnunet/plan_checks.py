@@ -6,24 +6,109 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_topomae.files import read_json
-from nnunet_topomae.nnunet.dataset import check_dataset_json, read_dataset_json
+from nnunet_topomae.nnunet.dataset import channel_names, check_dataset_json, read_dataset_json
 from nnunet_topomae.nnunet.folders import nnunet_folder
 from nnunet_topomae.nnunet.names import DATASET_FILE, FINGERPRINT_FILE
 
 _CURE = "Restore the file, or plan again."
 
 
-def check_plans(plans: Any, configuration: str, where: str) -> None:
+# What nnU-Net asks of a plan for building its network.
+NETWORK_KEYS = ("architecture.network_class_name", "architecture._kw_requires_import")
+# What nnU-Net's trainers ask of a plan, some of it only in the validation at the end of a training.
+TRAINING_KEYS = (
+    "image_reader_writer",
+    "transpose_forward",
+    "transpose_backward",
+    "batch_dice",
+    "resampling_fn_probabilities",
+    "resampling_fn_probabilities_kwargs",
+    *NETWORK_KEYS,
+)
+# Instead of `architecture`, in plans of nnU-Net's first versions, which nnU-Net translates.
+_OLD_ARCHITECTURE = "UNet_class_name"
+
+
+def check_training(plans: Any, configuration: str, description: Any) -> str:
+    """Refuse plans and a description of the data set with which no training can begin or end well.
+
+    Args:
+        plans: content of a plans file.
+        configuration: the one that is going to be trained.
+        description: content of `dataset.json`.
+
+    Returns:
+        Name of the plans file, for further errors.
+
+    Raises:
+        ValueError: as :func:`check_plans`, `check_dataset_json` and :func:`check_channels`.
+    """
+    file = f"{plans.get('plans_name', 'plans') if isinstance(plans, Mapping) else 'plans'}.json"
+    check_plans(plans, configuration, file, TRAINING_KEYS)
+    check_dataset_json(description, Path(DATASET_FILE))
+    check_channels(plans, configuration, len(channel_names(description)), file)
+    return file
+
+
+def check_plans(plans: Any, configuration: str, where: str, needed: Iterable[str] = ()) -> None:
     """Refuse plans that are damaged, before nnU-Net trips over them.
 
     Args:
         plans: content of a plans file.
         configuration: the one that is going to be used.
         where: the file, for errors.
+        needed: further keys, of the plans or of the configuration, without which the caller cannot do.
 
     Raises:
         ValueError: names the file, the key, its value and what is allowed.
     """
+    _check_top(plans, where)
+    values = with_inherited(plans["configurations"], configuration, where)
+    for key, (holds, words) in _RULES.items():
+        if key not in values:
+            raise ValueError(f"{where}: configuration {configuration} has no {key}. {_CURE}")
+        if not holds(values[key]):
+            raise ValueError(f"{where}: {key} = {values[key]!r} of configuration {configuration} must be {words}")
+    if _OLD_ARCHITECTURE not in values:
+        check_architecture(values.get("architecture"), f"{where}: architecture of configuration {configuration}")
+        _check_axes(values, f"{where}: configuration {configuration}")
+    if absent := [key for key in needed if not _has({**plans, **values}, key)]:
+        raise ValueError(f"{where}: configuration {configuration} has no {', '.join(absent)}. {_CURE}")
+
+
+def _check_axes(values: Mapping[str, Any], where: str) -> None:
+    """Patch, spacing and strides of a configuration belong together."""
+    patch, spacing, strides = values["patch_size"], values["spacing"], values["architecture"]["arch_kwargs"]["strides"]
+    if len({len(patch), len(spacing), len(strides[0])}) > 1:
+        raise ValueError(
+            f"{where} has patch_size = {patch}, spacing = {spacing} and strides such as {strides[0]}, which must have "
+            f"one number per axis each. {_CURE}"
+        )
+
+
+def check_channels(plans: Mapping[str, Any], configuration: str, channels: int, where: str) -> None:
+    """Refuse plans for images of another number of channels.
+
+    Args:
+        plans: content of a plans file that :func:`check_plans` has passed.
+        configuration: the one that is going to be used.
+        channels: that `dataset.json` names.
+        where: the file, for errors.
+
+    Raises:
+        ValueError: names both numbers.
+    """
+    schemes = with_inherited(plans["configurations"], configuration, where)["normalization_schemes"]
+    if len(schemes) != channels:
+        raise ValueError(
+            f"{where}: configuration {configuration} normalises {len(schemes)} channels "
+            f"({', '.join(map(str, schemes))}), but dataset.json names {channels}. Restore both files, or plan and "
+            "preprocess again."
+        )
+
+
+def _check_top(plans: Any, where: str) -> None:
+    """What all configurations of the plans share."""
     if not isinstance(plans, Mapping):
         raise ValueError(f"{where} is not a table of plans. {_CURE}")
     configurations = plans.get("configurations")
@@ -32,31 +117,23 @@ def check_plans(plans: Any, configuration: str, where: str) -> None:
     for key in ("dataset_name", "plans_name"):
         if not isinstance(plans.get(key), str):
             raise ValueError(f"{where}: {key} = {plans.get(key)!r} must be a name. {_CURE}")
-    values = _with_inherited(configurations, configuration, where)
-    for key, (holds, words) in _RULES.items():
-        if key not in values:
-            raise ValueError(f"{where}: configuration {configuration} has no {key}. {_CURE}")
-        if not holds(values[key]):
-            raise ValueError(f"{where}: {key} = {values[key]!r} of configuration {configuration} must be {words}")
-    if "architecture" in values:  # older plans have none
-        check_architecture(values["architecture"], f"{where}: architecture of configuration {configuration}")
+    for key in ("transpose_forward", "transpose_backward"):
+        if key in plans and not _is_order_of_axes(plans[key]):
+            raise ValueError(f"{where}: {key} = {plans[key]!r} must be 0, 1 and 2 in some order. {_CURE}")
 
 
-def check_architecture(architecture: Any, where: str, strides_needed: bool = False) -> None:
-    """Refuse a plan's description of nnU-Net's own network that is damaged.
+def check_architecture(architecture: Any, where: str) -> None:
+    """Refuse a plan's description of nnU-Net's own network that is damaged, or is of one without strides.
 
     Args:
         architecture: of a configuration.
         where: file and key, for errors.
-        strides_needed: whether somebody computes with its strides, which not all networks of nnU-Net have.
 
     Raises:
         ValueError: says what is allowed.
     """
     kwargs = architecture.get("arch_kwargs") if isinstance(architecture, Mapping) else None
-    strides = kwargs.get("strides") if isinstance(kwargs, Mapping) else ()
-    if strides is None and not strides_needed:
-        return
+    strides = kwargs.get("strides") if isinstance(kwargs, Mapping) else None
     rows = strides if isinstance(strides, list) else []
     if not rows or not all(map(_are(_is_whole), rows)) or len({len(row) for row in rows}) > 1:
         raise ValueError(
@@ -65,8 +142,17 @@ def check_architecture(architecture: Any, where: str, strides_needed: bool = Fal
         )
 
 
-def _with_inherited(configurations: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
-    """A configuration with what it inherits."""
+def with_inherited(configurations: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    """A configuration with what it inherits.
+
+    Args:
+        configurations: of the plans, by name.
+        name: the configuration's.
+        where: the file, for errors.
+
+    Raises:
+        ValueError: it does not exist, is no table or inherits from itself.
+    """
     values: dict[str, Any] = {}
     link: Any = name
     seen: list[Any] = []
@@ -79,6 +165,17 @@ def _with_inherited(configurations: Mapping[str, Any], name: str, where: str) ->
         values = {**configurations[link], **values}
         link = configurations[link].get("inherits_from")
     return values
+
+
+def _has(values: Mapping[str, Any], key: str) -> bool:
+    first, _, rest = key.partition(".")
+    if first == "architecture" and _OLD_ARCHITECTURE in values:
+        return True
+    return first in values and (not rest or _has(values[first], rest))
+
+
+def _is_order_of_axes(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(type(axis) is int for axis in value) and sorted(value) == [0, 1, 2]
 
 
 def _are(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:

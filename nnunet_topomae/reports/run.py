@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_topomae import __version__
-from nnunet_topomae.files import read_json, write_text
+from nnunet_topomae.files import read_table, write_text
 from nnunet_topomae.nnunet.names import DATASET_FILE, FINAL_CHECKPOINT
 from nnunet_topomae.reports.page import Picture, render
 from nnunet_topomae.reports.plots import data_uri
@@ -53,8 +53,13 @@ def write_run_report(fold: Path, target: Path | None = None, images: bool = Fals
 
     Returns:
         The page.
+
+    Raises:
+        ValueError: the target is no file in a folder, or a file of the training is damaged; names it.
     """
     target = target or fold / REPORT_FILE
+    if target.is_dir() or not target.parent.is_dir():
+        raise ValueError(f"the page cannot be written to {target}: name a file in a folder that exists")
     run = read_run(fold.resolve(), images)
     left_out = run.panel is not None and not images
     write_text(target, render("run.html.j2", run=run, images_left_out=left_out, version=__version__))
@@ -69,7 +74,7 @@ def read_run(fold: Path, images: bool = False) -> RunPage:
         images: show crops of cases.
     """
     records = read_epochs(fold)
-    pretraining = bool(records) and "total" in records[-1]["train"]
+    pretraining = bool(records) and "total" in records[-1].get("train", {})
     title = f"{fold.parent.name.partition('__')[0]} on {fold.parent.parent.name}, {fold.name.replace('_', ' ')}"
     return RunPage(
         title,
@@ -99,7 +104,7 @@ def _state(fold: Path, records: Records) -> str:
 def _epochs_wanted(fold: Path) -> int | None:
     """From nnU-Net's own description of the run, which it writes at the start."""
     file = fold / "debug.json"
-    wanted = str(read_json(file).get("num_epochs")) if file.is_file() else ""
+    wanted = str(read_table(file).get("num_epochs"))
     return int(wanted) if wanted.isdecimal() else None
 
 
@@ -126,12 +131,10 @@ def _facts(fold: Path, records: Records) -> dict[str, str]:
 
 def _scores(fold: Path) -> dict[str, float | None]:
     """Dice by structure from nnU-Net's validation, and their mean; labels of regions keep nnU-Net's names."""
-    file = fold / "validation" / "summary.json"
-    summary = read_json(file) if file.is_file() else {}
+    summary = read_table(fold / "validation" / "summary.json")
     if "foreground_mean" not in summary:
         return {}
-    description = fold.parent / DATASET_FILE
-    labels = read_json(description)["labels"] if description.is_file() else {}
+    labels = read_table(fold.parent / DATASET_FILE).get("labels", {})
     names = {str(tuple(value) if isinstance(value, list) else value): name for name, value in labels.items()}
     scores = {names.get(label, f"label {label}"): of["Dice"] for label, of in summary["mean"].items()}
     return {**scores, "mean": summary["foreground_mean"]["Dice"]}

@@ -10,7 +10,7 @@ import numpy as np
 from nnunet_topomae.benchmark.collect import Entry
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.store import JobFolder
-from nnunet_topomae.files import read_json
+from nnunet_topomae.files import read_table
 from nnunet_topomae.reports.page import Picture
 from nnunet_topomae.reports.plots import data_uri
 from nnunet_topomae.reports.training_plots import loss_curves, persistence_figure, training_curves
@@ -111,8 +111,7 @@ def pretraining_panel(title: str, fold: Path, images: bool, diagrams: bool) -> P
     """
     moment, newest = _newest_reconstructions(fold)
     files = sorted((newest / "previews").glob("*.npz"))
-    summary = newest / "summary.json"
-    results = read_json(summary) if summary.is_file() else {}
+    results = read_table(newest / "summary.json")
     means = results.get("reconstruction", {}).get("mean", {})
     return PretrainingPanel(
         title,

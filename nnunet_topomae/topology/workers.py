@@ -9,6 +9,8 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 MAX_AUTOMATIC_THREADS = 8
+# Threads of one process that hang, beyond which `within` starts no other one.
+MOST_GIVEN_UP = 4
 First = TypeVar("First")
 Second = TypeVar("Second")
 
@@ -38,6 +40,14 @@ def automatic_threads(processes: int = 1) -> int:
     return max(1, min(available_cores() // processes, MAX_AUTOMATIC_THREADS))
 
 
+class HungThreadsError(RuntimeError):
+    """Too many threads of this process compute what nobody waits for any longer."""
+
+
+_given_up: list[threading.Thread] = []
+_giving_up = threading.Lock()
+
+
 def within(seconds: float | None, function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of ``function(*arguments)``, computed in a thread of its own, which nobody waits for any longer.
 
@@ -47,11 +57,27 @@ def within(seconds: float | None, function: Callable[..., Any], *arguments: Any)
         arguments: of the function.
 
     Raises:
-        TimeoutError: it needs longer.
+        TimeoutError: it needs longer; the thread goes on.
+        HungThreadsError: `MOST_GIVEN_UP` such threads of this process still run, so no other one is started.
     """
+    with _giving_up:
+        _given_up[:] = [thread for thread in _given_up if thread.is_alive()]
+        if len(_given_up) >= MOST_GIVEN_UP:
+            raise HungThreadsError(
+                f"{len(_given_up)} computations of persistent homology hang in this process: they were given up at the "
+                "time limit, and none has ended. Give the term less to do (a smaller topology.region_size, or "
+                "topology.region = pool) or more time (topology.time_limit), or leave it out: topology.enabled = "
+                "false. --c continues from the last checkpoint."
+            )
     future: Future[Any] = Future()
-    threading.Thread(target=_fulfil, args=(future, function, arguments), daemon=True, name="topology").start()
-    return future.result(seconds)
+    thread = threading.Thread(target=_fulfil, args=(future, function, arguments), daemon=True, name="topology")
+    thread.start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        with _giving_up:
+            _given_up.append(thread)
+        raise
 
 
 def _fulfil(future: "Future[Any]", function: Callable[..., Any], arguments: Sequence[Any]) -> None:

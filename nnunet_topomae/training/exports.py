@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
 from nnunet_topomae.architectures.build import build_copretraining_network
 from nnunet_topomae.config import SECTION, TopoMAEConfig
-from nnunet_topomae.files import read_json, write_json, write_text, write_whole
+from nnunet_topomae.files import read_table, write_json, write_text, write_whole
 from nnunet_topomae.nnunet.names import PRETRAINER
 from nnunet_topomae.nnunet.plan import read_plan
 from nnunet_topomae.training.checkpoints import ENTRY, plain, save_atomically
@@ -176,18 +177,24 @@ def load_encoder(folder: str | Path) -> nn.Module:
         folder: with `model.safetensors` and `config.json`.
 
     Raises:
-        ValueError: the files do not belong together, or the configuration names something else to import.
+        ValueError: a file is damaged, they do not belong together, or the configuration names something else to import.
         FileNotFoundError: one of them is missing.
     """
     folder = Path(folder)
-    content = read_json(folder / CONFIG_FILE)
-    _check_names(content["configuration"]["architecture"], folder / CONFIG_FILE)
-    plan = read_plan(ConfigurationManager(content["configuration"]), content["channels"])
-    network = build_copretraining_network(
-        plan.shape, content["channels"], plan.config.architecture, planned=plan.network
-    )
-    encoder = network.get_submodule(_PARTS[content["encoder"]])
-    weights, own = load_file(folder / WEIGHTS_FILE), without_aliases(encoder.state_dict())
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no {name}: it is no encoder that export-encoder has written")
+    content = read_table(folder / CONFIG_FILE)
+    try:
+        encoder = _build_encoder(content, folder / CONFIG_FILE)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{folder / CONFIG_FILE} is damaged ({reason}). Export the encoder again.") from error
+    try:
+        weights = load_file(folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS_FILE} is damaged ({error}). Export the encoder again.") from error
+    own = without_aliases(encoder.state_dict())
     different = weights.keys() ^ own.keys()
     different |= {name for name in weights.keys() & own.keys() if weights[name].shape != own[name].shape}
     if different:
@@ -197,3 +204,12 @@ def load_encoder(folder: str | Path) -> nn.Module:
         )
     load_weights(encoder, weights)
     return encoder
+
+
+def _build_encoder(content: Mapping[str, Any], file: Path) -> nn.Module:
+    _check_names(content["configuration"]["architecture"], file)
+    plan = read_plan(ConfigurationManager(content["configuration"]), content["channels"])
+    network = build_copretraining_network(
+        plan.shape, content["channels"], plan.config.architecture, planned=plan.network
+    )
+    return network.get_submodule(_PARTS[content["encoder"]])

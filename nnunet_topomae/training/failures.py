@@ -5,7 +5,10 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
+
+from nnunet_topomae.nnunet.names import FINGERPRINT_FILE
 
 RESULTS_VARIABLE = "nnUNet_results"
 DEBUG_VARIABLE = "NNUNET_TOPOMAE_DEBUG"
@@ -47,6 +50,24 @@ def results_can_be_written() -> Iterator[None]:
         raise OSError(
             f"the results of this training cannot be written: {error}. Correct the permissions below {folder}, make "
             "room, or set nnUNet_results to another folder."
+        ) from error
+
+
+@contextmanager
+def preprocessed_files_are_there() -> Iterator[None]:
+    """In this block, nnU-Net copies files of the preprocessed data set.
+
+    Raises:
+        FileNotFoundError: one is missing; says which, and the cure.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        if error.filename is None or Path(error.filename).name != FINGERPRINT_FILE:
+            raise
+        raise FileNotFoundError(
+            f"{error.filename} is missing, and nnU-Net keeps a copy with each training. Make it again: "
+            "nnUNetv2_extract_fingerprint -d ID"
         ) from error
 
 

@@ -58,6 +58,18 @@ def epoch_bar(steps: int, epoch: int, first_process: bool) -> Any:
     return tqdm(total=steps, desc=f"epoch {epoch + 1}", unit="step", leave=False)
 
 
+def advance(bar: Any) -> None:
+    """Move a bar on by one step; the last step closes it.
+
+    Args:
+        bar: of :func:`epoch_bar`.
+    """
+    if bar is not None:
+        bar.update()
+        if bar.n == bar.total:
+            bar.close()
+
+
 def rebuild_crops(trainer: Any, cases: Sequence[str], folder: Path) -> None:
     """Rebuild fixed crops of training cases; metrics and pictures go to a folder. The first process does it alone.
 

@@ -6,7 +6,7 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
-from nnunet_topomae.files import read_json, write_json, write_text
+from nnunet_topomae.files import read_table, write_json, write_text
 
 METRICS_FILE = "metrics.jsonl"
 FACTS_FILE = "training.json"
@@ -19,15 +19,21 @@ def average_terms(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:
-    """All records of a fold's ``metrics.jsonl``, oldest first; a last line cut off by a crash is left out."""
+    """All records of a fold's ``metrics.jsonl``, oldest first; a last line cut off by a crash is left out.
+
+    Raises:
+        ValueError: another line is damaged; says which one.
+    """
     path = folder / METRICS_FILE
-    records = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    lines = _lines(path)
+    records = [_record(line) for line in lines]
+    if records and records[-1] is None:
+        records.pop()
+    if None in records:
+        raise ValueError(
+            f"{path}: line {records.index(None) + 1} of {len(lines)} is no record of an epoch. Restore or delete it."
+        )
+    return [record for record in records if record is not None]
 
 
 def write_epoch(folder: Path, record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -35,9 +41,11 @@ def write_epoch(folder: Path, record: Mapping[str, Any]) -> list[dict[str, Any]]
 
     Args:
         folder: the fold's; the record goes to its ``metrics.jsonl``.
-        record: JSON values with the number ``epoch``; older records of this epoch and of later ones are dropped.
+        record: JSON values with the number ``epoch``; older records of this epoch and of later ones are dropped, and
+            so are damaged lines: a training does not end because of one.
     """
-    kept = [old for old in read_epochs(folder) if old["epoch"] < record["epoch"]]
+    found = [old for line in _lines(folder / METRICS_FILE) if (old := _record(line)) is not None]
+    kept = [old for old in found if old["epoch"] < record["epoch"]]
     records = [*kept, dict(record)]
     write_text(folder / METRICS_FILE, "".join(json.dumps(item) + "\n" for item in records))
     return records
@@ -50,8 +58,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     a forward pass of one crop), ``steps`` and ``crops_per_step`` of the whole training, ``peak_gpu_bytes`` (the largest
     allocation of torch), ``ended_early`` with the ``epochs`` that were done and the ``reason``.
     """
-    file = folder / FACTS_FILE
-    return dict(read_json(file)) if file.is_file() else {}
+    return read_table(folder / FACTS_FILE)
 
 
 def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -70,6 +77,20 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """The record of an epoch in a line; None where it is damaged."""
+    try:
+        read = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    whole = isinstance(read, dict) and isinstance(read.get("epoch"), int)
+    return read if whole and all(isinstance(read.get(part, {}), dict) for part in ("train", "validation")) else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -44,6 +44,24 @@ def keep_previous(latest: Path) -> None:
         link.replace(previous)
 
 
+def save_best_first(trainer: Any) -> None:
+    """Where this epoch is the best one, write its checkpoint before the latest one, which then knows of it.
+
+    nnU-Net does so afterwards. A training that is killed in between would forget how good its best epoch was, and
+    replace it by a worse one.
+
+    Args:
+        trainer: at the end of an epoch; one that logs no pseudo Dice has no best epoch.
+    """
+    averages = trainer.logger.get_value("ema_fg_dice", None)
+    if len(averages) <= trainer.current_epoch:
+        return
+    if trainer._best_ema is None or averages[-1] > trainer._best_ema:
+        trainer._best_ema = averages[-1]
+        trainer.print_to_log_file(f"new best moving average of the pseudo Dice: {averages[-1]:.4f}")
+        trainer.save_checkpoint(str(Path(trainer.output_folder) / BEST_CHECKPOINT))
+
+
 def reopen(folder: Path) -> None:
     """Call the final checkpoint of a training that has ended early, and is continued, the latest one.
 

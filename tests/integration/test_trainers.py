@@ -310,67 +310,6 @@ def test_weights_named_in_the_plan_that_have_seen_a_validation_case_are_refused(
         _train("TopoMAEFusionTrainer", name, fold=1)
 
 
-def _differences(first: Any, second: Any, where: str = "") -> list[str]:
-    """Where two checkpoints are not the same, bit for bit, times apart."""
-    import torch
-
-    if isinstance(first, dict) and isinstance(second, dict):
-        keys = [key for key in {**first, **second} if not str(key).endswith("_timestamps")]
-        return [line for key in keys for line in _differences(first.get(key), second.get(key), f"{where}.{key}")]
-    if isinstance(first, torch.Tensor):
-        same = torch.equal(first, second)
-    else:
-        same = first == second or (first != first and second != second)
-    return [] if same else [where]
-
-
-@pytest.mark.parametrize("trainer", ["TopoMAEPretrainer", "UNETRPPTrainer"])
-def test_an_interrupted_training_ends_as_one_that_nobody_interrupts(
-    workspace: Path, trainer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Batches come from two workers, then from three, and without interruption from the training's own process."""
-    import torch
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-    from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
-    from nnunet_topomae.training.outputs import NotedSteps
-
-    for kind in (nnUNetTrainer, TopoMAEPretrainer):
-        monkeypatch.setattr(kind, "perform_actual_validation", lambda *_: None)
-    original, signals = NotedSteps.step, {4}
-
-    def step(self: Any, batch: Any) -> Any:
-        output = original(self, batch)
-        done.append(output)
-        if len(done) in signals:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return output
-
-    monkeypatch.setattr(NotedSteps, "step", step)
-    names = []
-    for purpose in ("interrupted", "whole"):
-        names.append(_variant(workspace, f"{purpose}{trainer}", iterations_per_epoch=3, mirror_axes=[0, 1]))
-        file = workspace / "preprocessed" / DATASET / f"{names[-1]}.json"
-        values = json.loads(file.read_text())
-        section = values["configurations"]["3d_fullres"]["topomae"]
-        section["pretraining"] |= {"iterations_per_epoch": 3, "preview_every": 0, "flip_axes": [0, 1]}
-        section["architecture"] |= {"dropout": 1.0}
-        file.write_text(json.dumps(values))
-    done: list[Any] = []
-    with pytest.raises(SystemExit):
-        _train(trainer, names[0], workers=2)
-    assert len(done) == 4  # of six
-    signals.clear()
-    _train(trainer, names[0], workers=3, continue_training=True)
-    _train(trainer, names[1])
-    ends = [torch.load(_fold(workspace, trainer, name) / "checkpoint_final.pth", weights_only=True) for name in names]
-    for end in ends:
-        del end["init_args"], end["topomae"]["manifest"]
-    assert not _differences(*ends)
-    first, second = ([epoch["train"] for epoch in _epochs(_fold(workspace, trainer, name))] for name in names)
-    assert first == second and len(first) == 2
-
-
 def test_pre_training_of_the_vit_alone(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 

@@ -11,14 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nnunet_topomae.benchmark.spec import read_spec
 from nnunet_topomae.cli import USER_ERROR, main
 from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.data.patients import Patients
+from nnunet_topomae.data.workers import start_workers
 from nnunet_topomae.datasets.msd import find_msd
 from nnunet_topomae.nnunet.dataset import check_dataset_json, read_dataset_json
-from nnunet_topomae.nnunet.plan_checks import check_fingerprint, check_plans, check_splits
+from nnunet_topomae.nnunet.plan_checks import (
+    TRAINING_KEYS,
+    check_fingerprint,
+    check_plans,
+    check_splits,
+    check_training,
+)
 from nnunet_topomae.nnunet.plans_file import read_plans
 from nnunet_topomae.plans.variants import make_variant, parse_setting
 from nnunet_topomae.training import failures
@@ -98,7 +106,7 @@ def test_values_of_plans(key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "architecture",
     [
-        None, 3, [], {}, {"arch_kwargs": None}, {"arch_kwargs": []},
+        None, 3, [], {}, {"arch_kwargs": None}, {"arch_kwargs": []}, {"arch_kwargs": {}},
         *({"arch_kwargs": {"strides": strides}}
           for strides in ([], 2, {}, [2, 2], [[1, 1, 1], [2, 2]], [[0, 2, 2]], [["2", 2, 2]], [[2.0, 2, 2]], [[]])),
     ],
@@ -108,9 +116,76 @@ def test_the_architecture_of_plans(architecture: Any) -> None:
     plans["configurations"]["3d_fullres"]["architecture"] = architecture
     _fails(lambda: check_plans(plans, "3d_fullres", "Plans.json"), "Plans.json: architecture", "strides", "plan again")
     _fails(lambda: make_variant(plans, "new", ["3d_fullres"], {}), "architecture of 3d_fullres", "plan again")
-    plans["configurations"]["3d_fullres"]["architecture"] = {"arch_kwargs": {}}  # as of a transformer
-    check_plans(plans, "3d_fullres", "Plans.json")
-    _fails(lambda: make_variant(plans, "new", ["3d_fullres"], {}), "architecture of 3d_fullres", "plan again")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"patch_size": [16, 24]}, "one number per axis each"),
+        ({"spacing": [1.0, 1.0]}, "one number per axis each"),
+        ({"architecture": {"arch_kwargs": {"strides": [[1, 1], [2, 2]]}}}, "one number per axis each"),
+    ],
+)
+def test_patch_spacing_and_strides_belong_together(changes: dict[str, Any], says: str) -> None:
+    plans = deepcopy(PLANS)
+    plans["configurations"]["3d_fullres"] |= changes
+    _fails(lambda: check_plans(plans, "3d_fullres", "Plans.json"), "Plans.json", says)
+
+
+def test_plans_and_data_set_belong_together() -> None:
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
+    whole = deepcopy(PLANS)
+    network = {"network_class_name": "Network", "_kw_requires_import": []}
+    whole["configurations"]["3d_fullres"]["architecture"] |= network
+    whole["configurations"]["3d_fullres"] |= dict.fromkeys(key for key in TRAINING_KEYS if "." not in key)
+    whole |= {"transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2], "image_reader_writer": "SimpleITKIO"}
+    assert check_training(whole, "3d_fullres", description) == "Plans.json"
+    two = {**description, "channel_names": {"0": "T1", "1": "T2"}}
+    _fails(lambda: check_training(whole, "3d_fullres", two), "normalises 1 channels", "dataset.json names 2")
+    _fails(lambda: check_training(whole, "3d_fullres", {**description, "labels": []}), "dataset.json: labels = []")
+    _fails(lambda: check_training(PLANS, "3d_fullres", description), "has no image_reader_writer, transpose_forward")
+
+
+@pytest.mark.parametrize("order", [None, 3, [], [1], [1, 2, 3]])
+def test_regions_need_an_order(order: Any) -> None:
+    labels: dict[str, Any] = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    regions = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz", "regions_class_order": order}
+    _fails(lambda: check_dataset_json(regions, Path("dataset.json")), "dataset.json: regions_class_order =", "2 labels")
+    check_dataset_json({**regions, "regions_class_order": [1, 2]}, Path("dataset.json"))
+    check_dataset_json({**regions, "labels": {"background": 0, "a": [1], "b": 2}}, Path("dataset.json"))
+
+
+class _Loader:
+    number, errors = 0, None
+
+    def draw(self, number: int) -> dict[str, Any]:
+        raise AssertionError
+
+    def __next__(self) -> dict[str, Any]:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "1.5", "two", "1 2"])
+def test_numbers_of_loader_workers(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", value)
+    _fails(lambda: start_workers(_Loader(), torch.device("cpu")), f"nnUNet_n_proc_DA = {value!r}")
+
+
+def test_a_missing_fingerprint(tmp_path: Path) -> None:
+    def copy(name: str) -> None:
+        with failures.preprocessed_files_are_there():
+            (tmp_path / name).read_text()
+
+    _fails(lambda: copy("dataset_fingerprint.json"), str(tmp_path), "is missing", "nnUNetv2_extract_fingerprint")
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        copy("another.json")
+
+
+@pytest.mark.parametrize("value", [None, 3, "012", [0, 1], [0, 1, 1], [1, 2, 3], [0.0, 1, 2], [True, 0, 2]])
+def test_orders_of_axes(value: Any) -> None:
+    for key in ("transpose_forward", "transpose_backward"):
+        _fails(lambda key=key: check_plans({**PLANS, key: value}, "3d_fullres", "Plans.json"), "Plans.json", f"{key} =")
+    check_plans({**PLANS, "transpose_forward": [2, 0, 1]}, "3d_fullres", "Plans.json")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +200,7 @@ def test_the_architecture_of_plans(architecture: Any) -> None:
 def test_configurations_of_plans(configuration: str, says: str) -> None:
     check_plans(PLANS, "child", "Plans.json")
     _fails(lambda: check_plans(PLANS, configuration, "Plans.json"), "Plans.json", says)
+    _fails(lambda: make_variant(PLANS, "new", [configuration], {}), "plans Plans", says)
 
 
 @pytest.mark.parametrize(
@@ -157,10 +233,15 @@ def test_dataset_json(tmp_path: Path, content: str, says: str) -> None:
     ],
 )  # fmt: skip
 def test_what_a_raw_data_set_says_of_itself(key: str, value: Any) -> None:
-    whole = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": [1, 2], "b": "2"}, "file_ending": ".nii.gz"}
+    labels = {"background": 0, "a": [1, 2], "b": "2"}
+    whole = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz", "regions_class_order": [1, 2]}
     check_dataset_json(whole, Path("dataset.json"))
     # nnU-Net goes by the order of the channels, and takes 1.0 for 1.
-    unusual = {"channel_names": {"1": "T1", "2": "T2"}, "labels": {"background": 0, "a": 1.0}}
+    unusual = {
+        "channel_names": {"1": "T1", "2": "T2"},
+        "labels": {"background": 0, "a": 1.0},
+        "regions_class_order": None,
+    }
     check_dataset_json({**whole, **unusual}, Path("dataset.json"))
     damaged = {name: entry for name, entry in {**whole, key: value}.items() if entry is not ABSENT}
     named = "modality" if key == "channel_names" and value is ABSENT else key

@@ -113,7 +113,7 @@ def test_a_plans_own_network_with_and_without_a_vit(
 def test_missing_plans_and_configurations_are_named(preprocessed: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no plans .*OtherPlans.json; plans of this data set: nnUNetPlans"):
         parameters("-d", "123", "-p", "OtherPlans")
-    with pytest.raises(ValueError, match=r"no configuration 3d_lowres .*3d_fullres"):
+    with pytest.raises(ValueError, match=r"has no configuration '3d_lowres'; it has 3d_fullres"):
         parameters("-d", "123", "-c", "3d_lowres")
 
 

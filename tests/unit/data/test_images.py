@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import blosc2
@@ -90,13 +91,37 @@ def test_other_contents(tmp_path: Path) -> None:
 
 
 def test_errors_of_supervised_loaders_name_the_case(tmp_path: Path) -> None:
-    _write(tmp_path, "a")
-    cases = ReportingCases(nnUNetDatasetBlosc2(str(tmp_path), ["a"]))
+    _write(tmp_path, "a", {"class_locations": {}})
+    description = {"channel_names": dict(enumerate("AB"[: len(IMAGE)]))}
+    cases = ReportingCases(nnUNetDatasetBlosc2(str(tmp_path), ["a"]), description)
     assert cases.identifiers == ["a"] and cases["a"][0].shape == IMAGE.shape and cases.errors.last() is None
     (tmp_path / "a.pkl").unlink()
     with pytest.raises(ValueError, match=f"case a in {tmp_path} cannot be read"):
         cases.load_case("a")
     assert "case a" in str(cases.errors.last()) and cases.errors.last() is None
+
+
+@pytest.mark.parametrize(
+    ("image", "labels", "properties", "says"),
+    [
+        ((2, 7, 9, 8), (1, 7, 9, 8), {"class_locations": {}}, "its image has 2 channels, but dataset.json names 1"),
+        (
+            (1, 7, 9, 8),
+            (1, 7, 9, 9),
+            {"class_locations": {}},
+            r"label map has the shape \(7, 9, 9\), but .*\(7, 9, 8\)",
+        ),
+        ((1, 7, 9, 8), (1, 7, 9, 8), {}, "no class_locations"),
+    ],
+)
+def test_files_of_a_case_that_do_not_belong_together(
+    image: tuple[int, ...], labels: tuple[int, ...], properties: dict[str, Any], says: str
+) -> None:
+    """Labels of another shape would be trained on without a word."""
+    read = np.zeros(image), np.zeros(labels), None, properties
+    dataset = SimpleNamespace(source_folder="folder", load_case=lambda case: read)
+    with pytest.raises(ValueError, match=f"case a in folder cannot be read .*{says}.*Preprocess it again"):
+        ReportingCases(dataset, {"channel_names": {"0": "CT"}}).load_case("a")
 
 
 def test_a_long_error_does_not_block_the_worker() -> None:

@@ -18,7 +18,8 @@ from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_lo
 from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.data.transforms import scaled_box, square_planes
 from nnunet_topomae.nnunet.plan import Plan
-from nnunet_topomae.topology import TopologyRegion, persistence_diagrams
+from nnunet_topomae.topology import TopologyRegion, persistence_diagrams, workers
+from nnunet_topomae.topology.workers import MOST_GIVEN_UP, HungThreadsError
 from nnunet_topomae.vectors import VectorFrame
 
 
@@ -289,3 +290,28 @@ def test_a_batch_comes_although_its_diagrams_hang_or_fail(
     monkeypatch.setattr(topology_target, "persistence_diagrams", lambda *_: int("NaN"))
     with pytest.raises(ValueError, match="invalid literal"):
         next(loader)
+
+
+def test_an_image_with_another_number_of_channels_is_named() -> None:
+    volumes = {"a": np.zeros((2, 7, 12, 10), np.float32)}
+    with pytest.raises(ValueError, match="case a has 2 channels, but dataset.json names 1.*nnUNetv2_preprocess"):
+        next(_loader(volumes, (7, 9, 8), channels=1))
+    assert next(_loader(volumes, (7, 9, 8), channels=2))["data"].shape[1] == 2
+
+
+def test_batches_end_with_the_reason_where_ever_more_diagrams_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that waits for the batches is told."""
+    volumes = {"a": np.random.default_rng(4).normal(size=(1, 7, 12, 10)).astype(np.float32)}
+    target = TopologyTarget(TopologyConfig(region="crop", region_size=4, time_limit=0.02))
+    loader, gate = _loader(volumes, (7, 9, 8), target=target), threading.Event()
+    monkeypatch.setattr(topology_target, "persistence_diagrams", lambda *_: gate.wait(60))
+    try:
+        for _ in range(MOST_GIVEN_UP):
+            assert "no_target_topology" in next(loader)
+        with pytest.raises(HungThreadsError):
+            next(loader)
+    finally:
+        gate.set()
+        for thread in workers._given_up:
+            thread.join(10)
+    assert re.search("4 computations of persistent homology hang", str(loader.errors.last()))

@@ -26,7 +26,11 @@ def _plans() -> dict[str, Any]:
                 "spacing": [2.0, 1.5, 1.5],
                 "median_image_size_in_voxels": [40, 80, 80],
                 "normalization_schemes": ["CTNormalization"],
-                "architecture": {"arch_kwargs": {"strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]}},
+                "architecture": {
+                    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+                    "arch_kwargs": {"strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]},
+                    "_kw_requires_import": [],
+                },
                 "topomae": {"architecture": {"vit": "tiny", "depth": 1}},  # quick to estimate
             },
             "3d_fullres": {"inherits_from": "3d_lowres", "data_identifier": "nnUNetPlans_3d_fullres"},

@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from nnunet_topomae.topology.workers import WorkerPool, shared_pool, within
+from nnunet_topomae.topology import workers
+from nnunet_topomae.topology.workers import MOST_GIVEN_UP, HungThreadsError, WorkerPool, shared_pool, within
 
 
 def test_chains_longer_than_the_pool_do_not_lock_up() -> None:
@@ -80,6 +81,29 @@ def test_within_waits_for_a_result_or_an_error_and_no_longer_than_it_may() -> No
     with pytest.raises(TimeoutError):
         within(0.01, gate.wait)
     gate.set()
+
+
+def test_threads_that_hang_are_bounded_and_those_that_end_are_forgotten() -> None:
+    gate = threading.Event()
+    before = threading.active_count()
+    try:
+        for _ in range(MOST_GIVEN_UP):
+            with pytest.raises(TimeoutError):
+                within(0.001, gate.wait, 60)
+        for _ in range(3):
+            with pytest.raises(HungThreadsError, match=r"4 computations .*hang.*topology.time_limit.*--c"):
+                within(0.001, gate.wait, 60)
+        assert threading.active_count() == before + MOST_GIVEN_UP
+        # Those of a pool are bounded by its size.
+        pool = WorkerPool(2)
+        waiting = [pool.submit(gate.wait, 60) for _ in range(20)]
+        assert threading.active_count() == before + MOST_GIVEN_UP + 2
+    finally:
+        gate.set()
+    assert all(future.result(10) for future in waiting)
+    for thread in list(workers._given_up):
+        thread.join(10)
+    assert within(10.0, max, 3, 4) == 4
 
 
 HANGING = """

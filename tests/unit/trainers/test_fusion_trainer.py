@@ -73,6 +73,8 @@ def _plans(**finetuning: Any) -> dict[str, Any]:
         "patch_size": [16, 24, 32],
         "batch_size": 2,
         "batch_dice": False,
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities_kwargs": {},
         "spacing": [2.0, 1.0, 1.0],
         "normalization_schemes": ["CTNormalization"],
         "use_mask_for_norm": [False],

@@ -67,6 +67,8 @@ def _trainer(kind: type[PlannedTrainer], folder: Path, **finetuning: Any) -> Pla
         "patch_size": list(PATCH),
         "batch_size": 2,
         "batch_dice": False,
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities_kwargs": {},
         "spacing": [2.0, 1.0, 1.0],
         "normalization_schemes": ["ZScoreNormalization"],
         "use_mask_for_norm": [False],

@@ -18,6 +18,7 @@ from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
 from nnunet_topomae.trainers.pretrained_nnunet_trainer import PretrainedNNUNetTrainer
 from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
+from nnunet_topomae.trainers.seeded_trainer import SeededNNUNetTrainer
 from nnunet_topomae.trainers.vectorpose_pretrainer import VectorPOSEPretrainer
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.exports import load_encoder
@@ -67,6 +68,8 @@ def _plans(partner: str = "plan", vit: str = "tiny", **finetuning: Any) -> dict[
         "patch_size": [16, 24, 32],
         "batch_size": 2,
         "batch_dice": False,
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities_kwargs": {},
         "spacing": [2.0, 1.0, 1.0],
         "normalization_schemes": ["ZScoreNormalization"],
         "use_mask_for_norm": [False],
@@ -433,3 +436,81 @@ def test_starts_that_do_not_fit_name_both_sides(tmp_path: Path) -> None:
         trainer.given_weights = start
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             trainer.on_train_start()
+
+
+def _keys(values: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    own = [(*above, key) for key in values if key not in ("topomae", "continue_training")]
+    return own + [key for path in own if isinstance(below := values[path[-1]], dict) for key in _keys(below, path)]
+
+
+def _without(plans: dict[str, Any], *paths: tuple[str, ...]) -> dict[str, Any]:
+    changed = deepcopy(plans)
+    for path in paths:
+        table = changed
+        for key in path[:-1]:
+            table = table.get(key, {})  # a key above it is gone as well
+        table.pop(path[-1], None)
+    return changed
+
+
+# The only keys of a plan that these trainings do without: they decide how images were preprocessed, or have defaults.
+SPARE = {
+    "label_manager", "foreground_intensity_properties_per_channel", "preprocessor_name", "use_mask_for_norm",
+    "conv_bias", "norm_op_kwargs", "eps", "affine", "dropout_op_kwargs", "nonlin_kwargs", "inplace",
+}  # fmt: skip
+# UNETR++'s shape follows from the strides; nothing of nnU-Net's own network is built.
+SPARE_IN_NETWORK = {*NETWORK["arch_kwargs"]} - {"strides"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "partner", "spare"),
+    [
+        (TopoMAEPretrainer, "plan", SPARE),
+        (SeededNNUNetTrainer, "plan", SPARE),
+        (TopoMAEFusionTrainer, "unetrpp", SPARE | SPARE_IN_NETWORK),
+    ],
+)
+def test_every_key_of_a_plan_is_spare_or_missed_in_one_line(kind: Any, partner: str, spare: set[str]) -> None:
+    plans = _plans(partner=partner)
+    keys = _keys(plans)
+    for path in keys:
+        if path[-1] in spare:
+            continue
+        with pytest.raises(ValueError) as error:
+            kind(_without(plans, path), "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
+        message = str(error.value)
+        assert "ans.json" in message and "\n" not in message, message
+        assert any(name in message for name in (path[-1], "configurations", "strides", "features")), message
+    assert len(keys) == 40
+    _trainer(kind, _without(plans, *(path for path in keys if path[-1] in spare)))
+
+
+@pytest.mark.parametrize("kind", [TopoMAEPretrainer, SeededNNUNetTrainer])
+def test_a_patch_that_the_plans_network_cannot_take_is_refused_at_the_start(kind: Any) -> None:
+    plans = _plans()
+    plans["configurations"]["3d_fullres"]["patch_size"] = [16, 25, 32]
+    with pytest.raises(ValueError, match=r"^Plans.json: patch_size = \[16, 25, 32\] must be multiples .*\[8, 8, 8\]"):
+        kind(plans, "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("command", ["set", "explain", "parameters", "preprocess-unlabeled"])
+def test_commands_name_the_plans_file_and_the_key_that_it_lacks(
+    command: str, nnunet_env: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = nnunet_env.preprocessed / DATASET
+    (folder / "dataset.json").write_text(json.dumps(DESCRIPTION))
+    plans = _plans()
+    needed = {
+        "set": ["patch_size", "architecture", "strides"],
+        "explain": ["spacing", "median_image_size_in_voxels", "network_class_name", "_kw_requires_import"],
+        "parameters": ["strides", "network_class_name", "n_stages", "conv_op"],
+        "preprocess-unlabeled": ["image_reader_writer", "resampling_fn_data", "use_mask_for_norm"],
+    }[command]
+    more = {"set": ["--set", "batch_size=3", "--name", "New"], "explain": ["--explain"]}.get(command, [])
+    for key in needed:
+        paths = [path for path in _keys(plans) if path[-1] == key]
+        (folder / "Plans.json").write_text(json.dumps(_without(plans, *paths)))
+        name = "plan" if more else command
+        assert main([name, "-d", "7", "-p", "Plans", "-c", "3d_fullres", *more]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {folder / 'Plans.json'}") and key in error and error.count("\n") == 1

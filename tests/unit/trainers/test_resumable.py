@@ -148,7 +148,8 @@ def test_a_signal_ends_the_training_after_the_step_and_the_other_steps_follow_la
     assert first.steps_of_epochs == [[1, 2, 3, 4]] and second.steps_of_epochs == [[5, 6, 7, 8], [9, 10, 11, 12]]
     assert float(second.network.weight) == EPOCHS * STEPS and second.current_epoch == EPOCHS
     _assert_same(second, _uninterrupted(tmp_path / "other", first.seed))
-    assert _names(tmp_path) == {"checkpoint_latest.pth", "checkpoint_final.pth"}  # nnU-Net's own end removes the latest
+    # nnU-Net's own end removes the latest
+    assert _names(tmp_path) == {"checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth"}
 
 
 def _uninterrupted(folder: Path, seed: int) -> _Training:
@@ -231,6 +232,19 @@ def test_a_new_training_does_not_fall_back_to_an_old_one(tmp_path: Path) -> None
     assert any("removed .checkpoint_latest.pth.4242" in line for line in trainer.lines)
 
 
+def test_the_latest_checkpoint_knows_how_good_the_best_one_is(tmp_path: Path) -> None:
+    """nnU-Net writes the best one after the latest: killed in between, a training would replace it by a worse one."""
+    trainer = _Training(tmp_path, signals={EPOCHS * STEPS: signal.SIGTERM})
+    with pytest.raises(SystemExit):
+        trainer.run_training()
+    newest, previous, best = (
+        torch.load(_file(trainer, name), weights_only=True) for name in ("latest", "previous", "best")
+    )
+    averages = newest["logging"]["ema_fg_dice"]
+    assert averages[1] > averages[0]  # in these trainings it always rises
+    assert previous["_best_ema"] == best["_best_ema"] == averages[1] and best["current_epoch"] == 2
+
+
 def test_validation_alone_takes_the_final_checkpoint_or_none(tmp_path: Path) -> None:
     _Training(tmp_path).run_training()
     final = tmp_path / "checkpoint_final.pth"
@@ -268,7 +282,7 @@ def test_an_ended_training_goes_on_and_newer_checkpoints_are_not_forgotten(tmp_p
     second = _continued(tmp_path, "final", signals={6: signal.SIGTERM})
     with pytest.raises(SystemExit):
         second.run_training()
-    assert _names(tmp_path) == {"checkpoint_latest.pth", "checkpoint_previous.pth"}  # no final one of epoch 1
+    assert _names(tmp_path) == {f"checkpoint_{name}.pth" for name in ("latest", "previous", "best")}  # no final one
     third = _continued(tmp_path)
     third.run_training()
     assert third.steps_of_epochs == [[5, 6, 7, 8], [9, 10, 11, 12]] and float(third.network.weight) == EPOCHS * STEPS

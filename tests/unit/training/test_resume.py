@@ -1,10 +1,14 @@
 """What is left after a kill, and where a training continues."""
 
 import os
+import random
 import resource
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,6 +63,34 @@ def test_half_written_checkpoints_are_swept_once_their_process_is_dead(tmp_path:
         other.name, "checkpoint_best.pth", "checkpoint_latest.pth",
     ]  # fmt: skip
     assert newest_whole(latest, print)[1] == {"current_epoch": 3}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the writer is a fork")
+def test_whenever_a_saving_process_is_killed_the_newest_checkpoint_is_whole(tmp_path: Path) -> None:
+    """It does nothing but save, and is killed at any moment of that, again and again."""
+    latest, moments = _save(tmp_path, "checkpoint_latest.pth", 0), random.Random(5)
+    epochs = [0]
+    for _ in range(6):
+        done, tell = os.pipe()
+        if (writer := os.fork()) == 0:
+            with suppress(BaseException):
+                for epoch in count(epochs[-1] + 1):
+                    keep_previous(latest)
+                    save_atomically({"current_epoch": epoch, "weights": torch.zeros(20_000)}, latest)
+                    os.write(tell, b"x")
+            os._exit(1)
+        assert os.read(done, 1) == b"x"
+        time.sleep(moments.uniform(0.0, 0.01))
+        os.kill(writer, signal.SIGKILL)
+        assert os.waitpid(writer, 0)[1] == signal.SIGKILL  # and not by an error
+        lines: list[str] = []
+        epochs.append(newest_whole(latest, lines.append)[1]["current_epoch"])
+        assert not any("broken" in line for line in lines)
+        sweep(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} <= {latest.name, "checkpoint_previous.pth"}
+        os.close(done)
+        os.close(tell)
+    assert epochs == sorted(set(epochs))
 
 
 @pytest.mark.parametrize("links", [True, False])

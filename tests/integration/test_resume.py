@@ -1,0 +1,262 @@
+"""Every trainer, stopped in the middle of an epoch, then killed, then continued: it ends as an uninterrupted one.
+
+In one process, with nnU-Net's own loop, loaders and checkpoints, on five tiny volumes.
+"""
+
+import importlib
+import json
+import multiprocessing
+import os
+import pkgutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_topomae import trainers
+
+pytestmark = pytest.mark.slow
+
+DATASET = "Dataset902_Resumed"
+CASES = [f"c{number}" for number in range(5)]
+SHAPE, PATCH = (18, 30, 26), (16, 24, 24)
+EPOCHS, STEPS = 2, 2
+SCALE, GROWTH = 1024.0, 2
+STAGES = 4
+NETWORK: dict[str, Any] = {
+    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+    "arch_kwargs": {
+        "n_stages": STAGES,
+        "features_per_stage": [4, 6, 8, 10],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3]] * STAGES,
+        "strides": [[1, 1, 1], *[[2, 2, 2]] * (STAGES - 1)],
+        "n_conv_per_stage": [1] * STAGES,
+        "n_conv_per_stage_decoder": [1] * (STAGES - 1),
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": "torch.nn.modules.dropout.Dropout3d",
+        "dropout_op_kwargs": {"p": 0.2},
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    },
+    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+}
+BUDGET = {"epochs": EPOCHS, "iterations_per_epoch": STEPS, "validation_iterations": 1, "seed": 7}
+SECTION: dict[str, Any] = {
+    "architecture": {"vit": "tiny", "dims": [8, 8, 16, 16], "depth": 1, "dropout": 0.5},
+    "pretraining": {**BUDGET, "preview_every": 0, "flip_axes": [0, 1], "probe_every": 1, "gradients_every": 1},
+    "topology": {"warmup_epochs": 0, "region_size": 8, "weight": "auto"},
+    "finetuning": {**BUDGET, "mirror_axes": [0, 1]},
+}
+# Trainer, its changes of the section, and the trainer whose weights it starts from.
+RUNS: list[tuple[str, dict[str, dict[str, Any]], str | None]] = [
+    ("TopoMAEPretrainer", {}, None),
+    ("TopoMAEFusionTrainer", {"finetuning": {"schedule": "staged", "stage_epochs": 1}}, "TopoMAEPretrainer"),
+    ("UNETRTrainer", {"finetuning": {"schedule": "layer_decay"}}, "TopoMAEPretrainer"),
+    ("VectorPOSEPretrainer", {"architecture": {"partner": "plan"}}, None),
+    ("PretrainedNNUNetTrainer", {"architecture": {"partner": "plan"}}, "VectorPOSEPretrainer"),
+    ("UNETRPPTrainer", {}, None),
+    ("MONAITrainer", {"finetuning": {"network": "attention_unet"}}, None),
+    ("SeededNNUNetTrainer", {}, None),
+]
+
+
+@pytest.fixture(scope="module")
+def tiny_volumes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """nnU-Net's folders with five preprocessed cases. Pictures, statistics and the final validation are left out."""
+    from nnunetv2.training.logging.nnunet_logger import LocalLogger
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from nnunet_topomae.architectures import baselines
+    from nnunet_topomae.architectures.summary import Cost
+    from nnunet_topomae.trainers import base, planned, pretrainer
+
+    root = tmp_path_factory.mktemp("nnunet")
+    initialize = planned.PlannedTrainer.initialize
+
+    def with_scaler(self: Any) -> None:
+        initialize(self)
+        self.grad_scaler = torch.GradScaler("cpu", init_scale=SCALE, growth_interval=GROWTH)
+
+    get_context = multiprocessing.get_context
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("raw", "preprocessed", "results"):
+            (root / name).mkdir()
+            patch.setenv(f"nnUNet_{name}", str(root / name))
+        patch.setattr(multiprocessing, "get_context", lambda method=None: get_context("fork"))
+        patch.setattr(planned.PlannedTrainer, "initialize", with_scaler)
+        patch.setattr(planned, "measure_cost", lambda *_: Cost(1, 0))
+        patch.setattr(baselines, "ATTENTION_CHANNELS", (4, 6, 8))
+        patch.setattr(base, "plot_terms", lambda *_: None)
+        patch.setattr(pretrainer, "report_spatial_task", lambda *_: None)
+        patch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
+        for kind in (nnUNetTrainer, pretrainer.TopoMAEPretrainer):
+            patch.setattr(kind, "perform_actual_validation", lambda *_: None)
+        _write_data_set(root / "preprocessed" / DATASET)
+        yield root
+
+
+def _write_data_set(folder: Path) -> None:
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    images = folder / "Plans_3d_fullres"
+    images.mkdir(parents=True)
+    for number, case in enumerate(CASES):
+        rng = np.random.default_rng(number)
+        labels = np.zeros((1, *SHAPE), np.int8)
+        labels[:, 3:14, 5:20, 6 + number : 18 + number] = 1
+        labels[:, 6:11, 8:15, 9 + number : 14 + number] = 2
+        image = (labels + 0.3 * rng.normal(size=labels.shape)).astype(np.float32)
+        places = {label: np.argwhere(labels == label)[:50] for label in (1, 2)}
+        properties = {"class_locations": places, "spacing": [2.0, 1.0, 1.0]}
+        sizes = {"chunks": labels.shape, "blocks": labels.shape}
+        nnUNetDatasetBlosc2.save_case(image, labels, properties, str(images / case), **sizes)
+    (folder / "splits_final.json").write_text(json.dumps([{"train": CASES[:4], "val": CASES[4:]}]))
+    (folder / "dataset_fingerprint.json").write_text("{}")
+    description = {
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, "organ": 1, "lesion": 2},
+        "numTraining": len(CASES),
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+
+
+def _write_plans(root: Path, name: str, changes: dict[str, dict[str, Any]]) -> str:
+    configuration = {
+        "data_identifier": "Plans_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
+        "patch_size": PATCH,
+        "batch_size": 2,
+        "batch_dice": False,
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities_kwargs": {},
+        "spacing": [2.0, 1.0, 1.0],
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "architecture": NETWORK,
+        "topomae": {part: {**values, **changes.get(part, {})} for part, values in SECTION.items()},
+    }
+    plans = {
+        "dataset_name": DATASET,
+        "plans_name": name,
+        "image_reader_writer": "SimpleITKIO",
+        "label_manager": "LabelManager",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "foreground_intensity_properties_per_channel": {},
+        "configurations": {"3d_fullres": configuration},
+    }
+    (root / "preprocessed" / DATASET / f"{name}.json").write_text(json.dumps(plans))
+    return name
+
+
+def _train(trainer: str, plans: str, workers: int, **options: Any) -> None:
+    from nnunetv2.run.run_training import run_training
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_n_proc_DA", str(workers))
+        run_training("902", "3d_fullres", 0, trainer, plans, device=torch.device("cpu"), **options)
+
+
+def _fold(root: Path, trainer: str, plans: str) -> Path:
+    return root / "results" / DATASET / f"{trainer}__{plans}__3d_fullres" / "fold_0"
+
+
+def _whole(root: Path, trainer: str, changes: dict[str, dict[str, Any]] | None = None) -> Path:
+    """The final checkpoint of a training that nobody interrupts; it is made once."""
+    file = _fold(root, trainer, f"{trainer}Whole") / "checkpoint_final.pth"
+    if not file.is_file():
+        own = next(given for name, given, _ in RUNS if name == trainer) if changes is None else changes
+        _train(trainer, _write_plans(root, f"{trainer}Whole", own), workers=0)
+    return file
+
+
+class _Killed(Exception):
+    pass
+
+
+def _train_until(step: int, how: signal.Signals | type[Exception], *arguments: Any, **options: Any) -> None:
+    """Train, and be asked to stop in a step of this process, or die at its end."""
+    from nnunet_topomae.training.outputs import NotedSteps
+
+    original, done = NotedSteps.step, 0
+
+    def one_step(self: Any, batch: Any) -> Any:
+        nonlocal done
+        output = original(self, batch)
+        done += 1
+        if done == step:
+            if not isinstance(how, signal.Signals):
+                raise how
+            os.kill(os.getpid(), how)
+        return output
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NotedSteps, "step", one_step)
+        with pytest.raises((SystemExit, _Killed)):
+            _train(*arguments, **options)
+    assert done == step
+
+
+def _differences(first: Any, second: Any, where: str = "") -> list[str]:
+    """Where two checkpoints are not the same, bit for bit, times apart."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = [key for key in {**first, **second} if not str(key).endswith("_timestamps")]
+        return [line for key in keys for line in _differences(first.get(key), second.get(key), f"{where}.{key}")]
+    if isinstance(first, torch.Tensor):
+        same = torch.equal(first, second)
+    else:
+        same = first == second or (first != first and second != second)
+    return [] if same else [where]
+
+
+def _records(fold: Path) -> list[Any]:
+    """The epochs' records without times."""
+    lines = (fold / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line, object_hook=lambda table: {**table, "seconds": 0}) for line in lines]
+
+
+def test_no_trainer_is_left_out() -> None:
+    """Those that are not trained themselves say so."""
+    modules = [
+        importlib.import_module(f"{trainers.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(trainers.__path__)
+    ]
+    kinds = {kind for module in modules for kind in vars(module).values() if isinstance(kind, type)}
+    named = {kind.__name__ for kind in kinds if (kind.__doc__ or "").startswith("`nnUNetv2_train ")}
+    assert named == {trainer for trainer, _, _ in RUNS}
+
+
+@pytest.mark.parametrize(("trainer", "changes", "start"), RUNS, ids=[trainer for trainer, _, _ in RUNS])
+def test_a_training_that_was_stopped_and_killed_ends_as_one_that_nobody_interrupted(
+    tiny_volumes: Path, trainer: str, changes: dict[str, dict[str, Any]], start: str | None
+) -> None:
+    """Batches come from two workers, from this process and from one worker; without interruption from this process."""
+    if start is not None:
+        finetuning = {**changes.get("finetuning", {}), "pretrained": str(_whole(tiny_volumes, start))}
+        changes = {**changes, "finetuning": finetuning}
+    whole = _whole(tiny_volumes, trainer, changes).parent
+    stopped = _write_plans(tiny_volumes, f"{trainer}Stopped", changes)
+    _train_until(1, signal.SIGTERM, trainer, stopped, workers=2)
+    _train_until(2, _Killed, trainer, stopped, workers=0, continue_training=True)
+    _train(trainer, stopped, workers=1, continue_training=True)
+    folds = [_fold(tiny_volumes, trainer, stopped), whole]
+    written = [sorted(file.name for file in fold.glob("*.pth")) for fold in folds]
+    assert written[0] == written[1] and "checkpoint_final.pth" in written[0]
+    for name in written[0]:
+        ends = [torch.load(fold / name, weights_only=True) for fold in folds]
+        for end in ends:
+            assert end["optimizer_state"]["state"] and end["grad_scaler_state"]["growth_interval"] == GROWTH
+            del end["init_args"], end["topomae"]["manifest"]
+        assert not _differences(*ends)
+    assert ends[0]["grad_scaler_state"]["scale"] > SCALE
+    if (folds[0] / "metrics.jsonl").is_file():
+        first, second = map(_records, folds)
+        assert first == second and len(first) == EPOCHS
