@@ -11,8 +11,10 @@ crops of the images as nnU-Net leaves them when it does not resample (whole HU, 
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,11 @@ def loss_volumes(sizes: Sequence[int], images: Sequence[Path]) -> Iterator[tuple
     """Phantoms, and crops of the images in whole units of their window, with the kinds of reconstruction to compare."""
     for size in sizes:
         yield f"phantom {size}^3", phantom((size, size, size)), KINDS if size <= 96 else ("late",)
+    if max(sizes) >= 2 * sizes[0]:
+        ends = [slice(None, sizes[0]), slice(-sizes[0], None)]
+        whole = phantom((max(sizes),) * 3)
+        for number, corner in enumerate(product(ends, repeat=3)):
+            yield f"corner {number} of phantom {max(sizes)}^3", np.ascontiguousarray(whole[corner]), ("late",)
     low, high = CT_WINDOW
     for file in images:
         whole = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(file)).astype(np.float32)
@@ -120,13 +127,24 @@ def loss_volumes(sizes: Sequence[int], images: Sequence[Path]) -> Iterator[tuple
 
 
 def print_growth(rows: Sequence[dict[str, Any]]) -> None:
-    """Cost per voxel of the converged phantoms, relative to the smallest."""
+    """Cost per voxel of the converged phantoms, relative to the smallest and to the corners of the largest.
+
+    The corners are as small as the smallest, but hold what the largest does: larger phantoms have more points per
+    voxel.
+    """
     late = [row for row in rows if row["kind"] == "late" and row["volume"].startswith("phantom")]
+    corners = [row["per_voxel"] for row in rows if row["volume"].startswith("corner")]
     print("\n| growth per voxel | homology | matching | loss |")
     print("|---|---|---|---|")
     for row in late[1:]:
-        growth = [row["per_voxel"][part] / late[0]["per_voxel"][part] for part in ("homology", "matching", "loss")]
-        print(f"| {late[0]['volume']} -> {row['volume']} | " + " | ".join(f"{value:.2f}" for value in growth) + " |")
+        _print_ratios(f"{late[0]['volume']} -> {row['volume']}", row["per_voxel"], late[0]["per_voxel"])
+    if corners:
+        mean = {part: float(np.mean([corner[part] for corner in corners])) for part in corners[0]}
+        _print_ratios(f"its corners -> {late[-1]['volume']}", late[-1]["per_voxel"], mean)
+
+
+def _print_ratios(name: str, large: dict[str, float], small: dict[str, float]) -> None:
+    print(f"| {name} | " + " | ".join(f"{large[part] / small[part]:.2f}" for part in small) + " |")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -139,24 +157,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--gudhi", action="store_true", help="also time gudhi, which is slow")
     parser.add_argument("--quick", action="store_true", help="only show that it runs")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", choices=("volumes", "losses"), help="measure this again, take the rest from --out")
     args = parser.parse_args(argv)
     if args.quick:
         args.sizes, args.repeats = [12], 1
     torch.set_num_threads(1)
     backends = BACKENDS if args.gudhi or args.quick else BACKENDS[:2]
-    print(f"| volume | shape | equal | native, CPU s | {' | '.join(f'{b} / native' for b in backends[1:])} |")
-    print(f"|---|---|---|---|{'---|' * (len(backends) - 1)}")
-    volumes = _volumes(args.sizes, args.images)
-    rows = [compare(name, volume, args.repeats, backends) for name, volume in volumes]
-    print(
-        "\n| volume | reconstruction | whole loss, CPU s | its homology | cripser's homology | loss / cripser | gap |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    cases = [(name, volume, kind) for name, volume, kinds in loss_volumes(args.sizes, args.ct) for kind in kinds]
-    losses = [compare_loss(*case, args.repeats) for case in cases]
-    print_growth(losses)
+    results: dict[str, Any] = json.loads(args.out.read_text()) if args.only else {}
+    if args.only != "losses":
+        print(f"| volume | shape | equal | native, CPU s | {' | '.join(f'{b} / native' for b in backends[1:])} |")
+        print(f"|---|---|---|---|{'---|' * (len(backends) - 1)}")
+        volumes = _volumes(args.sizes, args.images)
+        rows = [compare(name, volume, args.repeats, backends) for name, volume in volumes]
+        results |= {"machine": describe(torch.device("cpu")), "volumes": rows}
+    if args.only != "volumes":
+        columns = (
+            "volume",
+            "reconstruction",
+            "whole loss, CPU s",
+            "its homology",
+            "cripser's",
+            "loss / cripser",
+            "gap",
+        )
+        print(f"\n| {' | '.join(columns)} |")
+        print("|---|---|---|---|---|---|---|")
+        cases = [(name, volume, kind) for name, volume, kinds in loss_volumes(args.sizes, args.ct) for kind in kinds]
+        losses = [compare_loss(*case, args.repeats) for case in cases]
+        print_growth(losses)
+        results |= {"losses_machine": describe(torch.device("cpu")), "losses": losses}
     if args.out:
-        write_json(args.out, {"machine": describe(torch.device("cpu")), "volumes": rows, "losses": losses})
+        write_json(args.out, results)
 
 
 def _volumes(sizes: Sequence[int], images: Sequence[Path]) -> Iterator[tuple[str, ndarray]]:
