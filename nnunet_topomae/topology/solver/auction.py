@@ -129,7 +129,7 @@ def _bid(bidders: Side, objects: Side, lists: Lists, i: int, epsilon: float, scr
     j = lists.columns[place, position]
     bidders.potential[i] = min(second + epsilon, bidders.diagonal[i])
     lower_potential(objects, j, lists.costs[place, position] - bidders.potential[i])
-    displaced = objects.partner[j]
+    displaced: int = objects.partner[j]
     bidders.partner[i], objects.partner[j] = j, i
     return displaced
 
