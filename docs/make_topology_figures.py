@@ -160,6 +160,8 @@ def scaling(results: dict[str, Any]) -> Figure:
     cost.loglog(sizes, homology + matching, "o-", color=BLUE, lw=2, label="ours: homology + exact matching")
     cost.loglog(sizes, homology, "o--", color=BLUE, lw=1, label="persistent homology")
     cost.loglog(sizes, matching, "o:", color=BLUE, lw=1, label="exact matching")
+    cripser = [row["cripser"] for row in late]
+    cost.loglog(sizes, cripser, "^--", color=GREEN, lw=1, label="homology (cripser)")
     cost.loglog(peer_sizes, [r["gudhi_homology"] for r in peers], "s--", color=GREEN, label="homology (gudhi)")
     cost.loglog(peer_sizes, [r["hera"] for r in peers], "s:", color=ORANGE, label="matching (gudhi.hera, delta 0.01)")
     sparse = [row for row in peers if "sparse" in row]

@@ -11,8 +11,10 @@ crops of the images as nnU-Net leaves them when it does not resample (whole HU, 
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from nnunet_topomae.files import write_json
 from nnunet_topomae.topology import TopologicalLoss, persistence_diagrams
 
 BACKENDS = ("native", "cripser", "gudhi")
+PARTS = ("homology", "matching", "loss")
 
 
 def odd_volumes(size: int) -> Iterator[tuple[str, ndarray]]:
@@ -119,14 +122,43 @@ def loss_volumes(sizes: Sequence[int], images: Sequence[Path]) -> Iterator[tuple
         yield f"{file.name.split('.')[0]}, integers", clipped.astype(np.float32), ("late", "mid", "noisy")
 
 
-def print_growth(rows: Sequence[dict[str, Any]]) -> None:
-    """Cost per voxel of the converged phantoms, relative to the smallest."""
-    late = [row for row in rows if row["kind"] == "late" and row["volume"].startswith("phantom")]
-    print("\n| growth per voxel | homology | matching | loss |")
-    print("|---|---|---|---|")
-    for row in late[1:]:
-        growth = [row["per_voxel"][part] / late[0]["per_voxel"][part] for part in ("homology", "matching", "loss")]
-        print(f"| {late[0]['volume']} -> {row['volume']} | " + " | ".join(f"{value:.2f}" for value in growth) + " |")
+def measure_growth(small: int, large: int, rounds: int) -> list[dict[str, float]]:
+    """Cost per voxel of a large converged phantom, relative to a small one and to its own corners of that size.
+
+    Larger phantoms have more points per voxel; the corners hold what the large phantom does. In every round, each of
+    the three is computed for about the same number of voxels, in turns, so that other work disturbs all alike.
+    """
+    whole = phantom((large, large, large))
+    ends = [slice(None, small), slice(-small, None)]
+    times = max(1, round((large / small) ** 3 / 8))
+    groups = {
+        "small": [phantom((small, small, small))] * 8 * times,
+        "corners": [np.ascontiguousarray(whole[corner]) for corner in product(ends, repeat=3)] * times,
+        "large": [whole],
+    }
+    made = {name: [reconstruct(volume, "late") for volume in volumes] for name, volumes in groups.items()}
+    targets = {name: [persistence_diagrams(volume) for volume in volumes] for name, volumes in groups.items()}
+    loss, rows = TopologicalLoss(threads=1), []
+
+    def step(volume: ndarray, target: Any) -> None:
+        loss.start(torch.from_numpy(volume)[None, None].requires_grad_(), [[target]]).result().backward()
+
+    for _ in range(rounds):
+        cost = {}
+        for name, volumes in made.items():
+            homology = sum(cpu_seconds(lambda v=v: persistence_diagrams(v), 1) for v in volumes)
+            pairs = zip(volumes, targets[name], strict=True)
+            whole_loss = sum(cpu_seconds(lambda v=v, t=t: step(v, t), 1) for v, t in pairs)
+            voxels = sum(volume.size for volume in volumes)
+            cost[name] = np.array([homology, whole_loss - homology, whole_loss]) / voxels
+        for name in ("small", "corners"):
+            rows.append({"from": name, **dict(zip(PARTS, (cost["large"] / cost[name]).tolist(), strict=True))})
+    print(f"\n| growth per voxel to {large}^3, median of {rounds} rounds | {' | '.join(PARTS)} |")
+    print(f"|---|{'---|' * len(PARTS)}")
+    for name, title in (("small", f"from {small}^3"), ("corners", f"from its corners of {small}^3")):
+        found = [[row[part] for row in rows if row["from"] == name] for part in PARTS]
+        print(f"| {title} | " + " | ".join(f"{np.median(f):.2f} ({min(f):.2f}-{max(f):.2f})" for f in found) + " |")
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -139,24 +171,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--gudhi", action="store_true", help="also time gudhi, which is slow")
     parser.add_argument("--quick", action="store_true", help="only show that it runs")
     parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--only", choices=("volumes", "losses", "growth"), help="measure this again, take the rest from --out"
+    )
     args = parser.parse_args(argv)
     if args.quick:
         args.sizes, args.repeats = [12], 1
     torch.set_num_threads(1)
     backends = BACKENDS if args.gudhi or args.quick else BACKENDS[:2]
-    print(f"| volume | shape | equal | native, CPU s | {' | '.join(f'{b} / native' for b in backends[1:])} |")
-    print(f"|---|---|---|---|{'---|' * (len(backends) - 1)}")
-    volumes = _volumes(args.sizes, args.images)
-    rows = [compare(name, volume, args.repeats, backends) for name, volume in volumes]
-    print(
-        "\n| volume | reconstruction | whole loss, CPU s | its homology | cripser's homology | loss / cripser | gap |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    cases = [(name, volume, kind) for name, volume, kinds in loss_volumes(args.sizes, args.ct) for kind in kinds]
-    losses = [compare_loss(*case, args.repeats) for case in cases]
-    print_growth(losses)
+    results: dict[str, Any] = json.loads(args.out.read_text()) if args.only else {}
+    if args.only in (None, "volumes"):
+        print(f"| volume | shape | equal | native, CPU s | {' | '.join(f'{b} / native' for b in backends[1:])} |")
+        print(f"|---|---|---|---|{'---|' * (len(backends) - 1)}")
+        volumes = _volumes(args.sizes, args.images)
+        rows = [compare(name, volume, args.repeats, backends) for name, volume in volumes]
+        results |= {"machine": describe(torch.device("cpu")), "volumes": rows}
+    if args.only in (None, "losses"):
+        columns = (
+            "volume",
+            "reconstruction",
+            "whole loss, CPU s",
+            "its homology",
+            "cripser's",
+            "loss / cripser",
+            "gap",
+        )
+        print(f"\n| {' | '.join(columns)} |")
+        print("|---|---|---|---|---|---|---|")
+        cases = [(name, volume, kind) for name, volume, kinds in loss_volumes(args.sizes, args.ct) for kind in kinds]
+        losses = [compare_loss(*case, args.repeats) for case in cases]
+        results |= {"losses_machine": describe(torch.device("cpu")), "losses": losses}
+    if args.only in (None, "growth"):
+        rounds = 1 if args.quick else 3
+        results["growth"] = measure_growth(args.sizes[0], 2 * args.sizes[0] if args.quick else max(args.sizes), rounds)
     if args.out:
-        write_json(args.out, {"machine": describe(torch.device("cpu")), "volumes": rows, "losses": losses})
+        write_json(args.out, results)
 
 
 def _volumes(sizes: Sequence[int], images: Sequence[Path]) -> Iterator[tuple[str, ndarray]]:

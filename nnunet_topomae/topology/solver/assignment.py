@@ -111,9 +111,12 @@ def _extend(columns: Side, sample: Side, scratch: Scratch) -> None:
     tighten(columns, sample, new_lists(columns, 1), np.empty(len(columns.partner), np.int64), 0.0, scratch)
 
 
-def _by_persistence(side: Side, members: Int[ndarray, " k"]) -> Int[ndarray, " k"]:
-    """``members`` in the order of falling persistence; placing large points first saves most of the rivalry."""
-    return members[np.argsort(-side.half[members], kind="stable")]
+def _large_first(side: Side, members: Int[ndarray, " k"]) -> Int[ndarray, " k"]:
+    """``members`` in the order of falling powers of two of their persistence, then in tree order.
+
+    Placing large points first saves most of the rivalry; points that are neighbours spare the processor's caches.
+    """
+    return members[np.argsort(-np.frexp(side.half[members])[1], kind="stable")]
 
 
 def _clear(lists: Lists) -> None:
@@ -123,26 +126,22 @@ def _clear(lists: Lists) -> None:
 
 
 def _lost(columns: Side) -> Int[ndarray, " k"]:
-    """Columns below the potential of their diagonal without a row, in the order of falling persistence."""
+    """Columns below the potential of their diagonal without a row, large ones first."""
     potential = columns.potential[: len(columns.partner)]
-    return _by_persistence(columns, np.flatnonzero((columns.partner < 0) & (potential < columns.diagonal)))
+    return _large_first(columns, np.flatnonzero((columns.partner < 0) & (potential < columns.diagonal)))
 
 
 def _auction_both(rows: Side, columns: Side, lists: Lists, epsilon: float, scratch: Scratch, budget: int) -> None:
     """All rows bid; then the columns that lost value without finding a row bid for rows (reverse auction)."""
-    rows.partner[:] = UNASSIGNED
+    rows.partner[:] = ON_DIAGONAL
     columns.partner[:] = ON_DIAGONAL
     _clear(lists)
     refresh(columns)
-    queue = np.append(_by_persistence(rows, np.arange(len(rows.partner))), 0)
-    auction(rows, columns, lists, queue, len(rows.partner), epsilon, scratch, budget)
+    auction(rows, columns, lists, _large_first(rows, np.arange(len(rows.partner))), epsilon, scratch, budget)
     lost = _lost(columns)
     if len(lost):
-        columns.partner[lost] = UNASSIGNED
         refresh(rows)
-        queue = np.resize(lost, len(columns.partner) + 1)
-        reverse_lists = new_lists(columns, NEIGHBOURS)
-        auction(columns, rows, reverse_lists, queue, len(lost), epsilon, scratch, budget)
+        auction(columns, rows, new_lists(columns, NEIGHBOURS), lost, epsilon, scratch, budget)
 
 
 def _make_feasible(rows: Side, columns: Side, lists: Lists, epsilon: float, scratch: Scratch) -> Int[ndarray, " n"]:
@@ -170,7 +169,7 @@ def _finish(
     rows.partner[keep] = best_column[keep]
     columns.partner[:] = ON_DIAGONAL
     columns.partner[best_column[keep]] = np.flatnonzero(keep)
-    waiting = _by_persistence(rows, np.flatnonzero(rows.partner == UNASSIGNED))
+    waiting = _large_first(rows, np.flatnonzero(rows.partner == UNASSIGNED))
     augment(rows, columns, lists, waiting, new_paths(rows, columns), scratch, budget)
     lost = _lost(columns)
     if len(lost):

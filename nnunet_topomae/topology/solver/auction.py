@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from nnunet_topomae.topology.solver.kernels import kernel
 from nnunet_topomae.topology.solver.neighbours import Scratch, nearest
-from nnunet_topomae.topology.solver.tree import ON_DIAGONAL, UNASSIGNED, Side, lower_potential
+from nnunet_topomae.topology.solver.tree import ON_DIAGONAL, Side, lower_potential
 
 # A search looks at most this many epsilon beyond the best known object, then further by this factor.
 _REACH = 8.0
@@ -118,48 +118,51 @@ def _choose(
 
 
 @kernel
+def _bid(bidders: Side, objects: Side, lists: Lists, i: int, epsilon: float, scratch: Scratch) -> int:
+    """Give bidder ``i`` its best object or the diagonal; returns the bidder that had the object, negative if none."""
+    best, second, position = _choose(bidders, objects, lists, i, epsilon, scratch)
+    if position < 0 or best + _INDIFFERENT * epsilon >= bidders.diagonal[i]:
+        bidders.potential[i] = bidders.diagonal[i]
+        bidders.partner[i] = ON_DIAGONAL
+        return ON_DIAGONAL
+    place = bidders.place[i]
+    j = lists.columns[place, position]
+    bidders.potential[i] = min(second + epsilon, bidders.diagonal[i])
+    lower_potential(objects, j, lists.costs[place, position] - bidders.potential[i])
+    displaced: int = objects.partner[j]
+    bidders.partner[i], objects.partner[j] = j, i
+    return displaced
+
+
+@kernel
 def auction(
     bidders: Side,
     objects: Side,
     lists: Lists,
-    queue: Int[ndarray, " capacity"],
-    waiting: int,
+    waiting: Int[ndarray, " k"],
     epsilon: float,
     scratch: Scratch,
     budget: int,
 ) -> None:
     """Run an auction until every waiting bidder and everyone it displaces has an object or the diagonal.
 
+    Who is displaced bids at once, because what it looks at is still in the processor's caches.
+
     Args:
         bidders: side that bids.
         objects: side with the tree that is searched; its potentials fall.
         lists: the bidders' lists, empty or valid for the present potentials.
-        queue: (n + 1,) memory; starts with the UNASSIGNED bidders in the order of their first bids.
-        waiting: number of these.
+        waiting: (k,) the bidders without an object in the order of their first bids; neighbours should follow each
+            other.
         epsilon: least step of a bid.
         scratch: memory of the searches.
         budget: number of leaf visits after which the auction stops and the bidders still waiting go to the diagonal.
     """
-    capacity, head = queue.shape[0], 0
-    while waiting > 0 and scratch.leaves[0] < budget:
-        i = queue[head]
-        head = (head + 1) % capacity
-        waiting -= 1
-        scratch.leaves[0] += 1
-        best, second, position = _choose(bidders, objects, lists, i, epsilon, scratch)
-        if position < 0 or best + _INDIFFERENT * epsilon >= bidders.diagonal[i]:
-            bidders.potential[i] = bidders.diagonal[i]
-            bidders.partner[i] = ON_DIAGONAL
-            continue
-        place = bidders.place[i]
-        j = lists.columns[place, position]
-        bidders.potential[i] = min(second + epsilon, bidders.diagonal[i])
-        lower_potential(objects, j, lists.costs[place, position] - bidders.potential[i])
-        displaced = objects.partner[j]
-        bidders.partner[i], objects.partner[j] = j, i
-        if displaced >= 0:
-            bidders.partner[displaced] = UNASSIGNED
-            queue[(head + waiting) % capacity] = displaced
-            waiting += 1
-    for t in range(waiting):
-        bidders.partner[queue[(head + t) % capacity]] = ON_DIAGONAL
+    for first in waiting:
+        i = first
+        while i >= 0:
+            scratch.leaves[0] += 1
+            if scratch.leaves[0] >= budget:
+                bidders.partner[i] = ON_DIAGONAL
+                break
+            i = _bid(bidders, objects, lists, i, epsilon, scratch)

@@ -10,25 +10,19 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from nnunet_topomae.topology.solver.kernels import kernel
-from nnunet_topomae.topology.solver.tree import (
-    HALF,
-    HEIGHT,
-    LEAF_SIZE,
-    MIDPOINT,
-    REACH_M,
-    REACH_S,
-    SLOPE_M,
-    SLOPE_S,
-    Side,
-)
+from nnunet_topomae.topology.solver.tree import LEAF_SIZE, Side
+
+# What a node knows, as in tree.py; unsigned, because tests for negative indices would forbid vector instructions.
+_MIDPOINT, _HALF, _REACH_M, _REACH_S, _SLOPE_M, _SLOPE_S, _HEIGHT = (np.uint64(entry) for entry in range(7))
 
 
 class Scratch(NamedTuple):
     """Memory of a search, and the work it did.
 
     Attributes:
-        nodes: nodes that wait for a visit (64,).
-        bounds: their lower bounds (64,).
+        nodes: nodes that wait for a visit (128,).
+        bounds: their lower bounds (128,).
+        group_bounds: lower bounds of eight nodes (8,).
         values: reduced costs of the neighbours found so far (K,).
         leaf_costs: costs of the points of one leaf (LEAF_SIZE,).
         leaf_values: their reduced costs (LEAF_SIZE,).
@@ -37,6 +31,7 @@ class Scratch(NamedTuple):
 
     nodes: Int[ndarray, " depth"]
     bounds: Float[ndarray, " depth"]
+    group_bounds: Float[ndarray, " 8"]
     values: Float[ndarray, " K"]
     leaf_costs: Float[ndarray, " leaf"]
     leaf_values: Float[ndarray, " leaf"]
@@ -46,29 +41,51 @@ class Scratch(NamedTuple):
 def new_scratch(neighbours: int) -> Scratch:
     """Memory for searches of up to ``neighbours`` points."""
     leaf_costs, leaf_values = np.zeros(LEAF_SIZE), np.zeros(LEAF_SIZE)
-    stack, bounds = np.zeros(64, np.int64), np.zeros(64)
-    return Scratch(stack, bounds, np.zeros(neighbours), leaf_costs, leaf_values, np.zeros(1, np.int64))
+    stack, bounds = np.zeros(128, np.int64), np.zeros(128)
+    return Scratch(stack, bounds, np.zeros(8), np.zeros(neighbours), leaf_costs, leaf_values, np.zeros(1, np.int64))
 
 
 @kernel
-def _bound(nodes: Float[ndarray, "nodes 8"], node: int, m: float, s: float) -> float:
-    """Lower bound of the reduced costs from (m, s) to the points below ``node``.
+def _bound(nodes: Float[ndarray, "groups 8 8"], group: int, m: float, s: float, bounds: Float[ndarray, " 8"]) -> None:
+    """Lower bounds of the reduced costs from (m, s) to the points below each of the eight nodes of a group.
 
-    No potential is above the node's plane. At the point of the box nearest to (m, s), the bound is the squared distance
+    No potential is above a node's plane. At the point of the box nearest to (m, s), the bound is the squared distance
     less the height of the plane. A step of t from there up the slope of the plane along one axis gains t * slope and
     costs 2 t * distance + t^2 or more; the step that gains most stays inside the box.
     """
-    dm, ds = m - nodes[node, MIDPOINT], s - nodes[node, HALF]
-    reach_m, reach_s = nodes[node, REACH_M], nodes[node, REACH_S]
-    slope_m, slope_s = nodes[node, SLOPE_M], nodes[node, SLOPE_S]
-    near_m, near_s = min(max(dm, -reach_m), reach_m), min(max(ds, -reach_s), reach_s)
-    distance = abs(dm - near_m) + abs(ds - near_s)
-    gain_m, gain_s = max(abs(slope_m) - 2.0 * distance, 0.0), max(abs(slope_s) - 2.0 * distance, 0.0)
-    step_m = min(0.5 * gain_m, reach_m - near_m if slope_m > 0.0 else reach_m + near_m)
-    step_s = min(0.5 * gain_s, reach_s - near_s if slope_s > 0.0 else reach_s + near_s)
-    bound: float = distance * distance - nodes[node, HEIGHT] - slope_m * near_m - slope_s * near_s
-    bound -= step_m * (gain_m - step_m) + step_s * (gain_s - step_s)
-    return bound
+    g = np.uint64(group)
+    for t in range(len(bounds)):  # not 8: the compiler would unroll the loop before it looks for vector instructions
+        lane = np.uint64(t)
+        dm, ds = m - nodes[g, _MIDPOINT, lane], s - nodes[g, _HALF, lane]
+        reach_m, reach_s = nodes[g, _REACH_M, lane], nodes[g, _REACH_S, lane]
+        slope_m, slope_s = nodes[g, _SLOPE_M, lane], nodes[g, _SLOPE_S, lane]
+        near_m, near_s = min(max(dm, -reach_m), reach_m), min(max(ds, -reach_s), reach_s)
+        distance = abs(dm - near_m) + abs(ds - near_s)
+        gain_m, gain_s = max(abs(slope_m) - 2.0 * distance, 0.0), max(abs(slope_s) - 2.0 * distance, 0.0)
+        step_m = min(0.5 * gain_m, reach_m - near_m if slope_m > 0.0 else reach_m + near_m)
+        step_s = min(0.5 * gain_s, reach_s - near_s if slope_s > 0.0 else reach_s + near_s)
+        bound = distance * distance - nodes[g, _HEIGHT, lane] - slope_m * near_m - slope_s * near_s
+        bounds[lane] = bound - (step_m * (gain_m - step_m) + step_s * (gain_s - step_s))
+
+
+@kernel
+def _open(
+    tree: Float[ndarray, "groups 8 8"], group: int, m: float, s: float, limit: float, waiting: int, scratch: Scratch
+) -> int:
+    """Put the nodes of a group that are nearer than ``limit`` on the stack, the nearest on top; returns its size."""
+    nodes, bounds, found = scratch.nodes, scratch.bounds, scratch.group_bounds
+    _bound(tree, group, m, s, found)
+    bottom = waiting
+    for lane in range(8):
+        bound = found[lane]
+        if bound < limit:
+            place = waiting
+            while place > bottom and bounds[place - 1] < bound:
+                nodes[place], bounds[place] = nodes[place - 1], bounds[place - 1]
+                place -= 1
+            nodes[place], bounds[place] = 8 * group + lane, bound
+            waiting += 1
+    return waiting
 
 
 @kernel
@@ -119,23 +136,17 @@ def nearest(
     midpoint, half, potential = side.midpoint, side.half, side.potential
     nodes, bounds, values = scratch.nodes, scratch.bounds, scratch.values
     leaf_costs, leaf_values = scratch.leaf_costs, scratch.leaf_values
-    leaves, n = tree.shape[0] // 2, side.partner.shape[0]
+    leaves, n = side.leaves, side.partner.shape[0]
     count, horizon, visits = 0, limit, 0
-    nodes[0], bounds[0] = 1, _bound(tree, 1, m, s)
-    waiting = 1
+    waiting = _open(tree, side.top >> 3, m, s, horizon, 0, scratch)
     while waiting > 0:
         waiting -= 1
-        node, bound = nodes[waiting], bounds[waiting]
-        while node < leaves and bound < horizon:
-            near, far = 2 * node, 2 * node + 1
-            bound, far_bound = _bound(tree, near, m, s), _bound(tree, far, m, s)
-            if far_bound < bound:
-                near, far, bound, far_bound = far, near, far_bound, bound
-            if far_bound < horizon:
-                nodes[waiting], bounds[waiting] = far, far_bound
-                waiting += 1
-            node = near
-        if bound < horizon:
+        node = nodes[waiting]
+        if bounds[waiting] >= horizon:
+            continue
+        if node < leaves:
+            waiting = _open(tree, node, m, s, horizon, waiting, scratch)
+        else:
             first = (node - leaves) * n // leaves
             size = (node - leaves + 1) * n // leaves - first
             _evaluate(midpoint, half, potential, first, m, s, leaf_costs, leaf_values)
@@ -199,17 +210,14 @@ def all_within(
     tree = side.nodes
     midpoint, half, potential = side.midpoint, side.half, side.potential
     nodes, leaf_costs, leaf_values = scratch.nodes, scratch.leaf_costs, scratch.leaf_values
-    leaves, n = tree.shape[0] // 2, side.partner.shape[0]
-    count, waiting, visits = 0, 1, 0
-    nodes[0] = 1
+    leaves, n = side.leaves, side.partner.shape[0]
+    count, visits = 0, 0
+    waiting = _open(tree, side.top >> 3, m, s, limit, 0, scratch)
     while waiting > 0:
         waiting -= 1
         node = nodes[waiting]
-        if _bound(tree, node, m, s) >= limit:
-            continue
         if node < leaves:
-            nodes[waiting], nodes[waiting + 1] = 2 * node, 2 * node + 1
-            waiting += 2
+            waiting = _open(tree, node, m, s, limit, waiting, scratch)
             continue
         first = (node - leaves) * n // leaves
         _evaluate(midpoint, half, potential, first, m, s, leaf_costs, leaf_values)

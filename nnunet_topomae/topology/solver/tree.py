@@ -4,6 +4,9 @@ A node of the tree knows the box of its points and a plane over the box that no 
 together they bound the reduced costs below it (neighbours.py). Potentials of neighbouring points are alike, and change
 along the diagram much like a plane does: with one highest potential per node instead, a search visits about twice as
 many leaves. Potentials may change at any time; lowering one lowers the planes of the nodes above it.
+
+A search goes down three levels of the tree in one step: it bounds all eight nodes there at a time, with the
+processor's vector instructions.
 """
 
 from typing import NamedTuple
@@ -17,8 +20,9 @@ from nnunet_topomae.topology.solver.kernels import kernel
 LEAF_SIZE = 24
 UNASSIGNED = -2
 ON_DIAGONAL = -1
-# What a node knows: centre and half widths of its box, slopes of its plane and the plane's height at the centre.
-MIDPOINT, HALF, REACH_M, REACH_S, SLOPE_M, SLOPE_S, HEIGHT = range(7)
+# What a node knows: centre and half widths of its box, slopes of its plane, the plane's height at the centre, and how
+# far its parent's plane must be raised there to be above its own.
+MIDPOINT, HALF, REACH_M, REACH_S, SLOPE_M, SLOPE_S, HEIGHT, ACROSS = range(8)
 # Points with a smaller share of their variance off one line are taken as lying on it.
 _OFF_LINE = 1e-6
 
@@ -26,8 +30,9 @@ _OFF_LINE = 1e-6
 class Side(NamedTuple):
     """One diagram of a matching; the points lie in the order of the tree's leaves.
 
-    The tree is a heap: node 1 is the root, the children of k are 2k and 2k + 1, the last half are the leaves. Leaf l
-    of L holds the points [l n // L, (l + 1) n // L).
+    The tree is a heap of halves: node 1 is the root, the halves of k are 2k and 2k + 1, the last L nodes are the
+    leaves. Leaf l of L holds the points [l n // L, (l + 1) n // L). Only every third level from the leaves up is
+    searched, so a node k has the eight children 8k to 8k + 7, which lie together in memory.
 
     The first three arrays are longer by one leaf, so that a leaf can always be read in full, which the processor does
     several points at a time.
@@ -39,8 +44,10 @@ class Side(NamedTuple):
         diagonal: s^2, the cost of the diagonal (n,).
         partner: index of the point of the other side (n,), or UNASSIGNED or ON_DIAGONAL.
         place: number of the place at which the point lies (n,); copies of a point have the same.
-        nodes: what each node knows (2L, 8), in the columns named above; the last one fills up a cache line.
-        across: rise from the plane of each node to the lowest parallel of its parent's plane that is above it (2L,).
+        nodes: what each node knows, in the order named above: of node k ``nodes[k // 8, :, k % 8]``. The height is
+            -inf at nodes that are not searched.
+        leaves: number of leaves L, a power of two.
+        top: number of nodes in the top level that is searched, also the first of them.
     """
 
     midpoint: Float[ndarray, " padded"]
@@ -49,8 +56,9 @@ class Side(NamedTuple):
     diagonal: Float[ndarray, " n"]
     partner: Int[ndarray, " n"]
     place: Int[ndarray, " n"]
-    nodes: Float[ndarray, "nodes 8"]
-    across: Float[ndarray, " nodes"]
+    nodes: Float[ndarray, "groups 8 8"]
+    leaves: int
+    top: int
 
 
 def build_side(points: Float[ndarray, "n 2"]) -> tuple[Side, Int[ndarray, " n"]]:
@@ -65,40 +73,47 @@ def build_side(points: Float[ndarray, "n 2"]) -> tuple[Side, Int[ndarray, " n"]]
     leaves = 1
     while leaves * LEAF_SIZE < len(points):
         leaves *= 2
+    top = leaves
+    while top > 8:
+        top //= 8
     order = np.arange(len(points))
-    nodes = np.zeros((2 * leaves, 8))
-    _partition(np.ascontiguousarray(points), order, nodes)
+    nodes = np.zeros((max(leaves // 4, 1), 8, 8))
+    nodes[:, HEIGHT] = -np.inf
+    _partition(np.ascontiguousarray(points), order, nodes, leaves)
     padded = np.zeros((2, len(points) + LEAF_SIZE))
     padded[:, : len(points)] = points[order].T
     diagonal = points[order, 1] ** 2
     potential = np.append(diagonal, np.zeros(LEAF_SIZE))
     partner = np.full(len(points), UNASSIGNED, dtype=np.int64)
     place = np.unique(padded[0, : len(points)] + 1j * padded[1, : len(points)], return_inverse=True)[1]
-    side = Side(padded[0], padded[1], potential, diagonal, partner, place, nodes, np.zeros(2 * leaves))
+    side = Side(padded[0], padded[1], potential, diagonal, partner, place, nodes, leaves, top)
     refresh(side)
     return side, order
 
 
 @kernel
-def _partition(points: Float[ndarray, "n 2"], order: Int[ndarray, " n"], nodes: Float[ndarray, "nodes 8"]) -> None:
+def _partition(
+    points: Float[ndarray, "n 2"], order: Int[ndarray, " n"], nodes: Float[ndarray, "groups 8 8"], leaves: int
+) -> None:
     """Sort ``order`` into the leaves, every node at the median of its wider axis; fill in the boxes."""
-    leaves, n = nodes.shape[0] // 2, points.shape[0]
+    n = points.shape[0]
     width = leaves  # leaves below a node of the current level
     for node in range(1, 2 * leaves):
         if node & (node - 1) == 0 and node > 1:
             width //= 2
         first = (node * width - leaves) * n // leaves
         last = ((node + 1) * width - leaves) * n // leaves
+        group, lane = node >> 3, node & 7
         for axis in range(2):
             low, high = np.inf, -np.inf
             for position in range(first, last):
                 low = min(low, points[order[position], axis])
                 high = max(high, points[order[position], axis])
-            nodes[node, axis] = (low + high) / 2
-            nodes[node, axis + 2] = (high - low) / 2
+            nodes[group, axis, lane] = (low + high) / 2
+            nodes[group, axis + 2, lane] = (high - low) / 2
         if node < leaves:
             middle = ((2 * node + 1) * (width // 2) - leaves) * n // leaves
-            wide_s = 2.0 * nodes[node, REACH_S] > nodes[node, REACH_M]
+            wide_s = 2.0 * nodes[group, REACH_S, lane] > nodes[group, REACH_M, lane]
             _select(points[:, 1 if wide_s else 0], order, first, last - 1, middle)
 
 
@@ -128,28 +143,26 @@ def _select(keys: Float[ndarray, " n"], order: Int[ndarray, " n"], left: int, ri
 @kernel
 def refresh(side: Side) -> None:
     """Fit the plane of every node to the present potentials, and raise it above all of them."""
-    nodes, leaves, n = side.nodes, side.nodes.shape[0] // 2, side.partner.shape[0]
-    width = leaves  # leaves below a node of the current level
-    for node in range(1, 2 * leaves):
-        if node & (node - 1) == 0 and node > 1:
-            width //= 2
-        first = (node * width - leaves) * n // leaves
-        last = ((node + 1) * width - leaves) * n // leaves
-        _fit_plane(side, node, first, last)
-        _raise_plane(side, node, first, last)
-        above = max(node // 2, 1)
-        across = (nodes[above, MIDPOINT] - nodes[node, MIDPOINT]) * nodes[above, SLOPE_M]
-        across += (nodes[above, HALF] - nodes[node, HALF]) * nodes[above, SLOPE_S]
-        across += abs(nodes[node, SLOPE_M] - nodes[above, SLOPE_M]) * nodes[node, REACH_M]
-        across += abs(nodes[node, SLOPE_S] - nodes[above, SLOPE_S]) * nodes[node, REACH_S]
-        side.across[node] = across
+    leaves, n = side.leaves, side.partner.shape[0]
+    level = side.top
+    while level <= leaves:
+        width = leaves // level  # leaves below a node of this level
+        for node in range(level, 2 * level):
+            first = (node * width - leaves) * n // leaves
+            last = ((node + 1) * width - leaves) * n // leaves
+            _fit_plane(side, node, first, last)
+            _raise_plane(side, node, first, last)
+            if level > side.top:
+                _lean(side.nodes, node, node >> 3)
+        level *= 8
 
 
 @kernel
 def _fit_plane(side: Side, node: int, first: int, last: int) -> None:
     """Slopes of the potentials below a node by least squares; along one axis only if the points lie on a line."""
     nodes, midpoint, half, potential = side.nodes, side.midpoint, side.half, side.potential
-    m, s = nodes[node, MIDPOINT], nodes[node, HALF]
+    group, lane = node >> 3, node & 7
+    m, s = nodes[group, MIDPOINT, lane], nodes[group, HALF, lane]
     mean_m, mean_s, mean_v = 0.0, 0.0, 0.0
     for j in range(first, last):
         mean_m += midpoint[j] - m
@@ -173,18 +186,31 @@ def _fit_plane(side: Side, node: int, first: int, last: int) -> None:
         slope_m = mv / mm
     elif ss > 0.0:
         slope_s = sv / ss
-    nodes[node, SLOPE_M], nodes[node, SLOPE_S] = slope_m, slope_s
+    nodes[group, SLOPE_M, lane], nodes[group, SLOPE_S, lane] = slope_m, slope_s
 
 
 @kernel
 def _raise_plane(side: Side, node: int, first: int, last: int) -> None:
     """Height of a node's plane such that no potential below the node is above it."""
-    nodes = side.nodes
-    m, s, slope_m, slope_s = nodes[node, MIDPOINT], nodes[node, HALF], nodes[node, SLOPE_M], nodes[node, SLOPE_S]
+    nodes, group, lane = side.nodes, node >> 3, node & 7
+    m, s = nodes[group, MIDPOINT, lane], nodes[group, HALF, lane]
+    slope_m, slope_s = nodes[group, SLOPE_M, lane], nodes[group, SLOPE_S, lane]
     height = -np.inf
     for j in range(first, last):
         height = max(height, side.potential[j] - slope_m * (side.midpoint[j] - m) - slope_s * (side.half[j] - s))
-    nodes[node, HEIGHT] = height
+    nodes[group, HEIGHT, lane] = height
+
+
+@kernel
+def _lean(nodes: Float[ndarray, "groups 8 8"], node: int, parent: int) -> None:
+    """How far the parallel of the parent's plane that is above a node's plane rises over it at the parent's centre."""
+    group, lane, above, at = node >> 3, node & 7, parent >> 3, parent & 7
+    slope_m, slope_s = nodes[above, SLOPE_M, at], nodes[above, SLOPE_S, at]
+    across = (nodes[above, MIDPOINT, at] - nodes[group, MIDPOINT, lane]) * slope_m
+    across += (nodes[above, HALF, at] - nodes[group, HALF, lane]) * slope_s
+    across += abs(nodes[group, SLOPE_M, lane] - slope_m) * nodes[group, REACH_M, lane]
+    across += abs(nodes[group, SLOPE_S, lane] - slope_s) * nodes[group, REACH_S, lane]
+    nodes[group, ACROSS, lane] = across
 
 
 @kernel
@@ -196,22 +222,22 @@ def lower_potential(side: Side, j: int, value: float) -> None:
         j: the point.
         value: its new potential, at most the present one.
     """
-    nodes, across = side.nodes, side.across
-    leaves, n = nodes.shape[0] // 2, side.partner.shape[0]
+    nodes, leaves, n = side.nodes, side.leaves, side.partner.shape[0]
     leaf = ((j + 1) * leaves - 1) // n
     node = leaves + leaf
-    slope_m, slope_s = nodes[node, SLOPE_M], nodes[node, SLOPE_S]
-    m, s = nodes[node, MIDPOINT], nodes[node, HALF]
+    group, lane = node >> 3, node & 7
+    slope_m, slope_s = nodes[group, SLOPE_M, lane], nodes[group, SLOPE_S, lane]
+    m, s = nodes[group, MIDPOINT, lane], nodes[group, HALF, lane]
     before = side.potential[j] - slope_m * (side.midpoint[j] - m) - slope_s * (side.half[j] - s)
     side.potential[j] = value
-    if before < nodes[node, HEIGHT]:  # another point holds the plane up
+    if before < nodes[group, HEIGHT, lane]:  # another point holds the plane up
         return
     _raise_plane(side, node, leaf * n // leaves, (leaf + 1) * n // leaves)
-    node //= 2
-    while node > 0:
-        near, far = 2 * node, 2 * node + 1
-        height = max(nodes[near, HEIGHT] + across[near], nodes[far, HEIGHT] + across[far])
-        if height >= nodes[node, HEIGHT]:
+    while node >= 8 * side.top:
+        node >>= 3
+        height = -np.inf
+        for lane in range(8):
+            height = max(height, nodes[node, HEIGHT, lane] + nodes[node, ACROSS, lane])
+        if height >= nodes[node >> 3, HEIGHT, node & 7]:
             return
-        nodes[node, HEIGHT] = height
-        node //= 2
+        nodes[node >> 3, HEIGHT, node & 7] = height

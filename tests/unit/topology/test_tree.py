@@ -52,34 +52,43 @@ def test_search_finds_what_looking_at_every_point_finds(size: int, seed: int) ->
         assert sorted(found) == np.flatnonzero(values < limit).tolist()
 
 
+def searched(side: Side) -> list[int]:
+    """The nodes that a search looks at: every third level from the leaves up."""
+    nodes = range(side.top, 2 * side.leaves)
+    return [node for node in nodes if (side.leaves.bit_length() - node.bit_length()) % 3 == 0]
+
+
 def below(side: Side, node: int) -> slice:
     """The points below a node."""
-    leaves, n = len(side.nodes) // 2, len(side.partner)
+    leaves, n = side.leaves, len(side.partner)
     width = leaves >> (node.bit_length() - 1)
     return slice((node * width - leaves) * n // leaves, ((node + 1) * width - leaves) * n // leaves)
 
 
 def highest_above_plane(side: Side, node: int) -> float:
     """How far the highest potential below a node is above the node's plane; at most 0."""
-    members, known = below(side, node), side.nodes[node]
+    members, known = below(side, node), side.nodes[node // 8, :, node % 8]
     plane = known[HEIGHT] + known[SLOPE_M] * (side.midpoint[members] - known[MIDPOINT])
     plane += known[SLOPE_S] * (side.half[members] - known[HALF])
     return float((side.potential[members] - plane).max())
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_no_potential_is_above_the_planes(seed: int) -> None:
-    points, generator = points_of(300, seed), np.random.default_rng(2)
+@pytest.mark.parametrize("size", [20, 300, 800])
+def test_no_potential_is_above_the_planes(seed: int, size: int) -> None:
+    points, generator = points_of(size, seed), np.random.default_rng(2)
     side, _ = build_side(points)
     for _ in range(500):
-        j = int(generator.integers(300))
+        j = int(generator.integers(size))
         lower_potential(side, j, side.potential[j] - 0.1 * generator.random())
-    nodes = range(1, len(side.nodes))
+    nodes = searched(side)
     assert max(highest_above_plane(side, node) for node in nodes) <= 1e-14
-    leaves = nodes[len(side.nodes) // 2 - 1 :]
+    leaves = range(side.leaves, 2 * side.leaves)
     assert min(highest_above_plane(side, leaf) for leaf in leaves) >= -1e-14  # and the planes of leaves are no higher
     refresh(side)
     assert max(abs(highest_above_plane(side, node)) for node in nodes) <= 1e-14
+    others = set(range(1, 2 * side.leaves)).difference(nodes)
+    assert all(side.nodes[node // 8, HEIGHT, node % 8] == -np.inf for node in others)
 
 
 def test_copies_have_the_same_place() -> None:
