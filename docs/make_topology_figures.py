@@ -168,6 +168,7 @@ def scaling(results: dict[str, Any]) -> Figure:
     sparse_sizes = [row["size"] for row in sparse]
     cost.loglog(sparse_sizes, [r["sparse"] for r in sparse], "s:", color=GREY, label="matching (POT sparse, fallback)")
     cost.set(xlabel="edge of the volume in voxels", ylabel="CPU seconds of one thread", xticks=sizes)
+    cost.set_ylim(bottom=2e-4)  # room for the legend
     memory.loglog(sizes, [row["bytes"] / 1e6 for row in late], "o:", color=BLUE, label="exact matching")
     sparse_memory = [row["sparse_bytes"] / 1e6 for row in sparse]
     memory.loglog(sparse_sizes, sparse_memory, "s:", color=GREY, label="POT sparse, fallback")
