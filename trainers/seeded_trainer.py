@@ -3,13 +3,13 @@
 from typing import Any
 
 from nnunet_topomae.data.cases import ImagesRead
-from nnunet_topomae.trainers.endable import EndableTrainer
+from nnunet_topomae.trainers.checked_weights import CheckedWeightsTrainer
 from nnunet_topomae.training.schedules import NNUNET_CLIP
 from nnunet_topomae.training.steps import done_steps, supervised_step
 from nnunet_topomae.training.supervision import choose_labelled, choose_mirror_axes, record_training_cases
 
 
-class SeededNNUNetTrainer(EndableTrainer):
+class SeededNNUNetTrainer(CheckedWeightsTrainer):
     """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr SeededNNUNetTrainer [-p PLANS]`.
 
     Network, optimiser, loss and augmentation are nnU-Net's. The plan's `topomae.finetuning` says for how many epochs

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from nnunetv2.run import run_training
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -155,6 +156,16 @@ def test_another_fold_is_refused() -> None:
     trainer.given_weights = file
     with pytest.raises(ValueError, match=r"1 validation cases of this fold.*\(c1\)"):
         trainer.on_train_start()
+
+
+def test_the_seeded_baseline_takes_no_weights(tmp_path: Path) -> None:
+    """nnU-Net would unpickle the file and ask nothing; the baseline would have seen validation cases."""
+    trainer = _trainer(SeededNNUNetTrainer, _plans())
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    run_training.maybe_load_checkpoint(trainer, False, False, str(tmp_path / "given.pth"))
+    with pytest.raises(ValueError, match="SeededNNUNetTrainer starts from scratch.*given.pth"):
+        trainer.on_train_start()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
 
 
 def test_another_partner_is_refused_with_both_sides() -> None:
