@@ -105,8 +105,16 @@ class WatchedBatches:
         for worker in loader._processes:
             worker.kill()
             worker.join()
+            _remove_shared_memory(worker)
         loader._processes.clear()  # the same list as that of nnU-Net's thread, which complains about dead workers
         loader.initialized = False
+
+
+def _remove_shared_memory(worker: BaseProcess) -> None:
+    """Remove what a worker was about to hand over when it was killed: torch names such files after the process."""
+    for file in Path("/dev/shm").glob(f"torch_{worker.pid}_*"):
+        with suppress(OSError):
+            file.unlink()
 
 
 def reported_error(generator: Any) -> str | None:

@@ -9,6 +9,7 @@ from nnunet_topomae.masking import crop_mask, empty_token_mask
 from nnunet_topomae.training.schedules import build_adamw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_shapes_with_a_single_sample(shape, architecture, crop, mask, channels) -> None:  # type: ignore[no-untyped-def]
     network = build_copretraining_network(shape, channels, architecture)
@@ -97,6 +98,7 @@ def test_key_point_head_sees_zeros_in_hidden_places(four_stages, architecture, c
     assert torch.equal(features[~places], tokens.flatten(0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(four_stages, architecture, crop, mask, dtype) -> None:  # type: ignore[no-untyped-def]
     network = build_copretraining_network(four_stages, 1, architecture)

@@ -9,6 +9,7 @@ from nnunet_topomae.architectures.fusion import TokenFusion
 from nnunet_topomae.architectures.rule import NetworkShape
 
 
+@pytest.mark.slow
 def test_starts_exactly_at_unetrpp(shape, architecture, crop) -> None:  # type: ignore[no-untyped-def]
     fusion = build_fusion_network(shape, 2, 3, architecture, deep_supervision=True).eval()
     unetrpp = build_unetrpp(shape, 2, 3, architecture, deep_supervision=True).eval()

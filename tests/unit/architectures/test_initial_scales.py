@@ -33,6 +33,7 @@ def _shape(architecture: ArchitectureConfig):
     return derive_network_shape(PATCH, [(1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)], architecture)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [build_unetrpp, build_fusion_network])
 def test_logits_of_all_heads_start_at_full_scale(build, architecture) -> None:
     """nnU-Net's start near 1. Heads with weights of 0.02 once started at 0.1, and lost six points of Dice or more."""

@@ -114,6 +114,7 @@ def test_fusion_starts_exactly_at_the_plans_network(  # type: ignore[no-untyped-
     assert all(torch.equal(first, second) for first, second in zip(fused, plain, strict=True))
 
 
+@pytest.mark.slow
 def test_every_trained_parameter_learns(  # type: ignore[no-untyped-def]
     plan_shape, plan_architecture, planned, crop, mask
 ) -> None:

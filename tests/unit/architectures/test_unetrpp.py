@@ -85,6 +85,7 @@ def test_new_network_keeps_the_scale_of_its_features(four_stages, crop) -> None:
     assert 0.5 < logits.std() < 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reconstructs", [True, False])
 def test_only_intensities_are_computed_in_float32_under_autocast(shape, architecture, crop, reconstructs) -> None:  # type: ignore[no-untyped-def]
     network = build_unetrpp(shape, 2, 2, architecture, deep_supervision=False).eval()

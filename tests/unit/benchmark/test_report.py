@@ -56,6 +56,7 @@ def page(report):
     return report[2]
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing(page):
     assert all(image["src"].startswith("data:image/") for image in page.all("img"))
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object")]
@@ -65,11 +66,13 @@ def test_the_page_loads_nothing(page):
     assert not [attributes for _, attributes in page.tags if "style" in attributes]
 
 
+@pytest.mark.slow
 def test_tests_of_a_shared_fixture_run_in_one_process(page, request):
     """pytest-xdist reads the group from the name of a test."""
     assert request.node.nodeid.endswith("@finished_demo") or "PYTEST_XDIST_WORKER" not in os.environ
 
 
+@pytest.mark.slow
 def test_pictures_are_all_there_and_described(page):
     images = page.all("img")
     # differences, cases, structures; worst and median case of two recipes; curves; 2 previews, persistence, losses
@@ -88,6 +91,7 @@ def test_without_images_no_case_is_shown(finished_demo, tmp_path):
     assert len(Page(text).all("img")) == 3 + 1 + 2
 
 
+@pytest.mark.slow
 def test_tables_hold_the_numbers(page):
     text = re.sub(r"\s+", " ", " ".join(page.words))
     # Fusion is perfect; the other model misses the vessel in both cases.
@@ -102,6 +106,7 @@ def test_tables_hold_the_numbers(page):
     assert "from scratch 1.50 0 40 2.5 0.000 0.01 0.00 1.0 0.01 1.0 2.0" in text
 
 
+@pytest.mark.slow
 def test_the_headline_comes_first_then_a_figure_then_tables(page):
     tags = [tag for tag, _ in page.tags]
     assert tags.index("h1") < tags.index("p") < tags.index("img") < tags.index("table")
@@ -112,6 +117,7 @@ def test_the_headline_comes_first_then_a_figure_then_tables(page):
     )
 
 
+@pytest.mark.slow
 def test_what_scrolls_can_be_reached_with_the_keyboard_and_has_a_name(page):
     scrolling = [found for _, found in page.tags if found.get("class") == "scroll"] + page.all("pre")
     assert len(scrolling) > 8
@@ -134,6 +140,7 @@ addEventListener("load", () => {{
 }});</script>"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1400, 390])
 def test_nothing_is_cut_off_in_a_browser(report, tmp_path, find_browser, width):
     text = (report[1] / "report.html").read_text(encoding="utf-8")
@@ -145,11 +152,13 @@ def test_nothing_is_cut_off_in_a_browser(report, tmp_path, find_browser, width):
     assert "<p>cut off: .</p>" in done.stdout, done.stdout[-200:]
 
 
+@pytest.mark.slow
 def test_commands_are_escaped_and_name_no_folder(page, finished_demo):
     assert any("nnUNetv2_train $OUT/nnUNet_raw '<&>'" in words for words in page.words)
     assert not any(str(finished_demo.parent) in words for words in page.words)
 
 
+@pytest.mark.slow
 def test_results_are_strict_json(report, finished_demo):
     results, folder, _ = report
     text = (folder / "results.json").read_text()
@@ -172,6 +181,7 @@ def test_results_are_strict_json(report, finished_demo):
     assert read["tables"][0]["rows"] == results.to_json()["tables"][0]["rows"]
 
 
+@pytest.mark.slow
 def test_the_demo_prints_its_table(report, capsys):
     print_summary(report[0])
     lines = capsys.readouterr().out.splitlines()

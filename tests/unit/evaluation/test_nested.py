@@ -94,6 +94,7 @@ def test_the_variance_is_that_of_the_difference():
     assert np.var([one.difference for one in found]) == pytest.approx(truth, rel=0.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seeds", "what"),
     [(1, {}), (2, {}), (3, {"labels": 0.03}), (2, {"scans": 2}), (3, {"fold": 0.005})],

@@ -105,6 +105,7 @@ def test_the_overall_loss_leaves_padding_out_of_three_terms() -> None:
     assert {name for name in terms if terms[name] != plain[name]} == {"mse_vit", "mse_partner", "rec_consis", "total"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("composition", ["paste", "full"])
 def test_padding_adds_nothing_to_the_topological_distance(composition: str) -> None:
     output, data, hidden, _ = _batch(9)

@@ -132,6 +132,7 @@ def test_explanation_names_every_number() -> None:
         explain(_plans(), DATASET_JSON, "2d")
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     import argparse
 

@@ -289,6 +289,7 @@ def test_wrapped_networks_are_checked_and_loaded(
     assert len(copied) > 100 and all(torch.equal(own[name], pretrained.weights[name]) for name in copied)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [_wrap_nothing, _wrap_compiled, _wrap_parallel, _wrap_both])
 @pytest.mark.parametrize("kind", [TopoMAEFusionTrainer, UNETRTrainer])
 def test_fresh_parts_keep_their_learning_rate_in_wrapped_networks(
@@ -446,6 +447,7 @@ def test_stock_trainers_are_left_to_nnunet(pretrained: Pretrained, capsys: pytes
     assert own and all(torch.equal(value, weights[name]) for name, value in own.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("transfer", "given"), [("same_plan", True), ("resample", False)])
 @pytest.mark.parametrize(
     ("transfer_parts", "taken"),

@@ -93,6 +93,7 @@ def _trainer(kind: type[PlannedTrainer], folder: Path, **finetuning: Any) -> Pla
     return kind(plans, "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [UNETRPPTrainer, SeededNNUNetTrainer])
 def test_facts_are_those_of_the_network_and_the_first_process_writes_them(
     images: Path, kind: type[PlannedTrainer]

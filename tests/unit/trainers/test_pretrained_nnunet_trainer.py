@@ -205,6 +205,7 @@ def test_another_number_of_stages_is_adapted() -> None:
     assert torch.equal(own["decoder.transpconvs.0.weight"], weights["decoder.transpconvs.1.weight"])
 
 
+@pytest.mark.slow
 def test_fusion_with_the_plans_network_and_without_a_vit() -> None:
     _pretrain()
     fusion = _trainer(TopoMAEFusionTrainer, _plans())

@@ -184,6 +184,23 @@ def _is_there(number: int) -> bool:
     return False
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /dev/shm")
+def test_what_a_killed_worker_was_about_to_hand_over_is_removed() -> None:
+    loader = NonDetMultiThreadedAugmenter(_Tensors(10**6), None, 1, 1, wait_time=0.01)
+    watched = WatchedBatches(loader, lambda: None)
+    next(watched)
+    (worker,) = loader._processes
+    left, other = (Path(f"/dev/shm/torch_{number}_0_test") for number in (worker.pid, 10**9))
+    try:
+        left.touch()
+        other.touch()
+        watched.close()
+        assert not left.exists() and other.exists()
+    finally:
+        for file in (left, other):
+            file.unlink(missing_ok=True)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc and /dev/shm")
 @pytest.mark.parametrize(
     ("end", "code"),
