@@ -163,8 +163,10 @@ def predict(task: Task) -> list[Path]:
     trainer, plans, configuration = _model_of(training)
     model = ["-d", training.dataset_id, "-c", configuration, "-tr", trainer, "-p", plans, "-f", str(training.fold)]
     mirroring = ["--disable_tta"] if training.parameters["settings"].get("finetuning.mirror_axes") == [] else []
-    # Few processes: each takes seconds to start, and memory for a whole prediction.
-    machine = ["-npp", "1", "-nps", "1", "-device", training.parameters["device"]]
+    # Few processes: each takes seconds to start, and memory for a whole prediction. A CPU has nothing to overlap.
+    device = training.parameters["device"]
+    workers = "0" if device == "cpu" else "1"
+    machine = ["-npp", workers, "-nps", workers, "-device", device]
     task.command("nnUNetv2_predict", "-i", str(task.raw / "imagesTs"), "-o", str(target), *model, *mirroring, *machine)
     return sorted(target.glob(f"*{read_json(task.plan.dataset / 'dataset.json')['file_ending']}"))
 
