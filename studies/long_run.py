@@ -1,6 +1,6 @@
 """The memory of a long training and of its loader workers, and what it leaves behind when it is stopped.
 
-    python studies/long_run.py --out long_run.json --picture long_run.svg     # three minutes
+    python studies/long_run.py --out long_run.json --picture long_run.svg     # 15 to 40 minutes
     python studies/long_run.py --steps 40                                     # a minute
     python studies/long_run.py --minutes 1                                    # as many steps as a minute allows
 
