@@ -10,7 +10,7 @@ from numpy import ndarray
 from nnunet_topomae.topology.homology.cells import CUBES, DIRECTIONS, SQUARES
 from nnunet_topomae.topology.homology.lower_stars import CRITICAL_CUBE, NOTHING, LowerStars, lower_stars
 from nnunet_topomae.topology.homology.order import U
-from nnunet_topomae.topology.solver.kernels import kernel
+from nnunet_topomae.topology.solver.kernels import inner_kernel, kernel
 from nnunet_topomae.topology.workers import Both, in_turn
 
 # Rank of the voxels around the volume: they never come.
@@ -121,7 +121,7 @@ def _fill(grid: Grid, stars: LowerStars, gradient: Gradient, earlier: ndarray, f
             _look_up(grid, stars, gradient, row, earlier)
 
 
-@kernel
+@inner_kernel
 def _look_up(grid: Grid, stars: LowerStars, gradient: Gradient, row: int, earlier: ndarray) -> None:
     """Lower stars of one row of voxels, and where the gradient leads from them."""
     step, rank = grid.step, grid.rank
@@ -176,7 +176,7 @@ def _collect(rank: ndarray, star: ndarray, wanted: ndarray, ranks: ndarray) -> i
     return count
 
 
-@kernel
+@inner_kernel
 def find(parent: ndarray, i: int) -> int:
     """Root of ``i`` in a forest of pointers, which gets shorter paths on the way.
 

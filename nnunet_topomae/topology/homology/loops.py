@@ -20,7 +20,7 @@ from nnunet_topomae.topology.homology.gradient import Gradient, Grid
 from nnunet_topomae.topology.homology.lower_stars import LowerStars, lower_stars
 from nnunet_topomae.topology.homology.order import U, Word
 from nnunet_topomae.topology.homology.voids import Voids
-from nnunet_topomae.topology.solver.kernels import kernel
+from nnunet_topomae.topology.solver.kernels import inner_kernel, kernel
 from nnunet_topomae.topology.workers import Both, in_turn
 
 # An entry of a column in one word: place in the filtration (8 * rank + rank within the lower star), partner, voxel.
@@ -139,7 +139,7 @@ def _number_edges(stars: LowerStars, facts: ndarray, number: ndarray) -> Word:
     return count
 
 
-@kernel
+@inner_kernel
 def _loop_edges(stars: LowerStars, facts: Word) -> Word:
     """Critical edges of a voxel that killed no component, as bits."""
     critical: Word = stars.critical_edges[U((facts >> _STAR_SHIFT) & _STARS)]
@@ -164,7 +164,7 @@ def _list_columns(facts: ndarray, squares_left: ndarray, time: ndarray, home: nd
 def _reduce(grid: Grid, stars: LowerStars, state: Reduction, first: Word, last: Word, used: Word, end: Word) -> Word:
     """Pair the squares of some columns with edges, in ``pool[used:end]``; returns where it is free, -1 if too small."""
     for j in range(first, last):
-        size = _add_boundary(grid, stars, state, 0, np.int64(state.home[j]), state.time[j] & 15)
+        size = _add_boundary(grid, stars, state, np.int64(0), np.int64(state.home[j]), state.time[j] & 15)
         used = _settle(grid, stars, state, j, size, used, end)
         if used < 0:
             return used
@@ -185,7 +185,7 @@ def _join(grid: Grid, stars: LowerStars, state: Reduction, owner: ndarray, used:
     return used
 
 
-@kernel
+@inner_kernel
 def _load_column(state: Reduction, j: Word) -> Word:
     """Make column j the one at work; returns its size."""
     size: Word = state.length[U(j)]
@@ -194,7 +194,7 @@ def _load_column(state: Reduction, j: Word) -> Word:
     return size
 
 
-@kernel
+@inner_kernel
 def _settle(grid: Grid, stars: LowerStars, state: Reduction, j: Word, size: Word, used: Word, end: Word) -> Word:
     """Reduce column j, the one at work, and every column it displaces, until each has an edge.
 
@@ -227,7 +227,7 @@ def _settle(grid: Grid, stars: LowerStars, state: Reduction, j: Word, size: Word
         size = _add_column(state, size, state.start[U(k)], state.start[U(k)] + state.length[U(k)])
 
 
-@kernel
+@inner_kernel
 def _edge_number(stars: LowerStars, state: Reduction, voxel: Word, rank_in_star: Word) -> Word:
     """Number of a critical edge that bounds a loop."""
     facts = state.facts[U(voxel)]
@@ -240,7 +240,7 @@ def _edge_number(stars: LowerStars, state: Reduction, voxel: Word, rank_in_star:
     return number
 
 
-@kernel
+@inner_kernel
 def _add_boundary(grid: Grid, stars: LowerStars, state: Reduction, size: Word, voxel: Word, square: Word) -> Word:
     """Add the four edges of a voxel's square to the column; returns its new size."""
     ends, facts, edges = grid.square_ends, state.facts, stars.edges
@@ -257,7 +257,7 @@ def _add_boundary(grid: Grid, stars: LowerStars, state: Reduction, size: Word, v
     return _add_entry(state.column, _add_entry(state.column, size, far_a), far_b)
 
 
-@kernel
+@inner_kernel
 def _entry(edges: ndarray, facts: Word, voxel: Word, direction: Word) -> Word:
     """The word of an edge; -1 if it is paired with a vertex, since no loop dies with it."""
     if (facts >> (_DEAD_SHIFT + direction)) & 1:
@@ -267,7 +267,7 @@ def _entry(edges: ndarray, facts: Word, voxel: Word, direction: Word) -> Word:
     return place << _PLACE_SHIFT | (edge >> 3) << _VOXEL_BITS | voxel
 
 
-@kernel
+@inner_kernel
 def _add_entry(column: ndarray, size: Word, entry: Word) -> Word:
     """Add an entry to a sorted column modulo 2, nothing if it is -1; returns the new size."""
     if entry < 0:
@@ -285,7 +285,7 @@ def _add_entry(column: ndarray, size: Word, entry: Word) -> Word:
     return size + 1
 
 
-@kernel
+@inner_kernel
 def _add_column(state: Reduction, size: Word, j: Word, end: Word) -> Word:
     """Add the column at ``pool[j:end]`` to the one at work modulo 2; returns the new size."""
     column, scratch, pool = state.column, state.scratch, state.pool

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from nnunet_topomae.topology.solver.kernels import kernel
+from nnunet_topomae.topology.solver.kernels import inner_kernel, kernel
 from nnunet_topomae.topology.solver.neighbours import Scratch, nearest
 from nnunet_topomae.topology.solver.tree import ON_DIAGONAL, Side, lower_potential
 
@@ -53,7 +53,7 @@ def new_lists(bidders: Side, neighbours: int) -> Lists:
     )
 
 
-@kernel
+@inner_kernel
 def two_best(lists: Lists, place: int, potential: Float[ndarray, " padded"]) -> tuple[float, float, int]:
     """The two least reduced costs in the list of one place.
 
@@ -76,7 +76,7 @@ def two_best(lists: Lists, place: int, potential: Float[ndarray, " padded"]) -> 
     return best, second, position
 
 
-@kernel
+@inner_kernel
 def search(bidders: Side, objects: Side, lists: Lists, i: int, limit: float, scratch: Scratch) -> None:
     """Renew the list of one bidder's place with its best objects.
 
@@ -96,7 +96,7 @@ def search(bidders: Side, objects: Side, lists: Lists, i: int, limit: float, scr
     lists.horizon[place] = horizon
 
 
-@kernel
+@inner_kernel
 def _choose(
     bidders: Side, objects: Side, lists: Lists, i: int, epsilon: float, scratch: Scratch
 ) -> tuple[float, float, int]:
@@ -117,7 +117,7 @@ def _choose(
     return best, min(second, lists.horizon[place], diagonal), position
 
 
-@kernel
+@inner_kernel
 def _bid(bidders: Side, objects: Side, lists: Lists, i: int, epsilon: float, scratch: Scratch) -> int:
     """Give bidder ``i`` its best object or the diagonal; returns the bidder that had the object, negative if none."""
     best, second, position = _choose(bidders, objects, lists, i, epsilon, scratch)
@@ -126,7 +126,7 @@ def _bid(bidders: Side, objects: Side, lists: Lists, i: int, epsilon: float, scr
         bidders.partner[i] = ON_DIAGONAL
         return ON_DIAGONAL
     place = bidders.place[i]
-    j = lists.columns[place, position]
+    j = np.int64(lists.columns[place, position])  # of the type of all other indices: each is compiled anew
     bidders.potential[i] = min(second + epsilon, bidders.diagonal[i])
     lower_potential(objects, j, lists.costs[place, position] - bidders.potential[i])
     displaced: int = objects.partner[j]

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from nnunet_topomae.topology.solver.auction import Lists, search, two_best
-from nnunet_topomae.topology.solver.kernels import kernel
+from nnunet_topomae.topology.solver.kernels import inner_kernel, kernel
 from nnunet_topomae.topology.solver.neighbours import Scratch, all_within
 from nnunet_topomae.topology.solver.paths import Paths, discover, forget, pop, push
 from nnunet_topomae.topology.solver.tree import ON_DIAGONAL, UNASSIGNED, Side, lower_potential
@@ -85,7 +85,7 @@ def augment(
     return dropped
 
 
-@kernel
+@inner_kernel
 def _shortest_path(
     rows: Side, columns: Side, lists: Lists, start: int, paths: Paths, scratch: Scratch, budget: int
 ) -> tuple[float, int, int]:
@@ -113,7 +113,7 @@ def _shortest_path(
     return length, last_row, last_column
 
 
-@kernel
+@inner_kernel
 def _relax(
     rows: Side, columns: Side, lists: Lists, i: int, length: float, paths: Paths, scratch: Scratch
 ) -> tuple[float, int]:
@@ -169,7 +169,7 @@ def _relax(
     return length, free
 
 
-@kernel
+@inner_kernel
 def _update_potentials(rows: Side, columns: Side, paths: Paths, length: float) -> None:
     """Raise the potentials of settled rows and lower those of their columns such that the path becomes tight."""
     for t in range(paths.found[0]):
@@ -182,7 +182,7 @@ def _update_potentials(rows: Side, columns: Side, paths: Paths, length: float) -
                 lower_potential(columns, j, columns.potential[j] - change)
 
 
-@kernel
+@inner_kernel
 def _flip_path(
     rows: Side, columns: Side, parent: Int[ndarray, " m"], start: int, last_row: int, last_column: int
 ) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from nnunet_topomae.topology.solver.kernels import kernel
+from nnunet_topomae.topology.solver.kernels import inner_kernel, kernel
 from nnunet_topomae.topology.solver.tree import LEAF_SIZE, Side
 
 # What a node knows, as in tree.py; unsigned, because tests for negative indices would forbid vector instructions.
@@ -45,7 +45,7 @@ def new_scratch(neighbours: int) -> Scratch:
     return Scratch(stack, bounds, np.zeros(8), np.zeros(neighbours), leaf_costs, leaf_values, np.zeros(1, np.int64))
 
 
-@kernel
+@inner_kernel
 def _bound(nodes: Float[ndarray, "groups 8 8"], group: int, m: float, s: float, bounds: Float[ndarray, " 8"]) -> None:
     """Lower bounds of the reduced costs from (m, s) to the points below each of the eight nodes of a group.
 
@@ -68,7 +68,7 @@ def _bound(nodes: Float[ndarray, "groups 8 8"], group: int, m: float, s: float, 
         bounds[lane] = bound - (step_m * (gain_m - step_m) + step_s * (gain_s - step_s))
 
 
-@kernel
+@inner_kernel
 def _open(
     tree: Float[ndarray, "groups 8 8"], group: int, m: float, s: float, limit: float, waiting: int, scratch: Scratch
 ) -> int:
@@ -88,7 +88,7 @@ def _open(
     return waiting
 
 
-@kernel
+@inner_kernel
 def _evaluate(
     midpoint: Float[ndarray, " padded"],
     half: Float[ndarray, " padded"],
@@ -138,7 +138,7 @@ def nearest(
     leaf_costs, leaf_values = scratch.leaf_costs, scratch.leaf_values
     leaves, n = side.leaves, side.partner.shape[0]
     count, horizon, visits = 0, limit, 0
-    waiting = _open(tree, side.top >> 3, m, s, horizon, 0, scratch)
+    nodes[0], bounds[0], waiting = side.top >> 3, -np.inf, 1
     while waiting > 0:
         waiting -= 1
         node = nodes[waiting]
@@ -156,7 +156,7 @@ def nearest(
     return count, horizon
 
 
-@kernel
+@inner_kernel
 def _insert(
     first: int,
     size: int,
@@ -212,7 +212,7 @@ def all_within(
     nodes, leaf_costs, leaf_values = scratch.nodes, scratch.leaf_costs, scratch.leaf_values
     leaves, n = side.leaves, side.partner.shape[0]
     count, visits = 0, 0
-    waiting = _open(tree, side.top >> 3, m, s, limit, 0, scratch)
+    nodes[0], waiting = side.top >> 3, 1
     while waiting > 0:
         waiting -= 1
         node = nodes[waiting]

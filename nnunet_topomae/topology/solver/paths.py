@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from nnunet_topomae.topology.solver.kernels import kernel
+from nnunet_topomae.topology.solver.kernels import inner_kernel
 from nnunet_topomae.topology.solver.tree import Side
 
 
@@ -72,7 +72,7 @@ def new_paths(row_side: Side, column_side: Side) -> Paths:
     )
 
 
-@kernel
+@inner_kernel
 def discover(paths: Paths, i: int, distance: float) -> None:
     """Set the distance of a row to a smaller value and move the row up the heap; a new row is added to the heap.
 
@@ -90,7 +90,7 @@ def discover(paths: Paths, i: int, distance: float) -> None:
     paths.row_distance[i] = distance
 
 
-@kernel
+@inner_kernel
 def push(paths: Paths, i: int, key: float) -> None:
     """Add a row to the heap.
 
@@ -103,7 +103,7 @@ def push(paths: Paths, i: int, key: float) -> None:
     _rise(paths, i, key, paths.found[2] - 1)
 
 
-@kernel
+@inner_kernel
 def _rise(paths: Paths, i: int, key: float, hole: int) -> None:
     """Give a row a key and move it up the heap from the place ``hole``."""
     heap, place, keys = paths.heap, paths.place, paths.key
@@ -115,7 +115,7 @@ def _rise(paths: Paths, i: int, key: float, hole: int) -> None:
     heap[hole], place[i] = i, hole
 
 
-@kernel
+@inner_kernel
 def pop(paths: Paths) -> None:
     """Remove the nearest row from the heap."""
     heap, place, key = paths.heap, paths.place, paths.key
@@ -135,7 +135,7 @@ def pop(paths: Paths) -> None:
     heap[hole], place[i] = i, hole
 
 
-@kernel
+@inner_kernel
 def forget(paths: Paths, rows: Side) -> None:
     """Reset the state for the next search."""
     for t in range(paths.found[0]):

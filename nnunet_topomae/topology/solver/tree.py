@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from nnunet_topomae.topology.solver.kernels import kernel
+from nnunet_topomae.topology.solver.kernels import inner_kernel, kernel
 
 LEAF_SIZE = 24
 UNASSIGNED = -2
@@ -117,7 +117,7 @@ def _partition(
             _select(points[:, 1 if wide_s else 0], order, first, last - 1, middle)
 
 
-@kernel
+@inner_kernel
 def _select(keys: Float[ndarray, " n"], order: Int[ndarray, " n"], left: int, right: int, middle: int) -> None:
     """Reorder ``order[left : right + 1]`` such that no key before ``middle`` exceeds one from it on (quickselect)."""
     while left < right:
@@ -157,7 +157,7 @@ def refresh(side: Side) -> None:
         level *= 8
 
 
-@kernel
+@inner_kernel
 def _fit_plane(side: Side, node: int, first: int, last: int) -> None:
     """Slopes of the potentials below a node by least squares; along one axis only if the points lie on a line."""
     nodes, midpoint, half, potential = side.nodes, side.midpoint, side.half, side.potential
@@ -189,7 +189,7 @@ def _fit_plane(side: Side, node: int, first: int, last: int) -> None:
     nodes[group, SLOPE_M, lane], nodes[group, SLOPE_S, lane] = slope_m, slope_s
 
 
-@kernel
+@inner_kernel
 def _raise_plane(side: Side, node: int, first: int, last: int) -> None:
     """Height of a node's plane such that no potential below the node is above it."""
     nodes, group, lane = side.nodes, node >> 3, node & 7
@@ -201,7 +201,7 @@ def _raise_plane(side: Side, node: int, first: int, last: int) -> None:
     nodes[group, HEIGHT, lane] = height
 
 
-@kernel
+@inner_kernel
 def _lean(nodes: Float[ndarray, "groups 8 8"], node: int, parent: int) -> None:
     """How far the parallel of the parent's plane that is above a node's plane rises over it at the parent's centre."""
     group, lane, above, at = node >> 3, node & 7, parent >> 3, parent & 7
@@ -213,7 +213,7 @@ def _lean(nodes: Float[ndarray, "groups 8 8"], node: int, parent: int) -> None:
     nodes[group, ACROSS, lane] = across
 
 
-@kernel
+@inner_kernel
 def lower_potential(side: Side, j: int, value: float) -> None:
     """Lower the potential of one point and the planes of the nodes above it.
 
