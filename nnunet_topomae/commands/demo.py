@@ -53,8 +53,8 @@ depth = 1
 drop_path = 0.0
 
 [settings.pretraining]
-epochs = 5
-iterations_per_epoch = 28
+epochs = 4
+iterations_per_epoch = 32
 validation_iterations = 2
 learning_rate = 1e-3
 warmup_steps = 20
@@ -62,12 +62,12 @@ warmup_steps = 20
 [settings.topology]
 region = "crop"
 region_size = 24
-warmup_epochs = 2
+warmup_epochs = 1
 threads = 1
 
 [settings.finetuning]
-epochs = 7
-iterations_per_epoch = 30
+epochs = 5
+iterations_per_epoch = 40
 validation_iterations = 2
 learning_rate = 3e-3
 pretrained_learning_rate = 3e-3
