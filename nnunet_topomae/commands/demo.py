@@ -54,7 +54,7 @@ drop_path = 0.0
 
 [settings.pretraining]
 epochs = 4
-iterations_per_epoch = 32
+iterations_per_epoch = 34
 validation_iterations = 2
 learning_rate = 1e-3
 warmup_steps = 20
@@ -67,7 +67,7 @@ threads = 1
 
 [settings.finetuning]
 epochs = 5
-iterations_per_epoch = 40
+iterations_per_epoch = 44
 validation_iterations = 2
 learning_rate = 3e-3
 pretrained_learning_rate = 3e-3
