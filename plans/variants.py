@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-import numpy as np
-
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import CONFIGURATION_KEYS, SECTION, TopoMAEConfig, check_settings
 from nnunet_topomae.geometry import as_size3
 from nnunet_topomae.nnunet.names import check_name
-from nnunet_topomae.nnunet.plan_checks import check_architecture, with_inherited
+from nnunet_topomae.nnunet.plan_checks import check_architecture, check_patch_size, with_inherited
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -103,11 +101,7 @@ def _check(configuration: dict[str, Any], name: str) -> None:
     if not isinstance(patch_size, list) or len(patch_size) != 3 or not all(type(n) is int for n in patch_size):
         raise ValueError(f"patch_size = {patch_size!r} of {name} must be three whole numbers, for example [96,96,96]")
     check_architecture(configuration["architecture"], f"architecture of {name}")
-    strides = np.asarray(configuration["architecture"]["arch_kwargs"]["strides"])
-    total = strides.prod(axis=0)
-    if any(size % stride for size, stride in zip(patch_size, total, strict=True)):
-        raise ValueError(
-            f"patch_size = {patch_size} of {name} must be multiples of the plan's strides {total.tolist()}"
-        )
+    strides = configuration["architecture"]["arch_kwargs"]["strides"]
+    check_patch_size(patch_size, strides, name)
     features = configuration["architecture"]["arch_kwargs"].get("features_per_stage")
-    derive_network_shape(as_size3(patch_size, "patch_size"), strides.tolist(), config.architecture, features)
+    derive_network_shape(as_size3(patch_size, "patch_size"), strides, config.architecture, features)

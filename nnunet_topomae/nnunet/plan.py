@@ -14,6 +14,7 @@ from torch import nn
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
 from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.geometry import as_size3
+from nnunet_topomae.nnunet.plan_checks import check_patch_size
 from nnunet_topomae.types import Size3
 from nnunet_topomae.vectors import VectorFrame, find_slice_axis
 
@@ -207,12 +208,7 @@ def check_network(configuration: ConfigurationManager, where: str) -> None:
             f"{where}: nnU-Net cannot build the network that `architecture` describes ({type(error).__name__}: "
             f"{reason}). Restore the file, or plan again."
         ) from error
-    total = np.prod(configuration.pool_op_kernel_sizes, axis=0).tolist()
-    if any(size % stride for size, stride in zip(configuration.patch_size, total, strict=True)):
-        raise ValueError(
-            f"{where}: patch_size = {list(configuration.patch_size)} must be multiples of the network's total strides "
-            f"{total}. Restore the file, or plan again."
-        )
+    check_patch_size(configuration.patch_size, configuration.pool_op_kernel_sizes, where)
 
 
 def plan_facts(

@@ -1,7 +1,7 @@
 """What plans, splits and fingerprints must hold before anybody computes with them. Standard library only."""
 
-from collections.abc import Callable, Iterable, Mapping
-from math import isfinite
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,25 @@ def check_architecture(architecture: Any, where: str) -> None:
         raise ValueError(
             f"{where} must be a table whose arch_kwargs have strides: one list per stage, of a whole number of at "
             f"least 1 per axis. {_CURE}"
+        )
+
+
+def check_patch_size(patch_size: Sequence[int], strides: Sequence[Sequence[int]], where: str) -> None:
+    """Refuse a patch that the network's stages cannot halve evenly.
+
+    Args:
+        patch_size: in voxels, (D, H, W).
+        strides: of every stage, along (D, H, W).
+        where: what the patch belongs to, for the error.
+
+    Raises:
+        ValueError: says the multiples that fit.
+    """
+    total = [prod(factors) for factors in zip(*strides, strict=True)]
+    if any(size % factor for size, factor in zip(patch_size, total, strict=True)):
+        raise ValueError(
+            f"{where}: patch_size = {list(patch_size)} must be multiples of the network's total strides {total}. "
+            "Choose another patch size, or plan again."
         )
 
 

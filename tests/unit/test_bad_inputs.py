@@ -358,7 +358,7 @@ def test_the_section_of_the_plan(section: Any, says: str) -> None:
         ("epochs=3", "Did you mean"),
         ("spacing=[1,1,1]", "decides how images are preprocessed"),
         ("patch_size=25", "patch_size = 25"),
-        ("patch_size=[25,24,32]", "multiples of the plan's strides"),
+        ("patch_size=[25,24,32]", "multiples of the network's total strides"),
         ("patch_size=[16,24]", "three whole numbers"),
         ("patch_size=null", "three whole numbers"),
         ("batch_size=0", "batch_size = 0"),

@@ -83,7 +83,7 @@ def test_a_variant_shares_the_data_and_leaves_the_original_alone() -> None:
         ({"topology.region": "half"}, "'full', 'crop', 'pool'"),
         ({"spacing": [1, 1, 1]}, "Plan again"),
         ({"data_identifier": "x"}, "Plan again"),
-        ({"patch_size": [30, 64, 48]}, r"multiples of the plan's strides \[8, 8, 8\]"),
+        ({"patch_size": [30, 64, 48]}, r"multiples of the network's total strides \[8, 8, 8\]"),
         ({"patch_size": "96"}, "three whole numbers"),
         ({"batch_size": 0}, "at least 1"),
         ({"batch_size": 2.5}, "at least 1"),
