@@ -89,6 +89,62 @@ def nnunet_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NnunetFolders
     return folders
 
 
+@pytest.fixture(scope="session")
+def tiny_plans() -> Callable[..., dict[str, Any]]:
+    """Makes new plans as nnU-Net writes them, with a U-Net of four tiny stages: tiny_plans(dataset, **changes).
+
+    Their only configuration is 3d_fullres, without a section of ours. The changes replace values of it.
+    """
+
+    def make(dataset: str, **changes: Any) -> dict[str, Any]:
+        arguments = {
+            "n_stages": 4,
+            "features_per_stage": [4, 6, 8, 10],
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [[3, 3, 3]] * 4,
+            "strides": [[1, 1, 1], *[[2, 2, 2]] * 3],
+            "n_conv_per_stage": [1] * 4,
+            "n_conv_per_stage_decoder": [1] * 3,
+            "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        }
+        configuration = {
+            "data_identifier": "Plans_3d_fullres",
+            "preprocessor_name": "DefaultPreprocessor",
+            "patch_size": [16, 24, 32],
+            "batch_size": 2,
+            "batch_dice": False,
+            "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+            "resampling_fn_probabilities_kwargs": {},
+            "spacing": [2.0, 1.0, 1.0],
+            "normalization_schemes": ["ZScoreNormalization"],
+            "use_mask_for_norm": [False],
+            "architecture": {
+                "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+                "arch_kwargs": arguments,
+                "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+            },
+        }
+        return {
+            "dataset_name": dataset,
+            "plans_name": "Plans",
+            "image_reader_writer": "SimpleITKIO",
+            "label_manager": "LabelManager",
+            "transpose_forward": [0, 1, 2],
+            "transpose_backward": [0, 1, 2],
+            "foreground_intensity_properties_per_channel": {},
+            "configurations": {"3d_fullres": {**configuration, **changes}},
+            "continue_training": False,
+        }
+
+    return make
+
+
 @pytest.fixture
 def light_nnunet(monkeypatch: pytest.MonkeyPatch) -> None:
     """nnU-Net's own functions at little cost.

@@ -26,27 +26,7 @@ CASES = [f"c{number}" for number in range(5)]
 SHAPE, PATCH = (18, 30, 26), (16, 24, 24)
 EPOCHS, STEPS = 2, 2
 SCALE, GROWTH = 1024.0, 2
-STAGES = 4
-NETWORK: dict[str, Any] = {
-    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-    "arch_kwargs": {
-        "n_stages": STAGES,
-        "features_per_stage": [4, 6, 8, 10],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * STAGES,
-        "strides": [[1, 1, 1], *[[2, 2, 2]] * (STAGES - 1)],
-        "n_conv_per_stage": [1] * STAGES,
-        "n_conv_per_stage_decoder": [1] * (STAGES - 1),
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": "torch.nn.modules.dropout.Dropout3d",
-        "dropout_op_kwargs": {"p": 0.2},
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    },
-    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-}
+DROPOUT = {"dropout_op": "torch.nn.modules.dropout.Dropout3d", "dropout_op_kwargs": {"p": 0.2}}
 BUDGET = {"epochs": EPOCHS, "iterations_per_epoch": STEPS, "validation_iterations": 1, "seed": 7}
 SECTION: dict[str, Any] = {
     "architecture": {"vit": "tiny", "dims": [8, 8, 16, 16], "depth": 1, "dropout": 0.5},
@@ -68,7 +48,7 @@ RUNS: list[tuple[str, dict[str, dict[str, Any]], str | None]] = [
 
 
 @pytest.fixture(scope="module")
-def tiny_volumes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def tiny_volumes(tmp_path_factory: pytest.TempPathFactory, tiny_plans: Any) -> Iterator[Path]:
     """nnU-Net's folders with five preprocessed cases. Pictures, statistics and the final validation are left out."""
     from nnunetv2.training.logging.nnunet_logger import LocalLogger
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -98,11 +78,13 @@ def tiny_volumes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
         for kind in (nnUNetTrainer, pretrainer.TopoMAEPretrainer):
             patch.setattr(kind, "perform_actual_validation", lambda *_: None)
-        _write_data_set(root / "preprocessed" / DATASET)
+        plans = tiny_plans(DATASET, patch_size=PATCH)
+        plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"] |= DROPOUT
+        _write_data_set(root / "preprocessed" / DATASET, plans)
         yield root
 
 
-def _write_data_set(folder: Path) -> None:
+def _write_data_set(folder: Path, plans: dict[str, Any]) -> None:
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
     images = folder / "Plans_3d_fullres"
@@ -119,6 +101,7 @@ def _write_data_set(folder: Path) -> None:
         nnUNetDatasetBlosc2.save_case(image, labels, properties, str(images / case), **sizes)
     (folder / "splits_final.json").write_text(json.dumps([{"train": CASES[:4], "val": CASES[4:]}]))
     (folder / "dataset_fingerprint.json").write_text("{}")
+    (folder / "Plans.json").write_text(json.dumps(plans))
     description = {
         "channel_names": {"0": "MR"},
         "labels": {"background": 0, "organ": 1, "lesion": 2},
@@ -129,31 +112,12 @@ def _write_data_set(folder: Path) -> None:
 
 
 def _write_plans(root: Path, name: str, changes: dict[str, dict[str, Any]]) -> str:
-    configuration = {
-        "data_identifier": "Plans_3d_fullres",
-        "preprocessor_name": "DefaultPreprocessor",
-        "patch_size": PATCH,
-        "batch_size": 2,
-        "batch_dice": False,
-        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        "resampling_fn_probabilities_kwargs": {},
-        "spacing": [2.0, 1.0, 1.0],
-        "normalization_schemes": ["ZScoreNormalization"],
-        "use_mask_for_norm": [False],
-        "architecture": NETWORK,
-        "topomae": {part: {**values, **changes.get(part, {})} for part, values in SECTION.items()},
-    }
-    plans = {
-        "dataset_name": DATASET,
-        "plans_name": name,
-        "image_reader_writer": "SimpleITKIO",
-        "label_manager": "LabelManager",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "foreground_intensity_properties_per_channel": {},
-        "configurations": {"3d_fullres": configuration},
-    }
-    (root / "preprocessed" / DATASET / f"{name}.json").write_text(json.dumps(plans))
+    """The data set's plans under another name, with a section of ours."""
+    folder = root / "preprocessed" / DATASET
+    plans = {**json.loads((folder / "Plans.json").read_text()), "plans_name": name}
+    section = {part: {**values, **changes.get(part, {})} for part, values in SECTION.items()}
+    plans["configurations"]["3d_fullres"]["topomae"] = section
+    (folder / f"{name}.json").write_text(json.dumps(plans))
     return name
 
 

@@ -13,6 +13,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, distributed, nn
 
 from nnunet_topomae.data.cases import ImagesRead, hash_images
+from nnunet_topomae.nnunet.folders import nnunet_folder
 from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
 from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
 from nnunet_topomae.trainers.unetr_trainer import UNETRTrainer
@@ -34,72 +35,28 @@ DESCRIPTION = {
 }
 STATISTICS = {"percentile_00_5": -57.0, "percentile_99_5": 164.0, "mean": 50.25, "std": 40.5}
 SLOW, FAST = 1e-4, 3e-4
-STOCK_NETWORK = {
-    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-    "arch_kwargs": {
-        "n_stages": 2,
-        "features_per_stage": [4, 8],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * 2,
-        "strides": [[1, 1, 1], [2, 2, 2]],
-        "n_conv_per_stage": [1, 1],
-        "n_conv_per_stage_decoder": [1],
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    },
-    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-}
 
 
 def _plans(**finetuning: Any) -> dict[str, Any]:
-    architecture = {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {"strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]},
-        "_kw_requires_import": [],
-    }
-    section = {
+    """The data set's plans, with a section of ours."""
+    plans: dict[str, Any] = json.loads((nnunet_folder("nnUNet_preprocessed") / DATASET / "Plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["topomae"] = {
         "architecture": {"vit": "tiny", "dims": [8, 8, 16, 16], "depth": 1},
         "pretraining": {"seed": 1},
         "finetuning": {"seed": 1, "pretrained_learning_rate": SLOW, "learning_rate": FAST, **finetuning},
     }
-    configuration = {
-        "data_identifier": "Plans_3d_fullres",
-        "preprocessor_name": "DefaultPreprocessor",
-        "patch_size": [16, 24, 32],
-        "batch_size": 2,
-        "batch_dice": False,
-        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        "resampling_fn_probabilities_kwargs": {},
-        "spacing": [2.0, 1.0, 1.0],
-        "normalization_schemes": ["CTNormalization"],
-        "use_mask_for_norm": [False],
-        "architecture": architecture,
-        "topomae": section,
-    }
-    return {
-        "dataset_name": DATASET,
-        "plans_name": "Plans",
-        "image_reader_writer": "SimpleITKIO",
-        "label_manager": "LabelManager",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "foreground_intensity_properties_per_channel": {"0": STATISTICS},
-        "configurations": {"3d_fullres": configuration},
-        "continue_training": False,
-    }
+    return plans
 
 
 @pytest.fixture(autouse=True)
-def _dataset(nnunet_env: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def _dataset(nnunet_env: Any, tiny_plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five preprocessed cases, of which nothing but the names is read; training itself does not start."""
     folder = nnunet_env.preprocessed / DATASET
     (folder / "Plans_3d_fullres").mkdir(parents=True)
     (folder / "splits_final.json").write_text(json.dumps(SPLITS))
+    plans = tiny_plans(DATASET, normalization_schemes=["CTNormalization"])
+    plans["foreground_intensity_properties_per_channel"] = {"0": STATISTICS}
+    (folder / "Plans.json").write_text(json.dumps(plans))
     for case in CASES:
         (folder / "Plans_3d_fullres" / f"{case}.b2nd").write_bytes(case.encode())
     monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda self: None)
@@ -434,9 +391,7 @@ def test_a_trainer_that_starts_from_scratch_refuses_given_weights(pretrained: Pr
 
 def test_stock_trainers_are_left_to_nnunet(pretrained: Pretrained, capsys: pytest.CaptureFixture[str]) -> None:
     _trainer()
-    plans = _plans()
-    plans["configurations"]["3d_fullres"]["architecture"] = STOCK_NETWORK
-    other = nnUNetTrainer(plans, "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
+    other = nnUNetTrainer(_plans(), "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
     other.initialize()
     file = pretrained.file.with_name("stock.pth")
     weights = {name: value + 1 for name, value in other.network.state_dict().items()}

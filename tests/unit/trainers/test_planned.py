@@ -24,36 +24,16 @@ DATASET = "Dataset007_Tiny"
 CASES = [f"c{number}" for number in range(5)]
 SPLITS = [{"train": CASES[:4], "val": CASES[4:]}]
 DESCRIPTION = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
-STAGES = 4
-NETWORK = {
-    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-    "arch_kwargs": {
-        "n_stages": STAGES,
-        "features_per_stage": [4] * STAGES,
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * STAGES,
-        "strides": [[1, 1, 1], *[[2, 2, 2]] * (STAGES - 1)],
-        "n_conv_per_stage": [1] * STAGES,
-        "n_conv_per_stage_decoder": [1] * (STAGES - 1),
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    },
-    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-}
 PATCH = (16, 24, 32)
 
 
 @pytest.fixture(autouse=True)
-def images(nnunet_env: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+def images(nnunet_env: Any, tiny_plans: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder of five preprocessed cases, of which only names and hashes are read; training itself does not start."""
     folder = Path(nnunet_env.preprocessed / DATASET / "Plans_3d_fullres")
     folder.mkdir(parents=True)
     (folder.parent / "splits_final.json").write_text(json.dumps(SPLITS))
+    (folder.parent / "Plans.json").write_text(json.dumps(tiny_plans(DATASET, patch_size=PATCH)))
     for case in CASES:
         (folder / f"{case}.b2nd").write_bytes(case.encode())
     monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda self: None)
@@ -61,35 +41,13 @@ def images(nnunet_env: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _trainer(kind: type[PlannedTrainer], folder: Path, **finetuning: Any) -> PlannedTrainer:
-    configuration = {
-        "data_identifier": folder.name,
-        "preprocessor_name": "DefaultPreprocessor",
-        "patch_size": list(PATCH),
-        "batch_size": 2,
-        "batch_dice": False,
-        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        "resampling_fn_probabilities_kwargs": {},
-        "spacing": [2.0, 1.0, 1.0],
-        "normalization_schemes": ["ZScoreNormalization"],
-        "use_mask_for_norm": [False],
-        "architecture": NETWORK,
-        "topomae": {
-            "architecture": {"vit": "tiny", "dims": [8, 8, 16, 16], "depth": 1},
-            "finetuning": {"seed": 1, **finetuning},
-        },
+    file = folder.parent / "Plans.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"]["3d_fullres"]["topomae"] = {
+        "architecture": {"vit": "tiny", "dims": [8, 8, 16, 16], "depth": 1},
+        "finetuning": {"seed": 1, **finetuning},
     }
-    plans = {
-        "dataset_name": DATASET,
-        "plans_name": "Plans",
-        "image_reader_writer": "SimpleITKIO",
-        "label_manager": "LabelManager",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "foreground_intensity_properties_per_channel": {},
-        "configurations": {"3d_fullres": configuration},
-        "continue_training": False,
-    }
-    (folder.parent / "Plans.json").write_text(json.dumps(plans))
+    file.write_text(json.dumps(plans))
     return kind(plans, "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
 
 

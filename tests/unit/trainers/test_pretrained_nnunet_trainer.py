@@ -16,6 +16,7 @@ from torch import nn
 from nnunet_topomae import __version__
 from nnunet_topomae.cli import main
 from nnunet_topomae.data.cases import ImagesRead
+from nnunet_topomae.nnunet.folders import nnunet_folder
 from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
 from nnunet_topomae.trainers.pretrained_nnunet_trainer import PretrainedNNUNetTrainer
 from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
@@ -35,66 +36,31 @@ DESCRIPTION = {
     "numTraining": 5,
     "file_ending": ".nii.gz",
 }
-NETWORK: dict[str, Any] = {
-    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-    "arch_kwargs": {
-        "n_stages": 4,
-        "features_per_stage": [4, 6, 8, 10],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * 4,
-        "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
-        "n_conv_per_stage": [1] * 4,
-        "n_conv_per_stage_decoder": [1] * 3,
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    },
-    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-}
+RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 
 
-def _plans(partner: str = "plan", vit: str = "tiny", **finetuning: Any) -> dict[str, Any]:
-    section = {
+def _plans(partner: str = "plan", vit: str = "tiny", residual: bool = False, **finetuning: Any) -> dict[str, Any]:
+    """The data set's plans, with a section of ours; their network may have a residual encoder."""
+    plans: dict[str, Any] = json.loads((nnunet_folder("nnUNet_preprocessed") / DATASET / "Plans.json").read_text())
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration["topomae"] = {
         "architecture": {"partner": partner, "vit": vit, "dims": [8, 8, 16, 16], "depth": 1},
         "pretraining": {"seed": 1, "partner_learning_rate": 1e-3},
         "finetuning": {"seed": 1, **finetuning},
     }
-    configuration = {
-        "data_identifier": "Plans_3d_fullres",
-        "preprocessor_name": "DefaultPreprocessor",
-        "patch_size": [16, 24, 32],
-        "batch_size": 2,
-        "batch_dice": False,
-        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        "resampling_fn_probabilities_kwargs": {},
-        "spacing": [2.0, 1.0, 1.0],
-        "normalization_schemes": ["ZScoreNormalization"],
-        "use_mask_for_norm": [False],
-        "architecture": deepcopy(NETWORK),
-        "topomae": section,
-    }
-    return {
-        "dataset_name": DATASET,
-        "plans_name": "Plans",
-        "image_reader_writer": "SimpleITKIO",
-        "label_manager": "LabelManager",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "foreground_intensity_properties_per_channel": {},
-        "configurations": {"3d_fullres": configuration},
-        "continue_training": False,
-    }
+    if residual:
+        configuration["architecture"]["network_class_name"] = RESIDUAL
+        arguments = configuration["architecture"]["arch_kwargs"]
+        arguments["n_blocks_per_stage"] = arguments.pop("n_conv_per_stage")
+    return plans
 
 
 @pytest.fixture(autouse=True)
-def _dataset(nnunet_env: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def _dataset(nnunet_env: Any, tiny_plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = nnunet_env.preprocessed / DATASET
     (folder / "Plans_3d_fullres").mkdir(parents=True)
     (folder / "splits_final.json").write_text(json.dumps(SPLITS))
+    (folder / "Plans.json").write_text(json.dumps(tiny_plans(DATASET)))
     for case in CASES:
         (folder / "Plans_3d_fullres" / f"{case}.b2nd").write_bytes(case.encode())
     monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda self: None)
@@ -310,22 +276,11 @@ def test_the_network_is_built_alike_for_inference() -> None:
     assert isinstance(network, nn.Module) and network.decoder.deep_supervision is False
 
 
-RESIDUAL = {
-    **NETWORK,
-    "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
-    "arch_kwargs": {
-        **{key: value for key, value in NETWORK["arch_kwargs"].items() if key != "n_conv_per_stage"},
-        "n_blocks_per_stage": [1] * 4,
-    },
-}
-
-
-def _beginning(start: Path | None, fold: int = 0, network: dict[str, Any] = NETWORK, **architecture: str) -> Any:
+def _beginning(start: Path | None, fold: int = 0, **network: Any) -> Any:
     """A pre-training that is to start from a file."""
-    plans = _plans(**{"vit": "none", **architecture})
-    configuration = plans["configurations"]["3d_fullres"]
-    configuration["architecture"] = deepcopy(network)
-    configuration["topomae"].setdefault("pretraining", {})["start"] = None if start is None else str(start)
+    plans = _plans(**{"vit": "none", **network})
+    section = plans["configurations"]["3d_fullres"]["topomae"]
+    section["pretraining"]["start"] = None if start is None else str(start)
     return _trainer(TopoMAEPretrainer, plans, fold)
 
 
@@ -393,8 +348,8 @@ def test_a_start_that_has_seen_a_validation_case_is_refused() -> None:
 def test_a_pre_training_starts_from_nnssl_which_lists_no_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = _nnssl(tmp_path / "openmind.pth", _beginning(None, network=RESIDUAL).network)
-    trainer = _beginning(file, network=RESIDUAL)
+    file = _nnssl(tmp_path / "openmind.pth", _beginning(None, residual=True).network)
+    trainer = _beginning(file, residual=True)
     trainer.on_train_start()
     weights, own = torch.load(file, weights_only=True)["network_weights"], trainer.network.state_dict()
     kept = [name for name in own if name.startswith(("encoder.", "decoder.")) and ".seg_layers." not in name]
@@ -404,25 +359,23 @@ def test_a_pre_training_starts_from_nnssl_which_lists_no_images(
     # What is fine-tuned from it says so too.
     checkpoint = Path(trainer.output_folder) / "checkpoint_final.pth"
     trainer.save_checkpoint(str(checkpoint))
-    plans = _plans(vit="none")
-    plans["configurations"]["3d_fullres"]["architecture"] = deepcopy(RESIDUAL)
-    tuned = _trainer(PretrainedNNUNetTrainer, plans)
+    tuned = _trainer(PretrainedNNUNetTrainer, _plans(vit="none", residual=True))
     tuned.on_train_start()
     assert "openmind.pth, which lists no images" in capsys.readouterr().out
 
 
 def test_what_is_exported_for_stock_nnunet_starts_a_pre_training_as_nnssls_does(tmp_path: Path) -> None:
-    trainer = _beginning(None, network=RESIDUAL)
+    trainer = _beginning(None, residual=True)
     trainer.images_read = ImagesRead(dict.fromkeys(SPLITS[0]["train"], "hash"))
     checkpoint, file = Path(trainer.output_folder) / "checkpoint_final.pth", tmp_path / "weights.pth"
     trainer.save_checkpoint(str(checkpoint))
     assert main(["export-weights", str(checkpoint), "--for", "nnUNetTrainer", "-o", str(file)]) == 0
     entry = torch.load(file, weights_only=True)["nnssl_adaptation_plan"]
-    assert entry["architecture_plans"]["arch_class_name"] == RESIDUAL["network_class_name"]
+    assert entry["architecture_plans"]["arch_class_name"] == RESIDUAL
     assert entry["pretrain_plan"] == {
         "configurations": {"3d_fullres": {"patch_size": [16, 24, 32], "spacing": [2, 1, 1]}}
     }
-    again = _beginning(file, network=RESIDUAL)
+    again = _beginning(file, residual=True)
     with torch.no_grad():
         for parameter in again.network.parameters():
             parameter.zero_()
@@ -433,18 +386,18 @@ def test_what_is_exported_for_stock_nnunet_starts_a_pre_training_as_nnssls_does(
 
 
 def test_starts_that_do_not_fit_name_both_sides(tmp_path: Path) -> None:
-    residual = _beginning(None, network=RESIDUAL).network
+    residual = _beginning(None, residual=True).network
     file = _nnssl(tmp_path / "openmind.pth", residual)
     cases = [
-        (file, {"network": NETWORK}, "nnssl's ResEncL, and the plan's network is another one"),
+        (file, {}, "nnssl's ResEncL, and the plan's network is another one"),
         (file, {"partner": "unetrpp", "vit": "tiny"}, "this plan pre-trains UNETR"),
-        (_nnssl(tmp_path / "two.pth", residual, channels=2), {"network": RESIDUAL}, "2 channels.*this data set has 1"),
+        (_nnssl(tmp_path / "two.pth", residual, channels=2), {"residual": True}, "2 channels.*this data set has 1"),
         (tmp_path / "none.pth", {}, "none.pth, which does not exist"),
     ]
     torch.save({"network_weights": {}}, tmp_path / "stock.pth")
     cases.append((tmp_path / "stock.pth", {}, "no checkpoint of TopoMAEPretrainer .* and none of nnssl"))
     for start, changes, message in cases:
-        trainer = _beginning(None, **{"network": NETWORK, **changes})
+        trainer = _beginning(None, **changes)
         trainer.given_weights = start
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             trainer.on_train_start()
@@ -470,21 +423,17 @@ SPARE = {
     "label_manager", "foreground_intensity_properties_per_channel", "preprocessor_name", "use_mask_for_norm",
     "conv_bias", "norm_op_kwargs", "eps", "affine", "dropout_op_kwargs", "nonlin_kwargs", "inplace",
 }  # fmt: skip
-# UNETR++'s shape follows from the strides; nothing of nnU-Net's own network is built.
-SPARE_IN_NETWORK = {*NETWORK["arch_kwargs"]} - {"strides"}
 
 
 @pytest.mark.parametrize(
-    ("kind", "partner", "spare"),
-    [
-        (TopoMAEPretrainer, "plan", SPARE),
-        (SeededNNUNetTrainer, "plan", SPARE),
-        (TopoMAEFusionTrainer, "unetrpp", SPARE | SPARE_IN_NETWORK),
-    ],
+    ("kind", "partner"),
+    [(TopoMAEPretrainer, "plan"), (SeededNNUNetTrainer, "plan"), (TopoMAEFusionTrainer, "unetrpp")],
 )
-def test_every_key_of_a_plan_is_spare_or_missed_in_one_line(kind: Any, partner: str, spare: set[str]) -> None:
+def test_every_key_of_a_plan_is_spare_or_missed_in_one_line(kind: Any, partner: str) -> None:
     plans = _plans(partner=partner)
-    keys = _keys(plans)
+    keys, spare = _keys(plans), SPARE
+    if partner == "unetrpp":  # its shape follows from the strides; nothing of nnU-Net's own network is built
+        spare = SPARE | {path[-1] for path in keys if "arch_kwargs" in path[:-1]} - {"strides"}
     for path in keys:
         if path[-1] in spare:
             continue
