@@ -214,7 +214,7 @@ def _lean(nodes: Float[ndarray, "groups 8 8"], node: int, parent: int) -> None:
 
 
 @inner_kernel
-def lower_potential(side: Side, j: int, value: float) -> None:
+def lower_potential(side: Side, j: int | np.int64, value: float) -> None:
     """Lower the potential of one point and the planes of the nodes above it.
 
     Args:
