@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from nnunet_topomae.benchmark.compared import COMPARED
 from nnunet_topomae.benchmark.primary import Primary, read_primary
 from nnunet_topomae.benchmark.recipes import PLANNERS, Recipe, find_recipe
 from nnunet_topomae.config import CONFIGURATION_KEYS, SECTION, TopoMAEConfig, check_settings
@@ -289,7 +290,7 @@ def _check_statistics(path: Path, spec: BenchmarkSpec) -> None:
     if spec.margin is not None and spec.primary is None:
         raise ValueError(f"{path}: margin = {spec.margin} belongs to a primary comparison; name one as primary = [...]")
     if spec.margin is not None and spec.primary is not None:
-        share = spec.primary.metric in ("dice", "nsd")
+        share = COMPARED[spec.primary.metric].is_share
         if spec.margin <= 0 or (share and spec.margin >= 1):
             limits = "above 0 and, for this metric, below 1" if share else "above 0"
             raise ValueError(f"{path}: margin = {spec.margin} of {spec.primary.metric} must be {limits}")
