@@ -141,6 +141,11 @@ def crop_mask(token_mask: TokenMask, token_size: Size3, device: torch.device | s
 
     Raises:
         ValueError: samples hide different numbers of tokens, or all of them.
+
+    Example:
+        >>> mask = crop_mask(torch.tensor([True, False]).reshape(1, 1, 1, 2), (1, 1, 2))
+        >>> mask.visible.tolist(), mask.hidden.flatten().tolist()
+        ([[1]], [True, True, False, False])
     """
     visible = visible_index(token_mask).to(device, non_blocking=True)
     return CropMask(visible, token_to_voxel_mask(token_mask.to(device), token_size))
@@ -155,6 +160,11 @@ def inside_mask(locations: Sequence[CropLocation], device: torch.device) -> Voxe
 
     Returns:
         bool tensor (B, 1, D, H, W), False at padded voxels; None where no crop is padded.
+
+    Example:
+        >>> location = CropLocation((0, 0, -1), (1, 1, 3), (1, 1, 9))
+        >>> inside_mask([location], torch.device("cpu")).flatten().tolist()
+        [False, True, True, True]
     """
     if not any(location.is_padded for location in locations):
         return None

@@ -79,6 +79,9 @@ def centre_vectors(location: CropLocation, frame: VectorFrame) -> Float[ndarray,
     Args:
         location: place of the crop, as its array lies now.
         frame: as it lies now too.
+
+    Returns:
+        The corners' vectors, then that of the crop's centre.
     """
     points = location.points()
     target = np.array(location.volume_shape) / 2.0
@@ -93,6 +96,9 @@ def to_spherical(vectors: Float[ndarray, "n 3"], radius: float, polar_axis: int)
         vectors: in mm.
         radius: length in mm that becomes 1; longer vectors become 1 too.
         polar_axis: axis from which polar angles are measured.
+
+    Returns:
+        Radius (0 to 1), polar angle (0 to 1) and azimuth (-1 to 1) of every vector.
 
     Example:
         >>> to_spherical(np.array([[0.0, 0.0, 5.0], [0.0, -5.0, 0.0]]), 10.0, polar_axis=2).tolist()
@@ -114,6 +120,13 @@ def from_spherical(coordinates: Float[ndarray, "n 3"], radius: float, polar_axis
         coordinates: radius, polar angle and azimuth as networks predict them.
         radius: length in mm of a radius of 1.
         polar_axis: axis from which polar angles are measured.
+
+    Returns:
+        Along the axes of the array.
+
+    Example:
+        >>> from_spherical(np.array([[0.5, 0.0, 0.0], [0.5, 0.5, -0.5]]), 10.0, polar_axis=2).round(6).tolist()
+        [[0.0, 0.0, 5.0], [0.0, -5.0, 0.0]]
     """
     first, second = (axis for axis in range(3) if axis != polar_axis)
     length, polar, azimuth = coordinates.astype(np.float64).T * np.array([[radius], [np.pi], [np.pi]])

@@ -77,6 +77,10 @@ def scaled_box(patch_size: Size3, factor: float, volume_shape: Size3) -> Size3:
 
     Returns:
         Edges in voxels, at least 1. Over the patch they give the true factor of every axis.
+
+    Example:
+        >>> scaled_box((16, 64, 64), 1.5, (20, 80, 200))
+        (20, 80, 96)
     """
     edges = [
         min(max(1, round(factor * patch)), max(size, patch))

@@ -139,6 +139,12 @@ def nsd(truth: Mask, prediction: Mask, spacing: Spacing, tolerance: float) -> fl
 
     Raises:
         ValueError: shapes differ, spacing not positive, tolerance negative.
+
+    Example:
+        >>> truth, prediction = np.zeros((2, 6, 6, 6), dtype=bool)
+        >>> truth[1:4, 1:4, 1:4], prediction[2:5, 1:4, 1:4] = True, True
+        >>> nsd(truth, prediction, (2.0, 1.0, 1.0), tolerance=2.0)
+        1.0
     """
     if tolerance < 0:
         raise ValueError(f"a tolerance is at least 0 mm, got {tolerance}")
@@ -163,6 +169,12 @@ def voxel_hd95(truth: Mask, prediction: Mask) -> float:
     Raises:
         ValueError: the masks are not 3D or differ in shape.
         TypeError: a mask is not boolean.
+
+    Example:
+        >>> truth, prediction = np.zeros((2, 4, 4, 9), dtype=bool)
+        >>> truth[1, 1, 1], prediction[1, 1, 5] = True, True
+        >>> voxel_hd95(truth, prediction)
+        4.0
     """
     _check_masks(truth, prediction)
     if not (truth.any() and prediction.any()):

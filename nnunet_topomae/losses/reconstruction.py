@@ -48,6 +48,12 @@ def inside_l1(output: Volume, target: Volume, inside: VoxelMask | None = None) -
 
     Returns:
         A scalar: the mean over all counted voxels and channels of the batch, 0 if there are none.
+
+    Example:
+        >>> import torch
+        >>> output = torch.arange(1.0, 5.0).reshape(1, 1, 1, 1, 4)
+        >>> float(inside_l1(output, torch.zeros_like(output), output < 3))
+        1.5
     """
     errors = (output.float() - target.float()).abs()
     if inside is None:

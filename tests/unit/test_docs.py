@@ -25,7 +25,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"
 # Written by `benchmark report`, with one line per row whatever its length.
 GENERATED = {DOCS / "results" / name / "report.md" for name in ("hippocampus", "hippocampus_scratch")}
 PROSE = [page for page in PAGES if page not in GENERATED]
-NUMERIC = ("topology", "evaluation", "losses", "geometry.py", "masking.py", "training/resample.py")
+NUMERIC = ("topology", "evaluation", "losses", "geometry.py", "masking.py", "vectors.py")
+NUMERIC += ("data/transforms.py", "training/resample.py")
 PACKAGE = ROOT / "nnunet_topomae"
 LINE_LENGTH = 120
 
