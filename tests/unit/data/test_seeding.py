@@ -90,9 +90,10 @@ def test_a_label_that_the_data_set_does_not_have_is_named_with_its_case() -> Non
 
 
 def test_global_generators_are_put_back() -> None:
+    loader = _loader()  # beartype draws which items of a list it checks
     seed_global_generators(5)
     states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
-    next(_loader())
+    next(loader)
     assert random.getstate() == states[0] and np.array_equal(np.random.get_state()[1], states[1])
     assert torch.equal(torch.get_rng_state(), states[2])
 
