@@ -50,6 +50,21 @@ def test_malicious_properties_are_not_read_by_pre_training(tmp_path: Path) -> No
     assert executed.exists()  # the attack itself works
 
 
+def test_an_image_that_is_damaged_in_its_middle_ends_pre_training_with_its_case(tmp_path: Path) -> None:
+    """Such a file opens; it is decompressed only where a crop is cut."""
+    file = tmp_path / "a.b2nd"
+    image = np.random.default_rng(0).integers(0, 9, size=(1, 40, 40, 40)).astype(np.float32)
+    blosc2.asarray(image, urlpath=str(file), mode="w")
+    content = bytearray(file.read_bytes())
+    third = len(content) // 3
+    content[third : 2 * third] = bytes(third)
+    file.write_bytes(content)
+    dataset = JointDataset(nnUNetDatasetBlosc2(str(tmp_path), ["a"]), [])
+    loader = CropLocationLoader(dataset, 1, (36, 36, 36), LabelManager({"background": 0, "x": 1}, None), (0,), 1)
+    with pytest.raises(ValueError, match="preprocessed image of case a is damaged: .*preprocess again"):
+        next(loader)
+
+
 def test_all_kinds_of_files_give_the_same_image(tmp_path: Path) -> None:
     _write(tmp_path / "b2nd", "a")
     for name in ("npy", "npz"):
