@@ -9,6 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from nnunet_topomae.files import write_whole
+
 PLOT_FILE = "progress.png"
 
 # Points (epoch, value) by name.
@@ -45,7 +47,8 @@ def plot_terms(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     for panel in panels[len(names) + len(extra) :]:
         panel.set_visible(False)
     figure.axes[0].legend()
-    figure.savefig(path, dpi=90)
+    with write_whole(path) as file:
+        figure.savefig(file, format="png", dpi=90)
 
 
 def measured_series(records: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
