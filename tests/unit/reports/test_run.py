@@ -83,6 +83,19 @@ def test_what_was_rebuilt_is_said(tmp_path: Path, metric: str, said: tuple[str, 
     assert all(words in text for words in said) and unsaid not in text
 
 
+def test_the_page_says_how_well_the_networks_know_where_crops_were_taken(tmp_path: Path) -> None:
+    fold = _fold(tmp_path, "VectorPOSEPretrainer", 1, 1, {"train": {"total": 1.0}, "validation": {}}, final=True)
+    (fold / "validation").mkdir()
+    errors = {"partner": {"mm": 60.0, "degrees": 30.0}, "mean_answer": {"mm": 55.0, "degrees": 30.0}, "crops": 150}
+    (fold / "validation" / "summary.json").write_text(json.dumps({"spatial": {"vectors": errors}}))
+    assert main(["report", str(fold)]) == 0
+    text = " ".join(" ".join(_Page((fold / "report.html").read_text(encoding="utf-8")).words).split())
+    assert (
+        "Where crops were taken: vectors of 150 random crops of training cases: partner 60.0 mm and 30 degrees off; "
+        "always the mean: 55.0 mm and 30 degrees. The partner did not learn them." in text
+    )
+
+
 def test_a_supervised_training_that_has_ended(tmp_path: Path) -> None:
     fold = _fold(tmp_path, "TopoMAEFusionTrainer", 2, 10, SUPERVISED, final=True)
     add_facts(fold, {"ended_early": {"epochs": 2, "reason": "somebody has asked"}})

@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import time
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,10 +26,11 @@ from nnunet_topomae.cli import main
 from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.trainers.endable import EndableTrainer
+from nnunet_topomae.trainers.monitored import MonitoredTrainer
 from nnunet_topomae.trainers.planned import PlannedTrainer
 from nnunet_topomae.training import checkpoints
 from nnunet_topomae.training.failures import is_expected
-from nnunet_topomae.training.record import read_facts
+from nnunet_topomae.training.record import read_facts, write_epoch
 from nnunet_topomae.training.stopping import STOP_FILE
 
 EPOCHS, STEPS = 3, 4
@@ -424,6 +426,33 @@ def test_a_signal_does_not_keep_an_ended_training_from_its_final_checkpoint(tmp_
         trainer.run_training()
     assert ended.value.code == 128 + signal.SIGTERM
     assert torch.load(tmp_path / "checkpoint_final.pth", weights_only=True)["current_epoch"] == 2
+
+
+class _Probed(_Training, MonitoredTrainer):
+    """Records of all epochs have the same probe."""
+
+    gradients: Any = SimpleNamespace(resume=lambda records: None)
+
+    def on_epoch_end(self) -> None:
+        write_epoch(Path(self.output_folder), {"epoch": self.current_epoch, "probe": {"vit": 0.5, "seconds": 1.0}})
+        super().on_epoch_end()
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(0, 3), (1, 2)])
+def test_a_plateau_of_the_probe_ends_a_pre_training_with_the_final_checkpoint(
+    tmp_path: Path, patience: int, epochs: int
+) -> None:
+    trainer = _Probed(tmp_path)
+    pretraining = replace(trainer.config.pretraining, probe_every=1, plateau_probes=patience)
+    trainer.config = replace(trainer.config, pretraining=pretraining)
+    trainer.run_training()
+    assert len(trainer.steps_of_epochs) == epochs
+    assert torch.load(_file(trainer, "final"), weights_only=True)["current_epoch"] == epochs
+    early = read_facts(tmp_path).get("ended_early")
+    assert (early is not None) == (epochs < EPOCHS)
+    if early is not None:
+        assert early["epochs"] == epochs and early["reason"].startswith("the probe is on a plateau: 1 probes")
+        assert any(line.startswith("ended after 2 of 3 epochs: the probe is on a plateau") for line in trainer.lines)
 
 
 def test_an_ended_training_goes_on_and_newer_checkpoints_are_not_forgotten(tmp_path: Path) -> None:

@@ -58,7 +58,9 @@ def test_who_knows_the_place_makes_no_error_and_the_mean_does() -> None:
     assert vectors.of["partner"]["degrees"] == pytest.approx(0, abs=0.1)
     assert points.of["partner"]["mm"] == pytest.approx(0, abs=1e-3)
     assert vectors.of[MEAN]["mm"] > 1 and vectors.of[MEAN]["degrees"] > 5 and points.of[MEAN]["mm"] > 1
-    assert "did not learn" not in vectors.line() and vectors.line().startswith("vectors of 8 random crops: partner 0.0")
+    assert "did not learn" not in vectors.line() and vectors.line().startswith(
+        "vectors of 8 random crops of training cases: partner 0.0"
+    )
     assert SpatialErrors.read("vectors", vectors.facts()) == vectors
 
 
@@ -69,6 +71,22 @@ def test_who_answers_worse_than_the_mean_has_learnt_nothing() -> None:
     (vectors,) = _errors(wrong, spatial="vectors")
     assert vectors.line().endswith("The partner did not learn them")
     assert _errors(wrong, spatial="none") == []
+
+
+@pytest.mark.parametrize(
+    ("mm", "degrees", "said"),
+    [
+        (9.0, 29.0, ""),
+        (9.0, 30.0, ". The partner did not learn their directions"),
+        (9.0, float("nan"), ""),
+        (10.0, 29.0, ". The partner did not learn them"),
+        (10.0, 31.0, ". The partner did not learn them"),
+    ],
+)
+def test_a_distance_or_a_direction_no_better_than_the_means_is_named(mm: float, degrees: float, said: str) -> None:
+    mean = {"mm": 10.0, "degrees": 30.0}
+    of = {"vit": {"mm": 1.0, "degrees": 2.0}, "partner": {"mm": mm, "degrees": degrees}, MEAN: mean}
+    assert SpatialErrors("vectors", of, 8).line().partition("always the mean: 10.0 mm and 30 degrees")[2] == said
 
 
 @pytest.mark.slow
