@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nnunet_topomae.data.boundary_task import BoundaryTask
 from nnunet_topomae.data.corruptions import Corruption
+from nnunet_topomae.data.images import not_finite
 from nnunet_topomae.data.seeding import sample_generator
 from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.data.transforms import Places, resample_crop, square_planes, turn_crop
@@ -147,10 +148,7 @@ class CropLocationLoader(nnUNetDataLoader):
             )
         volume = torch.from_numpy(np.ascontiguousarray(crop)).float()
         if not torch.isfinite(volume).all():
-            raise ValueError(
-                f"case {case} holds NaN or infinite voxels in {location.lower} to {location.upper}. Correct its image "
-                "in nnUNet_raw and preprocess again with nnUNetv2_preprocess."
-            )
+            raise ValueError(not_finite(case, f" in {location.lower} to {location.upper}"))
         return resample_crop(volume, location.array_shape)
 
     def generate_train_batch(self) -> dict[str, Any]:

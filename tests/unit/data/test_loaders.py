@@ -243,6 +243,17 @@ def test_nan_names_the_case() -> None:
         next(loader)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_outside_of_a_corrupted_crop_names_the_case_too(value: float) -> None:
+    """What counts as dark and bright is read from the whole image."""
+    volume = _coordinates((11, 16, 14))
+    volume[0, 10, 15, 13] = value
+    loader = _loader({"broken": volume}, (4, 4, 4), corruption=Corruption(0.0, 0.0, 0.0))
+    crop = torch.zeros(3, 4, 4, 4)
+    with pytest.raises(ValueError, match="case broken holds NaN or infinite voxels. Correct its image in nnUNet_raw"):
+        loader.corrupt(crop, "broken", np.random.default_rng(0))
+
+
 @pytest.mark.parametrize("region", ["full", "crop", "pool"])
 def test_target_topology_is_that_of_the_region(region: str) -> None:
     rng = np.random.default_rng(0)
