@@ -259,7 +259,18 @@ def build_pretraining_loader(
         pretraining.scale,
         square_planes(plan.shape.patch_size, plan.spacing) if pretraining.rotate else (),
         plan.vector_frame() if pretraining.vectors else None,
-        Corruption(pretraining.shuffle, pretraining.bezier, pretraining.paint) if pretraining.boundaries else None,
+        _corruption(plan, monitoring=seed is None),
         first_sample,
         plan.facts.get("channels"),
     )
+
+
+def _corruption(plan: Plan, monitoring: bool) -> Corruption | None:
+    """What corrupts crops; None where no crop is corrupted and no term of the loss reads a boundary.
+
+    Monitoring and validation measure boundaries wherever the networks predict them.
+    """
+    pretraining, topology = plan.config.pretraining, plan.config.topology
+    probabilities = (pretraining.shuffle, pretraining.bezier, pretraining.paint)
+    idle = pretraining.lambda2 == 0.5 and not any(probabilities) and not topology.enabled
+    return None if not pretraining.boundaries or (idle and not monitoring) else Corruption(*probabilities)
