@@ -169,6 +169,22 @@ def trained_branches(
     return trained
 
 
+# Terms that read what the partner's decoder gives; the spatial ones read its encoder alone.
+_OF_DECODER = ("mse_partner", "topo_partner", "clean_partner", "edge_partner", "rec_consis")
+
+
+def trains_decoder(pretraining: PretrainingConfig, topology: TopologyConfig, with_vit: bool = True) -> bool:
+    """Whether a term with a weight reads what the partner's decoder gives; without one it stays as random as it was.
+
+    Args:
+        pretraining: the lambdas, the spatial task and the target of the reconstruction.
+        topology: whether there is a topological term, and its extra factor.
+        with_vit: whether the plan has a ViT.
+    """
+    weights = term_weights(pretraining, topology, with_vit)
+    return any(weights.get(name, 0.0) > 0 for name in _OF_DECODER)
+
+
 class CoPretrainingLoss(nn.Module):
     """Weighted sum of the eight terms, or of those that the plan has in their place.
 

@@ -127,12 +127,16 @@ def test_how_far_a_training_is(tmp_path: Path, epochs: int, wanted: int, final: 
     assert run.state == state and (run.curves is None) == (epochs == 0)
 
 
-def test_without_our_record_nnunets_own_plot_is_shown(tmp_path: Path) -> None:
-    fold = _fold(tmp_path, "SeededNNUNetTrainer", 0, 10, SUPERVISED)
+@pytest.mark.parametrize("final", [False, True])
+@pytest.mark.parametrize("trainer", ["nnUNetTrainer", "SeededNNUNetTrainer"])
+def test_without_our_record_nnunets_own_plot_is_shown(tmp_path: Path, trainer: str, final: bool) -> None:
+    fold = _fold(tmp_path, trainer, 0, 10, SUPERVISED, final)
     (fold / "debug.json").unlink()
     (fold / "progress.png").write_bytes(b"png")
     run = read_run(fold)
     assert run.curves is not None and run.curves.source.startswith("data:image/png")
+    words = "This trainer keeps no record of its epochs; nnU-Net's own plot is below."
+    assert run.state == (f"Finished. {words}" if final else words)
 
 
 def test_the_newest_reconstructions_are_shown(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from nnunet_topomae.trainers.monitored import MonitoredTrainer
 from nnunet_topomae.trainers.planned import PlannedTrainer
 from nnunet_topomae.training import checkpoints
 from nnunet_topomae.training.failures import is_expected
-from nnunet_topomae.training.record import read_facts, write_epoch
+from nnunet_topomae.training.record import add_facts, read_facts, write_epoch
 from nnunet_topomae.training.stopping import STOP_FILE
 
 EPOCHS, STEPS = 3, 4
@@ -401,6 +401,7 @@ def test_validation_alone_takes_the_final_checkpoint_or_none(tmp_path: Path) -> 
 def _asked(folder: Path, *steps: int, **options: Any) -> _Training:
     trainer = _continued(folder, **options) if options else _Training(folder)
     (folder / "training_log_2026.txt").touch()
+    add_facts(folder, {})
     trainer.asks = set(steps)
     trainer.run_training()
     return trainer
@@ -493,3 +494,21 @@ def test_only_the_folder_of_a_training_can_be_asked(tmp_path: Path, capsys: pyte
     errors = capsys.readouterr().err.splitlines()
     assert "there is no folder" in errors[0] and "name a fold's folder, fold_N" in errors[1]
     assert "name one of its folds: fold_1" in errors[2] and not list(tmp_path.rglob(STOP_FILE))
+
+
+def test_a_training_that_would_not_read_the_request_is_not_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    final, started = tmp_path / "checkpoint_final.pth", tmp_path / "debug.json"
+    (tmp_path / "training_log_1.txt").touch()
+    assert main(["stop", str(tmp_path)]) == 2
+    assert "has no training.json, so its trainer is not one of nnunet-topomae" in capsys.readouterr().err
+    add_facts(tmp_path, {})
+    started.touch()
+    final.touch()
+    os.utime(started, (1, 1))
+    assert main(["stop", str(tmp_path)]) == 2
+    assert f"the training in {tmp_path} has ended, with checkpoint_final.pth" in capsys.readouterr().err
+    assert not (tmp_path / STOP_FILE).exists()
+    os.utime(final, (0, 0))  # of an older training, in the folder of one that runs
+    assert main(["stop", str(tmp_path)]) == 0 and (tmp_path / STOP_FILE).exists()

@@ -90,14 +90,12 @@ def test_a_distance_or_a_direction_no_better_than_the_means_is_named(mm: float, 
 
 
 @pytest.mark.slow
-def test_statistics_say_what_is_clipped_and_made_smaller(tmp_path: Any) -> None:
+def test_statistics_say_what_is_clipped(tmp_path: Any) -> None:
     frame = VectorFrame((1.0, 1.0, 1.0), 0, 2)
     tall = vector_statistics([(64, 8, 8)], Places((48, 8, 8), scale=(1.0, 1.5)), frame)
-    # Eight voxels grow to nine from a factor of 1.0625 on.
-    assert tall.clipped > 0.5 and tall.shrunk == pytest.approx(0.875, abs=0.03)
-    assert any(line.startswith("warning") for line in tall.lines()) and "made smaller" in tall.lines()[-1]
+    assert tall.clipped > 0.5 and tall.lines()[-1].startswith("warning")
     flat = vector_statistics([(8, 64, 64)], Places((8, 16, 16)), frame)
-    assert flat.clipped < 0.05 and flat.shrunk == 0 and len(flat.lines()) == 1
+    assert flat.clipped < 0.05 and len(flat.lines()) == 1
     place = CropLocation((0, 0, 0), (8, 16, 16), (8, 64, 64))
     assert flat.longest_mm == pytest.approx(np.linalg.norm(centre_vectors(place, frame), axis=1).max(), rel=0.05)
     with pytest.raises(ValueError, match="at least one volume"):
