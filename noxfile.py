@@ -21,11 +21,12 @@ PYTHONS = ["3.11", "3.12", "3.13"]
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and formatting, with the version of ruff that pre-commit has."""
+    """Style, formatting and spelling, with the versions that pre-commit has."""
     extras = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]
-    session.install(*(need for need in extras["dev"] if need.startswith("ruff")))
+    session.install(*(need for need in extras["dev"] if need.startswith(("ruff", "codespell"))))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("codespell")
 
 
 @nox.session

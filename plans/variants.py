@@ -6,7 +6,7 @@ from copy import deepcopy
 from typing import Any
 
 from nnunet_topomae.architectures.rule import derive_network_shape
-from nnunet_topomae.config import CONFIGURATION_KEYS, SECTION, TopoMAEConfig, check_settings
+from nnunet_topomae.config import CONFIGURATION_KEYS, SECTION, TopoMAEConfig, check_crop_value, check_settings
 from nnunet_topomae.geometry import as_size3
 from nnunet_topomae.nnunet.names import check_name
 from nnunet_topomae.nnunet.plan_checks import check_architecture, check_patch_size, with_inherited
@@ -95,11 +95,12 @@ def _check(configuration: dict[str, Any], name: str) -> None:
     config = TopoMAEConfig.from_configuration(configuration)
     if absent := [key for key in ("batch_size", "patch_size", "architecture") if key not in configuration]:
         raise ValueError(f"configuration {name} has no {', '.join(absent)}. Restore the plans file, or plan again.")
-    batch_size, patch_size = configuration["batch_size"], configuration["patch_size"]
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size = {batch_size!r} of {name} must be a whole number of at least 1")
-    if not isinstance(patch_size, list) or len(patch_size) != 3 or not all(type(n) is int for n in patch_size):
-        raise ValueError(f"patch_size = {patch_size!r} of {name} must be three whole numbers, for example [96,96,96]")
+    for key in CONFIGURATION_KEYS:
+        try:
+            check_crop_value(key, configuration[key])
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    patch_size = configuration["patch_size"]
     check_architecture(configuration["architecture"], f"architecture of {name}")
     strides = configuration["architecture"]["arch_kwargs"]["strides"]
     check_patch_size(patch_size, strides, name)

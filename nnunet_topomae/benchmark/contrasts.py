@@ -7,14 +7,12 @@ import numpy as np
 from numpy import ndarray
 
 from nnunet_topomae.benchmark.collect import Entry
+from nnunet_topomae.benchmark.compared import COMPARED
 from nnunet_topomae.benchmark.results import Contrast, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.evaluation.nested import Design
 from nnunet_topomae.evaluation.statistics import compare, correct
-
-# Compared between recipes: value of a structure that neither truth nor prediction has, and whether more is better.
-COMPARED = {"dice": (1.0, True), "hd95": (0.0, False), "nsd": (1.0, True), "betti_error": (0.0, False)}
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def case_table(entries: Sequence[Entry], metric: str, held_out: bool) -> CaseTab
         metric: one of `COMPARED`.
         held_out: every training has scored all cases, instead of those of its fold.
     """
-    perfect = COMPARED[metric][0]
+    perfect = COMPARED[metric].perfect
     values: dict[tuple[str, int], dict[tuple[int, int], float]] = {}
     for entry in entries:
         row, column = (0, entry.job.fold) if held_out else (entry.job.fold, 0)
@@ -106,7 +104,7 @@ def make_contrasts(
             continue
         seen.add(frozenset((recipe, baseline)))
         both = {name: scores[name] for name in (baseline, recipe)}
-        found = compare(both, baseline, design, COMPARED[metric][1])[recipe]
+        found = compare(both, baseline, design, COMPARED[metric].higher_is_better)[recipe]
         contrasts.append(Contrast(recipe, baseline, metric, (recipe, baseline) == primary, found))
     return contrasts
 

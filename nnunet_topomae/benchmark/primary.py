@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-METRICS = ("dice", "hd95", "nsd", "betti_error")
+from nnunet_topomae.benchmark.compared import COMPARED
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Primary:
     Attributes:
         recipe: name of the recipe that is expected to be better.
         against: name of the recipe to compare it with.
-        metric: one of `METRICS`.
+        metric: one of `COMPARED`.
         fraction: share of the labels.
     """
 
@@ -49,8 +49,8 @@ def read_primary(path: Path, value: Any, recipes: Collection[str], fractions: Co
             raise ValueError(f"{path}: primary names {name!r}, which is none of the recipes {', '.join(recipes)}")
     if primary.recipe == primary.against:
         raise ValueError(f"{path}: primary compares {primary.recipe!r} with itself")
-    if primary.metric not in METRICS:
-        raise ValueError(f"{path}: primary names the metric {primary.metric!r}; there are {', '.join(METRICS)}")
+    if primary.metric not in COMPARED:
+        raise ValueError(f"{path}: primary names the metric {primary.metric!r}; there are {', '.join(COMPARED)}")
     if primary.fraction not in fractions:
         shares = ", ".join(f"{fraction:g}" for fraction in fractions)
         raise ValueError(f"{path}: primary is at a share of {primary.fraction:g} of the labels; there are {shares}")

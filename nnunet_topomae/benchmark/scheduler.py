@@ -17,7 +17,7 @@ from nnunet_topomae.benchmark.jobs import Job, job_command
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.status import job_status
 from nnunet_topomae.benchmark.store import JobFolder, end_orphans, jobs_to_do
-from nnunet_topomae.benchmark.work import BUSY, CHANGED, DONE, INTERRUPTED, WAITING
+from nnunet_topomae.benchmark.work import BUSY, CHANGED, DONE, UNFINISHED, WAITING
 from nnunet_topomae.training.record import duration
 
 POLL_SECONDS = 0.5
@@ -27,6 +27,11 @@ STOP_SECONDS = 20.0
 
 class Stopped(KeyboardInterrupt):
     """SIGTERM, where Ctrl-C raises a plain KeyboardInterrupt."""
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """The shell's code for a program that was ended by SIGTERM (143) or by Ctrl-C (130)."""
+    return 143 if isinstance(stop, Stopped) else 130
 
 
 @dataclass
@@ -164,7 +169,7 @@ class LocalScheduler:
                     f"{self.file}, the data or the code were changed during the run: {job.name} is another job now. "
                     "What runs is stopped. Run again, and it continues with what there is now."
                 )
-            elif code == INTERRUPTED:
+            elif code == UNFINISHED:
                 outcome.interrupted.append(job.name)
             else:
                 outcome.failed.append(job.name)

@@ -14,7 +14,7 @@ from pathlib import Path
 from nnunet_topomae.benchmark.jobs import Job, Kind, job_command
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.store import JobFolder, jobs_to_do
-from nnunet_topomae.benchmark.work import INTERRUPTED
+from nnunet_topomae.benchmark.work import UNFINISHED
 from nnunet_topomae.files import read_json, write_json
 from nnunet_topomae.nnunet.names import one_line
 from nnunet_topomae.nnunet.process import find_program
@@ -44,7 +44,7 @@ def batch_script(file: Path, job: Job) -> str:
             "wait $child",
             "code=$?",
             "if kill -0 $child 2>/dev/null; then wait $child; code=$?; fi",
-            f'if [ "$code" -eq {INTERRUPTED} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+            f'if [ "$code" -eq {UNFINISHED} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
             "exit $code",
             "",
         ]

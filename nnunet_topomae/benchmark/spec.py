@@ -8,9 +8,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from nnunet_topomae.benchmark.compared import COMPARED
 from nnunet_topomae.benchmark.primary import Primary, read_primary
 from nnunet_topomae.benchmark.recipes import PLANNERS, Recipe, find_recipe
-from nnunet_topomae.config import SECTION, TopoMAEConfig
+from nnunet_topomae.config import CONFIGURATION_KEYS, SECTION, TopoMAEConfig, check_settings
 from nnunet_topomae.nnunet.folders import nnunet_folder
 from nnunet_topomae.nnunet.names import PLANS, check_name
 
@@ -98,8 +99,6 @@ class BenchmarkSpec:
 SECTIONS = ("architecture.", "pretraining.", "topology.", "vectorpose.", "finetuning.")
 _LISTS = {"datasets": int, "folds": int, "seeds": int, "label_fractions": float, "ct_window": float}
 _TABLES = ("settings", "paper", "slurm", "environment")
-# Settings besides the plan's section.
-_CROP = ("patch_size", "batch_size")
 _PLAIN = {
     "configuration": str,
     "device": str,
@@ -291,7 +290,7 @@ def _check_statistics(path: Path, spec: BenchmarkSpec) -> None:
     if spec.margin is not None and spec.primary is None:
         raise ValueError(f"{path}: margin = {spec.margin} belongs to a primary comparison; name one as primary = [...]")
     if spec.margin is not None and spec.primary is not None:
-        share = spec.primary.metric in ("dice", "nsd")
+        share = COMPARED[spec.primary.metric].is_share
         if spec.margin <= 0 or (share and spec.margin >= 1):
             limits = "above 0 and, for this metric, below 1" if share else "above 0"
             raise ValueError(f"{path}: margin = {spec.margin} of {spec.primary.metric} must be {limits}")
@@ -318,14 +317,14 @@ def _check_names(path: Path, spec: BenchmarkSpec) -> None:
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Keys and values of the plan's section; whether patch and batch fit is known when there is a plan.
+    """Keys and values of the plan's section, patch and batch; whether the patch fits is known when there is a plan.
 
     Raises:
         ValueError: an unknown key or a value out of range; names the file.
     """
     sections: dict[str, Any] = {}
     for key, value in settings.items():
-        if key not in _CROP:
+        if key not in CONFIGURATION_KEYS:
             *parents, last = key.split(".")
             section = sections
             for parent in parents:
@@ -334,6 +333,7 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
                 raise ValueError(f"{path}: settings give {key} both a value and keys below it")
             section[last] = value
     try:
+        check_settings({key: value for key, value in settings.items() if key in CONFIGURATION_KEYS})
         TopoMAEConfig.from_configuration({SECTION: sections})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

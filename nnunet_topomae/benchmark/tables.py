@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from nnunet_topomae.benchmark.collect import Entry
+from nnunet_topomae.benchmark.compared import COMPARED
 from nnunet_topomae.benchmark.contrasts import (
-    COMPARED,
     case_table,
     compared_metrics,
     correct_together,
@@ -178,7 +178,7 @@ def _table(
         values[metric] = {name: one.tolist() for name, one in scores.items()}
         contrasts += make_contrasts(spec, metric, scores, design, fraction)
         if len(scores) > 1:
-            ranks[metric] = rank_shares(scores, generator, COMPARED[metric][1], design)
+            ranks[metric] = rank_shares(scores, generator, COMPARED[metric].higher_is_better, design)
     return Table(
         dataset=dataset,
         fraction=fraction,

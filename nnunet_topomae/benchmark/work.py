@@ -24,7 +24,7 @@ from nnunet_topomae.nnunet.provenance import describe_commit, describe_machine, 
 ATTEMPTS = "attempts.json"
 # Between two notes of what a running attempt has taken: this much may be missing after kill -9.
 BOOKING_SECONDS = 30.0
-DONE, FAILED, BUSY, WAITING, INTERRUPTED, CHANGED = 0, 1, 75, 76, 77, 78
+DONE, FAILED, BUSY, WAITING, UNFINISHED, CHANGED = 0, 1, 75, 76, 77, 78
 # Less than the scheduler and SLURM give an interrupted job.
 SAVE_SECONDS = 15.0
 
@@ -67,7 +67,7 @@ class Worker:
         except BusyError:
             return BUSY
         except Interrupted:
-            return INTERRUPTED
+            return UNFINISHED
         finally:
             for name, handler in previous.items():
                 signal.signal(name, handler)

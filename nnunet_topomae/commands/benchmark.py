@@ -11,9 +11,6 @@ from nnunet_topomae.benchmark.spec import BenchmarkSpec, read_spec
 
 Action = Callable[[argparse.Namespace, BenchmarkSpec, list[Job]], int]
 
-# The shell's codes for programs that were ended by Ctrl-C and by SIGTERM.
-INTERRUPTED, TERMINATED = 130, 143
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -71,7 +68,7 @@ def _job(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
 
 
 def _run(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
-    from nnunet_topomae.benchmark.scheduler import LocalScheduler, Stopped
+    from nnunet_topomae.benchmark.scheduler import LocalScheduler, exit_code
     from nnunet_topomae.benchmark.status import describe
 
     if args.slots < 1:
@@ -81,7 +78,7 @@ def _run(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
         outcome = LocalScheduler(spec, args.b, slots).run(jobs)
     except KeyboardInterrupt as stop:
         print("Stopped. What is done stays done, and trainings keep their last checkpoint: run again to continue.")
-        return TERMINATED if isinstance(stop, Stopped) else INTERRUPTED
+        return exit_code(stop)
     print(describe(jobs, spec, len(slots)))
     if outcome.failed:
         skipped = f"; {len(outcome.skipped)} that need them were left out" if outcome.skipped else ""

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 DATASET_ID = 777
 FILE = "demo.toml"
 CASES, HELD_OUT_CASES, SEED = 10, 3, 0
-# The shell's codes for programs that were ended by Ctrl-C and by SIGTERM.
-INTERRUPTED, TERMINATED = 130, 143
 
 # Learning rates are above the defaults, as suits a schedule of a few hundred steps.
 BENCHMARK = """# The benchmark behind `nnunet-topomae demo`. To run, watch and report it without that command:
@@ -104,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError: the folder holds something else, or a demo of another number of cases; or too few cases.
         RuntimeError: another demo works in the folder.
     """
-    from nnunet_topomae.benchmark.scheduler import Stopped
+    from nnunet_topomae.benchmark.scheduler import exit_code
     from nnunet_topomae.benchmark.store import lock
 
     out: Path = args.out.absolute()
@@ -121,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
             return run_demo(out, args.cases, device)
     except KeyboardInterrupt as stop:
         print("\nStopped. Run the same command again to continue.")
-        return TERMINATED if isinstance(stop, Stopped) else INTERRUPTED
+        return exit_code(stop)
 
 
 def run_demo(out: Path, cases: int, device: str) -> int:

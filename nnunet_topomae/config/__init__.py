@@ -19,13 +19,22 @@ __all__ = [
     "TopoMAEConfig",
     "TopologyConfig",
     "VectorPOSEConfig",
+    "check_crop_value",
     "check_settings",
 ]
 
 SECTION = "topomae"
 FROM_SCRATCH = "scratch"
-# What settings may name outside of the section; which values fit depends on the plan (plans/variants.py).
-CONFIGURATION_KEYS = ("patch_size", "batch_size")
+
+_SIZE = Rule(lambda value: type(value) is int and value > 0, "a whole number above 0")
+# What settings may name outside of the section; which patch fits depends on the plan (plans/variants.py).
+CONFIGURATION_KEYS: Mapping[str, Rule] = {
+    "patch_size": Rule(
+        lambda value: isinstance(value, list) and len(value) == 3 and all(map(_SIZE.holds, value)),
+        "three whole numbers above 0, for example [96,96,96]",
+    ),
+    "batch_size": _SIZE,
+}
 
 
 @dataclass(frozen=True)
@@ -299,12 +308,27 @@ class TopoMAEConfig(Checked):
         return asdict(self)
 
 
+def check_crop_value(key: str, value: Any) -> None:
+    """Check the value of one of `CONFIGURATION_KEYS`.
+
+    Args:
+        key: `patch_size` or `batch_size`.
+        value: as read from JSON or TOML.
+
+    Raises:
+        ValueError: with the value and what is allowed.
+    """
+    rule = CONFIGURATION_KEYS[key]
+    if not rule.holds(value):
+        raise ValueError(f"{key} = {value!r} must be {rule.words}")
+
+
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Check values that shall be set in plans, one by one.
 
     Args:
-        settings: values by dotted key, such as `finetuning.epochs`; also `patch_size` and `batch_size`, whose values
-            only the plan can check.
+        settings: values by dotted key, such as `finetuning.epochs`; also `patch_size` and `batch_size`. Whether a patch
+            fits, only the plan can tell.
 
     Raises:
         ValueError: a key that does not exist, with the closest one that does, or a value that is not allowed.
@@ -317,7 +341,9 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             sections[plain].read(value)
         elif plain in hints:
             convert(hints[plain], value, f"{SECTION}.{plain}")
-        elif key not in CONFIGURATION_KEYS:
+        elif key in CONFIGURATION_KEYS:
+            check_crop_value(key, value)
+        else:
             of_that_name = [known for known in hints if known.endswith(f".{plain}")]
             alike = of_that_name or closest(plain, [*hints, *CONFIGURATION_KEYS])
             raise ValueError(f"unknown plan key {key}{did_you_mean(alike)}")

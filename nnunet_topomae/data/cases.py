@@ -1,6 +1,5 @@
 """Which cases a fold may read, and the manifest that proves what a training has read."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,7 +147,7 @@ def record_cases(hashes: Mapping[str, str], file: Path, continued: bool) -> dict
         file: JSON file in the fold's folder.
         continued: keep the cases of the earlier part of the training, which other splits may have chosen.
     """
-    earlier = json.loads(file.read_text()) if continued and file.is_file() else {}
+    earlier = read_json(file) if continued and file.is_file() else {}
     cases = dict(sorted({**earlier, **hashes}.items()))
     write_json(file, cases)
     return cases
@@ -174,4 +173,4 @@ def intensity_statistics(normalization_schemes: Iterable[str], properties: Mappi
 
 def hash_json_file(path: Path) -> str | None:
     """SHA-256 of a JSON file's content, or None where there is no file."""
-    return hash_json(json.loads(path.read_text())) if path.is_file() else None
+    return hash_json(read_json(path)) if path.is_file() else None

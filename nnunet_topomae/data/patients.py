@@ -1,11 +1,11 @@
 """Which patient a case belongs to, so that no scan of a validation patient is read in pre-training."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_topomae.files import read_json
 from nnunet_topomae.nnunet.names import PATIENTS_FILE
 
 
@@ -85,7 +85,7 @@ class Patients:
 def _read_table(path: Path) -> Mapping[str, str]:
     if not path.is_file():
         raise FileNotFoundError(f"pretraining.patients names {path}, which does not exist")
-    table: Any = json.loads(path.read_text())
+    table: Any = read_json(path)
     if not isinstance(table, dict) or not all(isinstance(patient, str) for patient in table.values()):
         raise ValueError(f"{path} must be a JSON table from case to patient, both strings")
     return table

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_topomae.benchmark.collect import Entry, collect
+from nnunet_topomae.benchmark.compared import COMPARED
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.recipes import NOT_AVAILABLE
 from nnunet_topomae.benchmark.results import Results, Table
@@ -31,8 +32,6 @@ from nnunet_topomae.reports.overlays import case_picture
 from nnunet_topomae.reports.page import Picture, render
 from nnunet_topomae.reports.plots import data_uri, draw
 from nnunet_topomae.reports.statements import (
-    DIGITS,
-    LABELS,
     caveats,
     exploratory_contrasts,
     extent,
@@ -92,8 +91,7 @@ def write_benchmark_report(
         exploratory=exploratory_contrasts,
         statements={"caveats": caveats, "extent": extent, "heading": heading, "interval": interval, "signed": signed},
         headlines=headlines(results),
-        labels=LABELS,
-        digits=DIGITS,
+        metrics=COMPARED,
         pictures=pictures,
         beside={table.key: beside_published(results, table) for table in results.tables},
         notes=published_notes,
@@ -161,7 +159,7 @@ def _figures(results: Results, table: Table) -> Iterator[tuple[str, Any, str, st
         compared = {titles[name]: found for name, found in table.compared(metric, results.spec.baseline).items()}
         if not compared:
             continue
-        baseline, label = titles[results.spec.baseline], f"mean {LABELS[metric]}"
+        baseline, label = titles[results.spec.baseline], f"mean {COMPARED[metric].label}"
         yield (
             f"{key}_differences" if metric == "dice" else f"{key}_{metric}_differences",
             difference_figure(compared, label, baseline),

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunet_topomae.benchmark.collect import Entry
+from nnunet_topomae.benchmark.compared import COMPARED
 from nnunet_topomae.benchmark.results import Results, Table
 from nnunet_topomae.evaluation.metrics import METRICS
 from nnunet_topomae.reports.page import Picture, format_number, format_p
 from nnunet_topomae.reports.statements import (
-    DIGITS,
-    LABELS,
     caveats,
     exploratory_contrasts,
     extent,
@@ -177,7 +176,7 @@ def _comparison_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
     lines: list[str] = []
     for metric, baseline, contrasts in exploratory_contrasts(table):
         lines += [
-            f"{LABELS[metric]}, difference to {titles[baseline]} (exploratory):",
+            f"{COMPARED[metric].label}, difference to {titles[baseline]} (exploratory):",
             "",
             "| recipe | difference | 95 % interval | p | p (Holm) | p, fold means | detectable | wins "
             "| paper's t-test p | verdict |",
@@ -190,7 +189,7 @@ def _comparison_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
                 signed(found.difference, metric),
                 interval(found, metric),
                 *(format_p(p) for p in (found.p, found.adjusted_p, found.fold_p)),
-                format_number(found.detectable, DIGITS[metric]),
+                format_number(found.detectable, COMPARED[metric].digits),
                 f"{100 * found.win_rate:.0f} %",
                 format_p(found.paper_p),
                 found.verdict,

@@ -1,12 +1,9 @@
 """What a benchmark's comparisons say, as sentences: the same in the page and in Markdown."""
 
-from nnunet_topomae.benchmark.contrasts import COMPARED
+from nnunet_topomae.benchmark.compared import COMPARED
 from nnunet_topomae.benchmark.results import Contrast, Results, Table
 from nnunet_topomae.evaluation.statistics import Comparison
 from nnunet_topomae.reports.page import format_p
-
-LABELS = {"dice": "Dice", "hd95": "HD95 mm", "nsd": "NSD", "betti_error": "Betti error"}
-DIGITS = {"dice": 4, "hd95": 2, "nsd": 4, "betti_error": 2}
 
 
 def heading(table: Table) -> str:
@@ -22,7 +19,7 @@ def signed(value: float, metric: str) -> str:
         value: the difference.
         metric: which decides the number of digits.
     """
-    return "–" if value != value else f"{value:+.{DIGITS[metric]}f}"
+    return "–" if value != value else f"{value:+.{COMPARED[metric].digits}f}"
 
 
 def interval(found: Comparison, metric: str) -> str:
@@ -65,9 +62,10 @@ def primary_statements(results: Results) -> list[list[str]]:
 def _statement(results: Results, table: Table, contrast: Contrast, family: int) -> list[str]:
     found, metric, titles = contrast.found, contrast.metric, results.titles
     known = f" (95 % interval {interval(found, metric)}), p {_equals(found.p)}" if found.p == found.p else ""
-    worse = "" if COMPARED[metric][1] else " (lower is better)"
+    worse = "" if COMPARED[metric].higher_is_better else " (lower is better)"
     result = (
-        f"{LABELS[metric]} on {heading(table)}, “{titles[contrast.recipe]}” against “{titles[contrast.baseline]}”: "
+        f"{COMPARED[metric].label} on {heading(table)}, "
+        f"“{titles[contrast.recipe]}” against “{titles[contrast.baseline]}”: "
         f"{signed(found.difference, metric)}{known}, {found.verdict}{worse}."
     )
     sentences = [result]
@@ -79,7 +77,7 @@ def _statement(results: Results, table: Table, contrast: Contrast, family: int) 
         )
     sentences.append(f"It rests on {extent(results, table)}.")
     if found.testable:
-        digits = DIGITS[metric]
+        digits = COMPARED[metric].digits
         sentences.append(
             f"A true difference of {found.detectable:.{digits}f} would have been shown with a probability of 80 %; "
             f"observed differences below {(found.high - found.low) / 2:.{digits}f} could not have been shown."

@@ -1,4 +1,4 @@
-"""The tools of the repository: one version of ruff, and modules that can be imported one by one."""
+"""The tools of the repository: one version of each linter, and modules that can be imported one by one."""
 
 import ast
 import importlib
@@ -31,11 +31,12 @@ def module_names() -> list[str]:
     return sorted(names)
 
 
-def test_pre_commit_has_the_ruff_of_the_dev_extra() -> None:
+@pytest.mark.parametrize(("tool", "repository"), [("ruff", "ruff-pre-commit"), ("codespell", "codespell")])
+def test_pre_commit_has_the_linters_of_the_dev_extra(tool: str, repository: str) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    (pinned,) = (need.removeprefix("ruff==") for need in extras["dev"] if need.startswith("ruff"))
+    (pinned,) = (need.removeprefix(f"{tool}==") for need in extras["dev"] if need.startswith(tool))
     hooks = (ROOT / ".pre-commit-config.yaml").read_text()
-    assert re.findall(r"ruff-pre-commit\s+rev: v(\S+)", hooks) == [pinned]
+    assert re.findall(rf"/{repository}\s+rev: v(\S+)", hooks) == [pinned]
 
 
 @pytest.mark.parametrize("name", module_names())

@@ -1,19 +1,29 @@
 """What a report says about its comparisons."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nnunet_topomae.benchmark.contrasts import make_contrasts
-from nnunet_topomae.benchmark.primary import Primary
+from nnunet_topomae.benchmark.compared import COMPARED, Metric
+from nnunet_topomae.benchmark.contrasts import compared_metrics, make_contrasts
+from nnunet_topomae.benchmark.primary import Primary, read_primary
 from nnunet_topomae.benchmark.recipes import RECIPES
 from nnunet_topomae.benchmark.results import Cost, Results, Row, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.evaluation.nested import Design
 from nnunet_topomae.reports.formats import markdown
-from nnunet_topomae.reports.statements import caveats, primary_statements
+from nnunet_topomae.reports.page import render
+from nnunet_topomae.reports.statements import (
+    caveats,
+    exploratory_contrasts,
+    heading,
+    interval,
+    primary_statements,
+    signed,
+)
 
 NAMES = ("full", "fusion-scratch", "unetrpp")
 FOLDS = [fold for fold in range(5) for _ in range(8)]
@@ -23,13 +33,13 @@ ROW = Row(
 )
 
 
-def make_results(**values):
+def make_results(metric="dice", **values):
     """A report of three recipes on 40 cases, of which the first is better by 0.05."""
     spec = BenchmarkSpec("test", Path(), (1,), tuple(RECIPES[name] for name in NAMES), ("unetrpp",), seeds=(0, 1))
     spec = replace(spec, **values)
     generator = np.random.default_rng(0)
     scores = {name: generator.normal(0.8, 0.02, (40, 2)) + 0.05 * (name == "full") for name in NAMES}
-    contrasts = make_contrasts(spec, "dice", scores, Design(case_folds=FOLDS), 1.0)
+    contrasts = make_contrasts(spec, metric, scores, Design(case_folds=FOLDS), 1.0)
     listed = {"betti_error": {}} if spec.betti else {}
     table = Table(
         "D", 1.0, dict.fromkeys(NAMES, ROW), [], contrasts, {}, [str(case) for case in range(40)], 30, 10, listed, []
@@ -48,6 +58,28 @@ def test_the_primary_comparison_says_what_it_rests_on_and_what_it_could_show():
     assert f"A true difference of {found.detectable:.4f} would have been shown" in text
     assert "By the margin of 0.015 in the benchmark's file: the difference is larger than the margin." in text
     assert f"**{sentences[0]}** {sentences[1]}" in markdown(results, {})
+
+
+def test_a_metric_of_one_line_is_compared_and_reported(monkeypatch):
+    monkeypatch.setitem(COMPARED, "volume_error", Metric("Volume error ml", 1, 0.0, False))
+    primary = read_primary(Path("b.toml"), ["full", "fusion-scratch", "volume_error"], NAMES, [1.0])
+    results = make_results("volume_error", primary=primary, margin=2.0)
+    assert "volume_error" in compared_metrics(results.spec)
+    ((said, *_),) = primary_statements(results)
+    assert re.match(r"Volume error ml on D, .*: \+0\.\d .*, higher \(lower is better\)\.$", said)
+    assert "Volume error ml, difference to UNETR++" in markdown(results, {})
+    (table,) = results.tables
+    shown = {"heading": heading, "interval": interval, "signed": signed, "caveats": caveats}
+    ranks = {"volume_error": {name: [0.5] for name in NAMES}}
+    page = render(
+        "comparisons.html.j2",
+        table=replace(table, ranks=ranks),
+        titles=results.titles,
+        exploratory=exploratory_contrasts,
+        statements=shown,
+        metrics=COMPARED,
+    )
+    assert "<h3>Volume error ml: difference to UNETR++" in page
 
 
 def test_without_a_primary_comparison_the_page_says_so():

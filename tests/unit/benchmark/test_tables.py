@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nnunet_topomae.benchmark.collect import Entry, collect
+from nnunet_topomae.benchmark.compared import COMPARED
 from nnunet_topomae.benchmark.contrasts import (
     case_table,
     compared_metrics,
@@ -15,7 +16,7 @@ from nnunet_topomae.benchmark.contrasts import (
     make_design,
 )
 from nnunet_topomae.benchmark.jobs import Job, make_jobs
-from nnunet_topomae.benchmark.primary import METRICS, Primary
+from nnunet_topomae.benchmark.primary import Primary
 from nnunet_topomae.benchmark.results import Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec, read_spec
 from nnunet_topomae.benchmark.store import JobFolder
@@ -111,7 +112,7 @@ def test_exploratory_comparisons_are_one_family_and_the_primary_one_is_not_in_it
 
 def test_betti_errors_are_compared_where_they_are_measured():
     assert compared_metrics(make_spec()) == ["dice", "hd95", "nsd"]
-    assert compared_metrics(make_spec(betti=True)) == list(METRICS)
+    assert compared_metrics(make_spec(betti=True)) == list(COMPARED)
 
 
 def test_means_leave_out_what_is_not_defined(entries):

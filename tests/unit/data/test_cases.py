@@ -10,6 +10,7 @@ from nnunet_topomae.data.cases import (
     check_patients,
     hash_images,
     hash_json,
+    hash_json_file,
     intensity_statistics,
     record_cases,
 )
@@ -72,6 +73,17 @@ def test_a_continued_training_remembers_the_cases_it_read_before(tmp_path: Path)
     assert record_cases({"b": "1"}, tmp_path / "read.json", continued=False) == {"b": "1"}
     assert record_cases({"a": "2"}, tmp_path / "read.json", continued=True) == {"a": "2", "b": "1"}
     assert record_cases({"a": "2"}, tmp_path / "read.json", continued=False) == {"a": "2"}
+    (tmp_path / "read.json").write_text('{"a": ')
+    with pytest.raises(ValueError, match=r"read\.json is not JSON"):
+        record_cases({"a": "2"}, tmp_path / "read.json", continued=True)
+
+
+def test_a_damaged_file_of_splits_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "splits_final.json"
+    assert hash_json_file(file) is None
+    file.write_text('[{"train": ')
+    with pytest.raises(ValueError, match=r"splits_final\.json is not JSON"):
+        hash_json_file(file)
 
 
 _WRITER = """

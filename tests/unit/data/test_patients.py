@@ -41,5 +41,8 @@ def test_unusable_tables(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist"):
         Patients(str(tmp_path / "absent.json"))
     (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "half.json").write_text('{"scan1": "A')
+    with pytest.raises(ValueError, match=r"half\.json is not JSON"):
+        Patients(str(tmp_path / "half.json"))
     with pytest.raises(ValueError, match="from case to patient"):
         Patients(str(tmp_path / "list.json"))

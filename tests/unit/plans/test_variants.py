@@ -85,8 +85,9 @@ def test_a_variant_shares_the_data_and_leaves_the_original_alone() -> None:
         ({"data_identifier": "x"}, "Plan again"),
         ({"patch_size": [30, 64, 48]}, r"multiples of the network's total strides \[8, 8, 8\]"),
         ({"patch_size": "96"}, "three whole numbers"),
-        ({"batch_size": 0}, "at least 1"),
-        ({"batch_size": 2.5}, "at least 1"),
+        ({"patch_size": [48, 64, 0]}, r"3d_fullres: patch_size = \[48, 64, 0\] must be three whole numbers above 0"),
+        ({"batch_size": 0}, "batch_size = 0 must be a whole number above 0"),
+        ({"batch_size": 2.5}, "batch_size = 2.5 must be a whole number"),
         ({"patch_size": [8, 8, 8]}, "one cell"),
     ],
 )

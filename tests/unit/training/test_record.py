@@ -1,7 +1,9 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from nnunet_topomae.training.devices import record_gpu_memory
 from nnunet_topomae.training.plots import plot_terms
@@ -30,6 +32,21 @@ def test_plot(tmp_path: Path, terms: int) -> None:
     records = [{"epoch": e, "train": values, "validation": values} for e in range(3)]
     plot_terms(records, tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages read it while a training runs."""
+    (tmp_path / "p.png").write_bytes(b"before")
+
+    def cut_off(_figure: Figure, target: Any, **_options: Any) -> None:
+        (target.write if hasattr(target, "write") else target.write_bytes)(b"half of")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", cut_off)
+    records = [{"epoch": 0, "train": {"a": 1.0}, "validation": {"a": 1.0}}]
+    with pytest.raises(KeyboardInterrupt):
+        plot_terms(records, tmp_path / "p.png")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("p.png", b"before")]
 
 
 def test_gpu_memory_is_recorded_by_the_first_process_of_a_gpu_training(
