@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_topomae.data.worker_errors import ReportingCases
+from nnunet_topomae.data.worker_errors import CheckedCases
 from nnunet_topomae.nnunet.names import FINAL_CHECKPOINT, LATEST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from nnunet_topomae.nnunet.process import end_forks_with_this_process
 from nnunet_topomae.trainers.reproducible import ReproducibleTrainer
@@ -67,7 +67,7 @@ class ResumableTrainer(ReproducibleTrainer):
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's data sets, whose errors reach this process from the workers."""
         training, validation = super().get_tr_and_val_datasets()
-        return ReportingCases(training, self.dataset_json), ReportingCases(validation, self.dataset_json)
+        return CheckedCases(training, self.dataset_json), CheckedCases(validation, self.dataset_json)
 
     def on_train_start(self) -> None:
         """nnU-Net's start; from now on somebody watches the workers that load batches."""
