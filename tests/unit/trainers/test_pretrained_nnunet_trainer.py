@@ -302,7 +302,7 @@ def test_a_2d_plan_is_refused(kind: Any) -> None:
     arguments = configuration["architecture"]["arch_kwargs"]
     arguments |= {key: [row[1:] for row in arguments[key]] for key in ("strides", "kernel_sizes")}
     arguments |= {key: arguments[key].replace("3d", "2d") for key in ("conv_op", "norm_op")}
-    with pytest.raises(ValueError, match="three"):
+    with pytest.raises(ValueError, match=r"patch_size must have three entries .*3D configurations only"):
         kind(plans, "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
 
 
