@@ -124,10 +124,12 @@ def _check(file: Path, by_name: Mapping[str, Job]) -> Job:
         raise ValueError(f"{file} is damaged or was edited: it does not fit its checksum. Copy it again.")
     job = by_name.get(content["job"])
     if job is None:
-        raise ValueError(f"{file} is of job {content['job']}, which this benchmark has not: use the same file for both")
+        raise ValueError(
+            f"{file} is of job {content['job']}, which is not in this benchmark: use the same file for both"
+        )
     if job.fingerprint != content["fingerprint"]:
         here: dict[str, Any] = {str(one.kind): dict(one.parameters) for one in _chain(job)}
-        raise ValueError(f"{file} was made otherwise: {_difference(content['parameters'], here)}")
+        raise ValueError(f"{file} was made with other settings: {_difference(content['parameters'], here)}")
     return job
 
 

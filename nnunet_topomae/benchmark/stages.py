@@ -44,7 +44,7 @@ class Task:
 
     @property
     def plan(self) -> JobFolder:
-        """The folder of the plan that the job builds upon."""
+        """The folder of the plan that the job uses."""
         return JobFolder.of(self.job.need("plan"), self.spec)
 
     @property

@@ -157,7 +157,7 @@ def intensity_statistics(normalization_schemes: Iterable[str], properties: Mappi
     """What normalisation knows of images besides the one it normalises, for the manifest.
 
     Args:
-        normalization_schemes: one a channel.
+        normalization_schemes: one per channel.
         properties: the plan's intensity properties of every channel, by the channel's number.
     """
     of_ct = [properties[str(c)] for c, scheme in enumerate(normalization_schemes) if scheme == "CTNormalization"]

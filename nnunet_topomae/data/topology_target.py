@@ -19,7 +19,7 @@ TARGETS, NO_TARGETS = "target_topology", "no_target_topology"
 
 
 class TargetTopology(NamedTuple):
-    """Persistence diagrams of one crop's region, one a channel.
+    """Persistence diagrams of one crop's region, one per channel.
 
     Attributes:
         origin: lowest voxel of the region in the crop; None for regions without an origin.

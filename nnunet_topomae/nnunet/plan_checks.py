@@ -51,7 +51,7 @@ def check_training(plans: Any, configuration: str, description: Any) -> str:
 
 
 def check_plans(plans: Any, configuration: str, where: str, needed: Iterable[str] = ()) -> None:
-    """Refuse plans that are damaged, before nnU-Net trips over them.
+    """Refuse plans that are damaged, before nnU-Net fails on them.
 
     Args:
         plans: content of a plans file.

@@ -102,7 +102,7 @@ def _usable(library: str) -> str:
 
 @cache
 def _cripser() -> Any:
-    """cripser, once it has answered a volume of four voxels rightly: its rows differ between versions."""
+    """cripser, once it has answered a volume of four voxels correctly: its rows differ between versions."""
     import cripser
 
     # Two maxima, 3 and 2, that meet at the minimum, 0, which is not the first voxel.

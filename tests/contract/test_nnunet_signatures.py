@@ -56,7 +56,6 @@ CALLABLES = [
     (f"{TRAINER}.perform_actual_validation", "self save_probabilities", "validation of pre-training"),
     (f"{TRAINER}.print_to_log_file", "self args", "the training log"),
     (f"{LOADER}.__init__", "self data batch_size patch_size final_patch_size label_manager", "crop loaders"),
-    (f"{LOADER}.get_bbox", "self data_shape force_fg class_locations", "knowing where a crop was cut"),
     (f"{LOADER}.generate_train_batch", "self", "batches with key points"),
     (f"{DATASET}.__init__", "self folder identifiers", "reading preprocessed cases"),
     (f"{DATASET}.load_case", "self identifier", "reading preprocessed cases"),

@@ -72,7 +72,7 @@ def test_links_resolve(page: Path) -> None:
             assert anchor in _slugs(file), f"{target} has no heading #{anchor}"
 
 
-@pytest.mark.parametrize("page", PROSE, ids=_name)
+@pytest.mark.parametrize("page", [*PROSE, ROOT / "CHANGELOG.md"], ids=_name)
 def test_prose_is_wrapped(page: Path) -> None:
     """Tables and code may be wider; a line that is one long link cannot be broken."""
     text = _BLOCK.sub("", page.read_text(encoding="utf-8"))

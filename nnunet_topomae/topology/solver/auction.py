@@ -126,7 +126,7 @@ def _bid(bidders: Side, objects: Side, lists: Lists, i: int, epsilon: float, scr
         bidders.partner[i] = ON_DIAGONAL
         return ON_DIAGONAL
     place = bidders.place[i]
-    j = np.int64(lists.columns[place, position])  # of the type of all other indices: each is compiled anew
+    j = np.int64(lists.columns[place, position])  # the type of all other indices: numba compiles for each type
     bidders.potential[i] = min(second + epsilon, bidders.diagonal[i])
     lower_potential(objects, j, lists.costs[place, position] - bidders.potential[i])
     displaced: int = objects.partner[j]

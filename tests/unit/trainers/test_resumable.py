@@ -422,6 +422,7 @@ def test_the_command_ends_a_training_after_its_epoch_with_the_final_checkpoint(t
 def test_a_signal_does_not_keep_an_ended_training_from_its_final_checkpoint(tmp_path: Path) -> None:
     trainer = _Training(tmp_path, signals={8.5: signal.SIGTERM, END: signal.SIGTERM})
     (tmp_path / "training_log_2026.txt").touch()
+    add_facts(tmp_path, {})
     trainer.asks = {5}
     with pytest.raises(SystemExit) as ended:
         trainer.run_training()
