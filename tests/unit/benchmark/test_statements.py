@@ -145,7 +145,9 @@ def test_names_and_labels_are_text_on_the_page_of_a_benchmark(tmp_path, monkeypa
     recipes = tuple(replace(RECIPES[name], title=f"{name}{hostile}") for name in NAMES)
     results = make_results(recipes=recipes)
     table = results.tables[0]
-    row = replace(table.rows["full"], structures={hostile: MEAN})
+    metrics = {**MEAN, "volume_error": 1.0, "spurious": 0.0}
+    by_case = {hostile: {hostile: metrics}}
+    row = replace(table.rows["full"], structures={hostile: metrics}, mean=metrics, by_case=by_case)
     table = replace(table, dataset=hostile, rows=dict.fromkeys(NAMES, row))
     jobs = [JobRecord(hostile, "0", 60.0, [hostile])]
     results = replace(results, tables=[table], jobs=jobs, machine={"processor": hostile, "cores": "1"})
