@@ -13,7 +13,7 @@ from nnunet_topomae.config import CONFIGURATION_KEYS, TopoMAEConfig
 from nnunet_topomae.datasets.splits import PublishedSplit
 from nnunet_topomae.files import read_json
 from nnunet_topomae.nnunet.dataset import channel_names
-from nnunet_topomae.nnunet.names import CONFIGURATION, INTENSITY_SOURCE
+from nnunet_topomae.nnunet.names import CONFIGURATION, INTENSITY_SOURCE, PLANS
 from nnunet_topomae.plans.planner import MAX_POOLS, MIN_FEATURE_MAP_EDGE
 from nnunet_topomae.plans.variants import with_settings
 
@@ -68,7 +68,7 @@ class Preset:
     @property
     def plans_name(self) -> str:
         """Name of the plans that the preset makes."""
-        return f"TopoMAEPlans_{self.name}"
+        return f"{PLANS}_{self.name}"
 
 
 def preset_names() -> list[str]:
@@ -153,7 +153,7 @@ def apply_preset(plans: Mapping[str, Any], preset: Preset) -> dict[str, Any]:
 
 def find_preset(plans: Mapping[str, Any]) -> Preset | None:
     """The preset that plans, or the plans that they vary, were made with; None if there is none."""
-    name = plans.get(PRESET_KEY, str(plans["plans_name"]).removeprefix("TopoMAEPlans_"))
+    name = plans.get(PRESET_KEY, str(plans["plans_name"]).removeprefix(f"{PLANS}_"))
     return load_preset(name) if name in preset_names() else None
 
 

@@ -17,6 +17,7 @@ from nnunet_topomae.data.selection import JointDataset, PretrainingCases, choose
 from nnunet_topomae.data.spatial_task import report_spatial_task
 from nnunet_topomae.data.workers import start_workers
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
+from nnunet_topomae.nnunet.names import LATEST_CHECKPOINT
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.trainers.monitored import MonitoredTrainer
 from nnunet_topomae.trainers.reproducible import TRAINING
@@ -134,7 +135,7 @@ class TopoMAEPretrainer(MonitoredTrainer):
         self.write_record(self.current_epoch)
         done, folder = self.current_epoch + 1, Path(self.output_folder)
         if done % self.save_every == 0 and done < self.num_epochs:
-            self.save_checkpoint(str(folder / "checkpoint_latest.pth"))
+            self.save_checkpoint(str(folder / LATEST_CHECKPOINT))
         if self.plan.config.pretraining.previews_after(done):
             rebuild_crops(self, sorted(self.chosen.labelled)[:PREVIEW_CASES], folder / "monitoring" / f"epoch_{done}")
         self.current_epoch += 1

@@ -10,6 +10,7 @@ from typing import Any
 
 import nnunet_topomae
 from nnunet_topomae.files import hash_file, hash_json, read_json, write_json
+from nnunet_topomae.nnunet.names import DATASET_FILE, SPLITS_FILE
 
 CACHE = "hashes.json"
 # nnU-Net's folders of held-out cases.
@@ -132,7 +133,7 @@ def data_fingerprint(folder: Path, hashes: ContentHashes) -> str:
     }
     small = {
         name: (folder / name).read_text(encoding="utf-8")
-        for name in ("dataset.json", "splits_final.json")
+        for name in (DATASET_FILE, SPLITS_FILE)
         if (folder / name).is_file()
     }
     return digest([listing, small])

@@ -13,7 +13,7 @@ from nnunet_topomae.benchmark.primary import Primary, read_primary
 from nnunet_topomae.benchmark.recipes import PLANNERS, Recipe, find_recipe
 from nnunet_topomae.config import CONFIGURATION_KEYS, SECTION, TopoMAEConfig, check_settings
 from nnunet_topomae.nnunet.folders import nnunet_folder
-from nnunet_topomae.nnunet.names import PLANS, check_name
+from nnunet_topomae.nnunet.names import CONFIGURATION, PLANS, check_name
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class BenchmarkSpec:
     folds: tuple[int, ...] = (0, 1, 2, 3, 4)
     seeds: tuple[int, ...] = (0,)
     label_fractions: tuple[float, ...] = (1.0,)
-    configuration: str = "3d_fullres"
+    configuration: str = CONFIGURATION
     device: str = "cuda"
     gpu_memory_target: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)

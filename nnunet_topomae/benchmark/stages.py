@@ -15,7 +15,14 @@ from nnunet_topomae.benchmark.jobs import PRESET, Job, Kind
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.store import SCORES, JobFolder, variant_name
 from nnunet_topomae.files import read_json, strict_json, write_json
-from nnunet_topomae.nnunet.names import BEST_CHECKPOINT, FINAL_CHECKPOINT, LATEST_CHECKPOINT, PREVIOUS_CHECKPOINT
+from nnunet_topomae.nnunet.names import (
+    BEST_CHECKPOINT,
+    DATASET_FILE,
+    FINAL_CHECKPOINT,
+    LATEST_CHECKPOINT,
+    PREVIOUS_CHECKPOINT,
+    SPLITS_FILE,
+)
 from nnunet_topomae.training.record import read_facts
 
 CHECKPOINTS = (FINAL_CHECKPOINT, LATEST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT)
@@ -69,16 +76,16 @@ def make_plan(task: Task) -> list[Path]:
     else:
         task.command("nnUNetv2_plan_and_preprocess", "-pl", planner, *what)
     write_splits(folder.dataset)
-    return [folder.dataset / name for name in (f"{plans}.json", "splits_final.json", "dataset.json")]
+    return [folder.dataset / name for name in (f"{plans}.json", SPLITS_FILE, DATASET_FILE)]
 
 
 def write_splits(dataset: Path) -> None:
     """nnU-Net's own folds, where the data set brings none: now, not by whichever training is first."""
-    file = dataset / "splits_final.json"
+    file = dataset / SPLITS_FILE
     if not file.is_file():
         from nnunet_topomae.datasets.splits import make_splits
 
-        ending = read_json(dataset / "dataset.json")["file_ending"]
+        ending = read_json(dataset / DATASET_FILE)["file_ending"]
         cases = [path.name[: -len(ending)] for path in (dataset / "gt_segmentations").glob(f"*{ending}")]
         write_json(file, make_splits(cases))
 
@@ -96,7 +103,7 @@ def train(task: Task) -> list[Path]:
     trainer, plans, configuration = _model_of(task.job)
     what = [task.job.dataset_id, configuration, str(task.job.fold), "-tr", trainer, "-p", plans]
     task.command("nnUNetv2_train", *what, "-device", task.job.parameters["device"], *resume)
-    return [fold / "checkpoint_final.pth", fold / "validation" / "summary.json"]
+    return [fold / FINAL_CHECKPOINT, fold / "validation" / "summary.json"]
 
 
 def _model_of(job: Job) -> tuple[str, str, str]:
@@ -168,7 +175,7 @@ def predict(task: Task) -> list[Path]:
     workers = "0" if device == "cpu" else "1"
     machine = ["-npp", workers, "-nps", workers, "-device", device]
     task.command("nnUNetv2_predict", "-i", str(task.raw / "imagesTs"), "-o", str(target), *model, *mirroring, *machine)
-    return sorted(target.glob(f"*{read_json(task.plan.dataset / 'dataset.json')['file_ending']}"))
+    return sorted(target.glob(f"*{read_json(task.plan.dataset / DATASET_FILE)['file_ending']}"))
 
 
 def score(task: Task) -> list[Path]:
@@ -177,7 +184,7 @@ def score(task: Task) -> list[Path]:
     from nnunet_topomae.nnunet.scoring import score_folder
 
     source = task.job.needs[0]
-    description = read_json(task.plan.dataset / "dataset.json")
+    description = read_json(task.plan.dataset / DATASET_FILE)
     held_out = source.kind == "predict"
     scores = score_folder(
         truth_folder(source, task.spec),
@@ -185,11 +192,11 @@ def score(task: Task) -> list[Path]:
         description["labels"],
         description["file_ending"],
         MetricOptions(task.job.parameters["tolerance"], betti=task.job.parameters["betti"]),
-        None if held_out else read_json(task.plan.dataset / "splits_final.json")[task.job.fold]["val"],
+        None if held_out else read_json(task.plan.dataset / SPLITS_FILE)[task.job.fold]["val"],
     )
     plain = {case: {name: asdict(found) for name, found in of.items()} for case, of in scores.items()}
     fold = JobFolder.of(task.job.need("train"), task.spec).fold
-    parameters = read_facts(fold).get("parameters") or count_parameters(fold / "checkpoint_final.pth")
+    parameters = read_facts(fold).get("parameters") or count_parameters(fold / FINAL_CHECKPOINT)
     file = task.folder.path / SCORES
     write_json(file, strict_json({"scores": plain, "parameters": parameters}))
     return [file]

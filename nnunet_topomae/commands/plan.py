@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_topomae.nnunet.dataset import channel_names, read_dataset_json
 from nnunet_topomae.nnunet.folders import nnunet_folder
-from nnunet_topomae.nnunet.names import FINGERPRINT_FILE, PLANS, SPLITS_FILE
+from nnunet_topomae.nnunet.names import CONFIGURATION, FINGERPRINT_FILE, PLANS, SPLITS_FILE
 from nnunet_topomae.nnunet.plan_checks import NETWORK_KEYS, check_data_set, check_memory_target, check_plans
 
 if TYPE_CHECKING:
     from nnunet_topomae.plans.preset import Preset
 
-CONFIGURATIONS = ("3d_fullres", "3d_lowres")
-LABEL_FREE_PLANS = "TopoMAEPlans_labelfree"
+CONFIGURATIONS = (CONFIGURATION, "3d_lowres")
+LABEL_FREE_PLANS = f"{PLANS}_labelfree"
 # Without these keys of a plan, `--explain` cannot do.
 EXPLAINED_KEYS = ("median_image_size_in_voxels", *NETWORK_KEYS)
 

@@ -11,6 +11,7 @@ from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.data.cases import hash_images, hash_json_file
 from nnunet_topomae.datasets.unlabeled import unlabeled_folder
 from nnunet_topomae.doctor.checks import Check
+from nnunet_topomae.nnunet.names import SPLITS_FILE
 from nnunet_topomae.nnunet.plan import plan_facts
 from nnunet_topomae.training.checkpoints import ENTRY
 from nnunet_topomae.training.checks import plan_differences
@@ -57,7 +58,7 @@ def check_checkpoint(described: Mapping[str, Any], plans: Mapping[str, Any], pre
     configuration = PlansManager(dict(plans)).get_configuration(manifest["configuration"])
     return [
         check_plan(described, dataset / f"{manifest['plans_name']}.json"),
-        check_splits(manifest, dataset / "splits_final.json"),
+        check_splits(manifest, dataset / SPLITS_FILE),
         check_cases(manifest["cases"], dataset / configuration.data_identifier),
         *_check_unlabeled(manifest.get("unlabeled", {}), dataset / configuration.data_identifier),
     ]

@@ -10,6 +10,7 @@ from nnunet_topomae.benchmark.stages import truth_folder
 from nnunet_topomae.benchmark.store import JobFolder
 from nnunet_topomae.files import read_json
 from nnunet_topomae.nnunet.dataset import channel_names
+from nnunet_topomae.nnunet.names import DATASET_FILE
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def find_case_files(spec: BenchmarkSpec, entries: Sequence[Entry], ranked: Seque
         if not predicted:
             continue
         first = next(iter(predicted.values()))
-        description = read_json(JobFolder.of(first.need("plan"), spec).dataset / "dataset.json")
+        description = read_json(JobFolder.of(first.need("plan"), spec).dataset / DATASET_FILE)
         ending = description["file_ending"]
         images = spec.raw_folder() / first.dataset / ("imagesTs" if first.kind == "predict" else "imagesTr")
         yield CaseFiles(

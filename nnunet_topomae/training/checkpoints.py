@@ -17,6 +17,7 @@ from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.data.cases import ImagesRead, hash_json_file, intensity_statistics
 from nnunet_topomae.files import hash_json, write_whole
 from nnunet_topomae.nnunet.dataset import channel_names
+from nnunet_topomae.nnunet.names import SPLITS_FILE
 from nnunet_topomae.nnunet.plan import plan_facts
 from nnunet_topomae.training.devices import unwrap
 
@@ -128,7 +129,7 @@ def make_manifest(trainer: nnUNetTrainer, images: ImagesRead) -> dict[str, Any]:
         "plans_name": trainer.plans_manager.plans_name,
         "configuration": trainer.configuration_name,
         "fold": trainer.fold,
-        "splits_hash": hash_json_file(Path(trainer.preprocessed_dataset_folder_base) / "splits_final.json"),
+        "splits_hash": hash_json_file(Path(trainer.preprocessed_dataset_folder_base) / SPLITS_FILE),
         "intensity_statistics": intensity_statistics(
             trainer.configuration_manager.normalization_schemes,
             trainer.plans_manager.foreground_intensity_properties_per_channel,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_topomae.nnunet import names
+
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path for folder in ("nnunet_topomae", "trainers", "plans") for path in (ROOT / folder).rglob("*.py"))
 
@@ -100,6 +102,17 @@ def test_files_and_functions_stay_short(path: Path) -> None:
             docstring = ast.get_docstring(node) or ""
             length = node.end_lineno - node.lineno + 1 - len(docstring.splitlines())  # type: ignore[operator]
             assert length <= LINES_OF_A_FUNCTION, f"{node.name} has {length} lines, at most {LINES_OF_A_FUNCTION}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_of_nnunet_are_named_in_one_place(path: Path) -> None:
+    constants = {name: value for name, value in vars(names).items() if name.endswith(("_FILE", "_CHECKPOINT"))}
+    assert {names.DATASET_FILE, names.FINAL_CHECKPOINT} <= set(constants.values())
+    if name_of(path) == names.__name__:
+        return
+    texts = {node.value for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Constant)}
+    bypassed = [name for name, value in constants.items() if value in texts]
+    assert not bypassed, f"take {', '.join(bypassed)} of {names.__name__}"
 
 
 def test_every_module_has_a_floor() -> None:

@@ -8,10 +8,13 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import pytest
 
 from nnunet_topomae import _hook
+from nnunet_topomae.config import FinetuningConfig
+from nnunet_topomae.nnunet import names
 
 SEARCH_SOURCE = """
 calls = []
@@ -158,6 +161,13 @@ def test_fallback_folder_offers_every_trainer() -> None:
     offered = importlib.import_module("nnunet_topomae.ext_trainer.topomae")
     trainers = {name: module for name, (place, module) in _hook.CLASSES.items() if place == _hook.TRAINERS_PLACE}
     assert {name: getattr(offered, name).__module__ for name in offered.__all__} == trainers
+
+
+def test_names_of_classes_agree_where_they_cannot_be_shared() -> None:
+    """The hook imports nothing, and the configuration lies on a floor below the names."""
+    classes = {value for key, value in vars(names).items() if key.endswith(("TRAINER", "PLANNER"))}
+    assert classes == set(_hook.CLASSES)
+    assert get_args(FinetuningConfig.hints()["pretrainer"]) == (names.PRETRAINER, names.VECTORPOSE_PRETRAINER)
 
 
 def test_importing_the_hook_imports_nothing_but_the_standard_library() -> None:
