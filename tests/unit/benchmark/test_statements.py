@@ -145,11 +145,13 @@ def test_names_and_labels_are_text_on_the_page_of_a_benchmark(tmp_path, monkeypa
     recipes = tuple(replace(RECIPES[name], title=f"{name}{hostile}") for name in NAMES)
     results = make_results(recipes=recipes)
     table = results.tables[0]
-    metrics = {**MEAN, "volume_error": 1.0, "spurious": 0.0}
+    metrics = {**MEAN, **dict.fromkeys(("volume_error", "spurious", "paper_dice", "paper_hd95"), 1.0)}
     by_case = {hostile: {hostile: metrics}}
     row = replace(table.rows["full"], structures={hostile: metrics}, mean=metrics, by_case=by_case)
-    table = replace(table, dataset=hostile, rows=dict.fromkeys(NAMES, row))
+    ranks = {"dice": dict.fromkeys(NAMES, [1 / 3] * 3)}
+    table = replace(table, dataset=hostile, rows=dict.fromkeys(NAMES, row), ranks=ranks, cases=[hostile])
     jobs = [JobRecord(hostile, "0", 60.0, [hostile])]
+    results = replace(results, versions={"nnunet-topomae": hostile})
     results = replace(results, tables=[table], jobs=jobs, machine={"processor": hostile, "cores": "1"})
     monkeypatch.setattr(benchmark, "collect", lambda *_: [])
     monkeypatch.setattr(benchmark, "build_results", lambda *_: results)
