@@ -5,6 +5,7 @@ library only.
 """
 
 import sys
+from contextlib import suppress
 
 
 def install() -> None:
@@ -14,7 +15,8 @@ def install() -> None:
 
         install_hook()
     except Exception as error:
-        sys.stderr.write(
-            f"nnunet-topomae: damaged installation ({type(error).__name__}: {error}), nnU-Net will not find its "
-            "trainers. Install it again: pip install --force-reinstall --no-deps nnunet-topomae\n"
-        )
+        with suppress(Exception):  # pythonw and daemons have no standard error, or a closed one
+            sys.stderr.write(
+                f"nnunet-topomae: damaged installation ({type(error).__name__}: {error}), nnU-Net will not find its "
+                "trainers. Install it again: pip install --force-reinstall --no-deps nnunet-topomae\n"
+            )

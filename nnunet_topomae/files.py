@@ -29,17 +29,26 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
 
     Yields:
         A binary file, open for writing, in the same folder.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to; names the file, which stays as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
-        with temporary.open("xb") as file:
-            _lock(file)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                _lock(file)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        if error.filename not in (None, str(temporary)):  # of another file, in the block
+            raise
+        reason = error.strerror or error
+        raise OSError(f"cannot write {path}: {reason}. Its folder must exist, be writable and have room.") from error
 
 
 def _lock(file: BinaryIO) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from nnunet_topomae.trainers.resumable import ResumableTrainer
 from nnunet_topomae.training.devices import decided_by_first
+from nnunet_topomae.training.failures import results_can_be_written
 from nnunet_topomae.training.record import add_facts
 from nnunet_topomae.training.resume import reopen
 from nnunet_topomae.training.stopping import EndOfTraining, asked_to_end, forget_request
@@ -12,12 +13,24 @@ from nnunet_topomae.training.stopping import EndOfTraining, asked_to_end, forget
 class EndableTrainer(ResumableTrainer):
     """Ends between two epochs where `nnunet-topomae stop` has asked for it; not trained itself."""
 
-    def run_training(self) -> None:
+    def run_epochs(self) -> None:
         """nnU-Net's loop and its end, which may come early."""
         try:
-            super().run_training()
+            super().run_epochs()
         except EndOfTraining as end:
             self._end_early(str(end))
+        self.leave_if_asked()
+
+    def leave_if_asked(self) -> None:
+        """After a signal that came too late for another step: all processes end before the final validation.
+
+        Raises:
+            SystemExit: the first process got one; the shell's code for it.
+        """
+        asked = decided_by_first(self.stop.asked if self.local_rank == 0 else None)
+        if asked is not None:
+            self.print_to_log_file(f"{asked.name}: ended before the final validation, which --val does.")
+            raise SystemExit(128 + asked)
 
     def on_train_start(self) -> None:
         """nnU-Net's start, without what an earlier training has left behind."""
@@ -45,6 +58,11 @@ class EndableTrainer(ResumableTrainer):
                 raise EndOfTraining(reason)
         super().on_epoch_start()
 
+    def on_epoch_end(self) -> None:
+        """nnU-Net's end of an epoch: log, checkpoints and plot."""
+        with results_can_be_written():
+            super().on_epoch_end()
+
     def _end_early(self, reason: str) -> None:
         done = self.current_epoch
         self.print_to_log_file(f"ended after {done} of {self.num_epochs} epochs: {reason}")
@@ -56,6 +74,7 @@ class EndableTrainer(ResumableTrainer):
 
     def on_train_end(self) -> None:
         """nnU-Net's end; a request has been fulfilled."""
-        super().on_train_end()
-        if self.local_rank == 0:
-            forget_request(Path(self.output_folder))
+        with results_can_be_written():
+            super().on_train_end()
+            if self.local_rank == 0:
+                forget_request(Path(self.output_folder))

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from nnunet_topomae.trainers.supervised import SupervisedTrainer
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.finetuning import prepare_schedule, without_pretraining
-from nnunet_topomae.training.pretrained import Target, load_pretraining
+from nnunet_topomae.training.pretrained import Target, load_pretraining, plans_decoder
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
 from nnunet_topomae.training.sources import PretrainingSource
 from nnunet_topomae.training.transfer import Parts, transferred_parts
@@ -25,8 +25,9 @@ class PretrainedTrainer(SupervisedTrainer):
 
     @property
     def parts(self) -> Parts:
-        """What the network takes over, and what starts fresh."""
-        return transferred_parts(unwrap(self.network), self.plan.config.finetuning.transfer_parts)
+        """What the network takes over, and what starts fresh, as far as the plan says it."""
+        config = self.plan.config
+        return transferred_parts(unwrap(self.network), config.finetuning.transfer_parts, plans_decoder(config))
 
     @property
     def source(self) -> PretrainingSource:
@@ -80,7 +81,6 @@ class PretrainedTrainer(SupervisedTrainer):
             unwrap(self.network),
             self.plan,
             self.num_input_channels,
-            self.parts,
             self.plans_manager.dataset_name,
             self.validation_images(),
         )

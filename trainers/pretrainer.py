@@ -51,8 +51,9 @@ class TopoMAEPretrainer(MonitoredTrainer):
         self.oversample_foreground_percent = 0.0
         super().initialize()
         ignore_former_parts(unwrap(self.network))
-        topology = build_topological_loss(self.plan.config.topology, processes_of_this_machine())
-        self.step = CoPretrainingStep(self.network, self.loss, topology, self.plan, self.device, self.print_to_log_file)
+        log = self.print_to_log_file
+        topology = build_topological_loss(self.plan.config.topology, processes_of_this_machine(), log)
+        self.step = CoPretrainingStep(self.network, self.loss, topology, self.plan, self.device, log)
 
     def _build_loss(self) -> CoPretrainingLoss:
         return CoPretrainingLoss(self.config.pretraining, self.config.topology, self.config.architecture.has_vit)

@@ -33,9 +33,9 @@ class ReproducibleTrainer(PlannedTrainer):
         with without_workers():
             loaders = super().get_dataloaders()
         first = first_sample(self.configuration_manager.batch_size)
-        labels = [*self.label_manager.all_labels, self.label_manager.ignore_label or 0]
+        labels = [int(label) for label in (*self.label_manager.all_labels, self.label_manager.ignore_label or 0)]
         training, validation = (
-            SeededLoader(augmenter.data_loader, derive_seed(self.seed, purpose), first, int(max(labels)))
+            SeededLoader(augmenter.data_loader, derive_seed(self.seed, purpose), first, labels)
             for augmenter, purpose in zip(loaders, (TRAINING, VALIDATION), strict=True)
         )
         done = self.current_epoch * self.num_val_iterations_per_epoch

@@ -5,21 +5,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_topomae.data.worker_errors import ReportingCases
+from nnunet_topomae.data.worker_errors import CheckedCases
 from nnunet_topomae.nnunet.names import FINAL_CHECKPOINT, LATEST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from nnunet_topomae.nnunet.process import end_forks_with_this_process
 from nnunet_topomae.trainers.reproducible import ReproducibleTrainer
-from nnunet_topomae.training.batches import WatchedBatches
+from nnunet_topomae.training.batches import WatchedBatches, close_loaders
 from nnunet_topomae.training.checkpoints import ENTRY, write_checkpoint
 from nnunet_topomae.training.loading import load_checkpoint_file
 from nnunet_topomae.training.resume import (
     check_same_training,
+    clean,
     drop_previous,
     keep_previous,
+    newer_of_previous_and_best,
     newest_whole,
     restore,
     save_best_first,
-    sweep,
 )
 from nnunet_topomae.training.stopping import StopSignals
 
@@ -48,26 +49,25 @@ class ResumableTrainer(ReproducibleTrainer):
         if self.logger.resume and not self.continued and previous.is_file():  # nnU-Net does not know this file
             self.load_checkpoint(str(previous))
         if self.local_rank == 0:
-            for name in sweep(self.latest.parent):
-                self.print_to_log_file(f"removed {name}, which a killed training has left half written")
-            if not self.continued:
-                drop_previous(self.latest.parent)
+            clean(self.latest.parent, self.continued, self.print_to_log_file)
         end_forks_with_this_process()
         try:
             with StopSignals() as self.stop:
-                super().run_training()
+                self.run_epochs()
         except Exception:
             self.print_to_log_file(traceback.format_exc(), also_print_to_console=False)
             raise
         finally:
-            for loader in (self.dataloader_train, self.dataloader_val):
-                if isinstance(loader, WatchedBatches):
-                    loader.close()
+            close_loaders(self.dataloader_train, self.dataloader_val)
+
+    def run_epochs(self) -> None:
+        """nnU-Net's loop and its end."""
+        super().run_training()
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's data sets, whose errors reach this process from the workers."""
         training, validation = super().get_tr_and_val_datasets()
-        return ReportingCases(training, self.dataset_json), ReportingCases(validation, self.dataset_json)
+        return CheckedCases(training, self.dataset_json), CheckedCases(validation, self.dataset_json)
 
     def on_train_start(self) -> None:
         """nnU-Net's start; from now on somebody watches the workers that load batches."""
@@ -140,6 +140,7 @@ class ResumableTrainer(ReproducibleTrainer):
         if not isinstance(checkpoint, dict):
             # `--val` asks for the final checkpoint, `--val_best` for the best one, and for no other.
             older, log = self.logger.resume or file.name == LATEST_CHECKPOINT, self.print_to_log_file
+            file = newer_of_previous_and_best(file) if self.logger.resume and not self.continued else file
             file, checkpoint = newest_whole(file, log) if older else (file, load_checkpoint_file(file))
         own = {"dataset": self.plans_manager.dataset_name, "plans_name": self.plans_manager.plans_name}
         own |= {"configuration": self.configuration_name, "fold": self.fold}

@@ -13,6 +13,7 @@ BaselineName = Literal["unetr", "swin_unetr", "attention_unet"]
 TOKEN = 16
 SWIN_STRIDE = 32
 SWIN_FEATURES = 48
+UNUSED_PARTS = ("cross_attn", "norm_cross_attn")
 ATTENTION_CHANNELS = (32, 64, 128, 256, 320)
 
 
@@ -68,7 +69,12 @@ def build_baseline(name: BaselineName, patch_size: Size3, in_channels: int, out_
             f"network {name} comes from MONAI, which is not installed: pip install nnunet-topomae[baselines]"
         ) from error
     if name == "unetr":
-        return PaddedNetwork(UNETR(in_channels, out_channels, img_size=_padded(patch_size, TOKEN)), TOKEN)
+        unetr = UNETR(in_channels, out_channels, img_size=_padded(patch_size, TOKEN))
+        for part, module in unetr.named_modules():
+            # MONAI builds them and never calls them; several processes would wait for their gradients.
+            if part.rpartition(".")[2] in UNUSED_PARTS:
+                module.requires_grad_(False)
+        return PaddedNetwork(unetr, TOKEN)
     if name == "swin_unetr":
         return PaddedNetwork(SwinUNETR(in_channels, out_channels, feature_size=SWIN_FEATURES), SWIN_STRIDE)
     stages = len(ATTENTION_CHANNELS)

@@ -80,6 +80,7 @@ class CoPretrainingNetwork(nn.Module):
 
     Attributes:
         transferred_parts: the encoders that fine-tuning takes over, by the plan's `topomae.finetuning.transfer_parts`.
+        rebuilding_parts: those of them that only terms of the reconstruction train.
         pretraining_parts: what serves pre-training alone.
         former_parts: what checkpoints of earlier versions also hold, in its initial state.
         optional_parts: what serves pre-training alone, with some plans only.
@@ -99,6 +100,7 @@ class CoPretrainingNetwork(nn.Module):
     """
 
     transferred_parts: ClassVar = {"vit": ("vit_encoder",), "partner": ("encoder", "decoder")}
+    rebuilding_parts: ClassVar = ("decoder",)
     pretraining_parts: ClassVar = ("vit_decoder", "vit_key_points", "key_points")
     optional_parts: ClassVar = ("masking", "vit_vectors", "vectors")
     former_parts: ClassVar = ("fusion",)

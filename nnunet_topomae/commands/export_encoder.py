@@ -6,7 +6,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint_final.pth of TopoMAEPretrainer")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint_final.pth of a pre-training")
     parser.add_argument(
         "--encoder", choices=("vit", "partner"), default="partner", help="which of the two (default: %(default)s)"
     )

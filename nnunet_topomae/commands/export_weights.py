@@ -8,7 +8,7 @@ STOCK_TRAINER = "nnUNetTrainer"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint_final.pth of TopoMAEPretrainer")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint_final.pth of a pre-training")
     parser.add_argument(
         "--for",
         dest="trainer",
@@ -26,12 +26,14 @@ def run(args: argparse.Namespace) -> int:
     target = args.o or args.checkpoint.with_name(f"for_{args.trainer}.pth")
     if target.resolve() == args.checkpoint.resolve():
         raise ValueError(f"{target} is the checkpoint itself: name another file with -o")
-    manifest = export_for_stock(args.checkpoint, target)
+    origin = export_for_stock(args.checkpoint, target)
     print(
         f"{target} written. Where nnU-Net is installed, with this package or without it:\n"
-        f"nnUNetv2_train {manifest['dataset']} {manifest['configuration']} {manifest['fold']} -p "
-        f"{manifest['plans_name']} -tr {args.trainer} -pretrained_weights {target}\n"
-        f"Stock nnU-Net does not check which cases the weights have seen. These have seen the {len(manifest['cases'])} "
-        f"training cases of fold {manifest['fold']}: use them for that fold only, or for other data."
+        f"nnUNetv2_train {origin['dataset']} {origin['configuration']} {origin['fold']} -p "
+        f"{origin['plans_name']} -tr {args.trainer} -pretrained_weights {target}\n"
+        f"Stock nnU-Net does not check which cases the weights have seen. These have seen the {origin['images']} "
+        f"training cases of fold {origin['fold']}: use them for that fold only, or for other data."
     )
+    if not origin["decoder_trained"]:
+        print("No loss of this pre-training has trained the decoder: the file holds it as random as at its start.")
     return 0

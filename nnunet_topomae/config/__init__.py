@@ -131,7 +131,8 @@ class TopologyConfig(Checked):
     """What computes persistent homology. `auto` takes `native`, the package's own engine, which is the fastest; the two
     libraries give the same diagrams."""
     threads: Annotated[int, Rule(lambda value: value >= 0, "0 for automatic, or the number of threads")] = 0
-    """Worker threads; 0 takes the number of cores, at most 8, divided among the processes of the training."""
+    """Worker threads; 0 takes the number of cores, at most 8, divided among the processes of the training. Each of
+    several processes has its share of the cores at most."""
     time_limit: Annotated[float | None, ABOVE_0] = 300.0
     """Seconds that a training step waits for the term, or a loader worker for the diagrams of a batch of inputs, before
     the step goes on without the term; null waits for ever."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nnunet_topomae.data.boundary import boundary_map
 from nnunet_topomae.data.corruptions import Corruption
+from nnunet_topomae.data.images import not_finite
 
 PERCENTILES = (0.5, 99.5)
 MOST_VOXELS = 2_000_000
@@ -39,12 +40,17 @@ class BoundaryTask:
         Args:
             case: its name.
             read: returns its image (C, D, H, W), read from disk only where it is indexed.
+
+        Raises:
+            ValueError: the image holds NaN or infinity.
         """
         if case not in self.ranges:
             image = read(case)
             step = -(-int(np.prod(image.shape[1:])) // MOST_VOXELS)
             slices = [np.asarray(image[:, start : start + 1]) for start in range(0, image.shape[1], step)]
             sample = np.concatenate(slices, axis=1).reshape(image.shape[0], -1)
+            if not np.isfinite(sample).all():
+                raise ValueError(not_finite(case))
             self.ranges[case] = np.percentile(sample, PERCENTILES, axis=1).T.astype(np.float32)
         return self.ranges[case]
 

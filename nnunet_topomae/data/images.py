@@ -34,6 +34,19 @@ def open_image(folder: Path, case: str) -> Any:
     return image
 
 
+def not_finite(case: str, where: str = "") -> str:
+    """The error of an image with NaN or infinity.
+
+    Args:
+        case: its name.
+        where: in the image, with a space in front; nothing if that is not known.
+    """
+    return (
+        f"case {case} holds NaN or infinite voxels{where}. Correct its image in nnUNet_raw and preprocess again with "
+        "nnUNetv2_preprocess."
+    )
+
+
 _CURE = "Delete it and preprocess again with nnUNetv2_preprocess."
 
 

@@ -46,6 +46,8 @@ def spread(cases: Iterable[str], most: int) -> list[str]:
 def foreground_location(labels: Int[ndarray, "D H W"], patch_size: Size3) -> CropLocation | None:
     """The crop around the middle of what is labelled, inside the volume where it fits; None without a labelled voxel.
 
+    The middle is the labelled voxel next to the median, so that crops between two structures have at least one.
+
     Args:
         labels: of the whole volume; what is above 0 is labelled.
         patch_size: shape of the crop.
@@ -53,7 +55,7 @@ def foreground_location(labels: Int[ndarray, "D H W"], patch_size: Size3) -> Cro
     places = np.argwhere(labels > 0)
     if not len(places):
         return None
-    middle, shape = np.median(places, axis=0), labels.shape
+    middle, shape = places[np.linalg.norm(places - np.median(places, axis=0), axis=1).argmin()], labels.shape
     lower = []
     for centre, size, patch in zip(middle, shape, patch_size, strict=True):
         room = size - patch

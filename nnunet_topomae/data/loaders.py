@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nnunet_topomae.data.boundary_task import BoundaryTask
 from nnunet_topomae.data.corruptions import Corruption
+from nnunet_topomae.data.images import not_finite
 from nnunet_topomae.data.seeding import sample_generator
 from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.data.transforms import Places, resample_crop, square_planes, turn_crop
@@ -147,10 +148,7 @@ class CropLocationLoader(nnUNetDataLoader):
             )
         volume = torch.from_numpy(np.ascontiguousarray(crop)).float()
         if not torch.isfinite(volume).all():
-            raise ValueError(
-                f"case {case} holds NaN or infinite voxels in {location.lower} to {location.upper}. Correct its image "
-                "in nnUNet_raw and preprocess again with nnUNetv2_preprocess."
-            )
+            raise ValueError(not_finite(case, f" in {location.lower} to {location.upper}"))
         return resample_crop(volume, location.array_shape)
 
     def generate_train_batch(self) -> dict[str, Any]:
@@ -261,7 +259,18 @@ def build_pretraining_loader(
         pretraining.scale,
         square_planes(plan.shape.patch_size, plan.spacing) if pretraining.rotate else (),
         plan.vector_frame() if pretraining.vectors else None,
-        Corruption(pretraining.shuffle, pretraining.bezier, pretraining.paint) if pretraining.boundaries else None,
+        _corruption(plan, monitoring=seed is None),
         first_sample,
         plan.facts.get("channels"),
     )
+
+
+def _corruption(plan: Plan, monitoring: bool) -> Corruption | None:
+    """What corrupts crops; None where no crop is corrupted and no term of the loss reads a boundary.
+
+    Monitoring and validation measure boundaries wherever the networks predict them.
+    """
+    pretraining, topology = plan.config.pretraining, plan.config.topology
+    probabilities = (pretraining.shuffle, pretraining.bezier, pretraining.paint)
+    idle = pretraining.lambda2 == 0.5 and not any(probabilities) and not topology.enabled
+    return None if not pretraining.boundaries or (idle and not monitoring) else Corruption(*probabilities)

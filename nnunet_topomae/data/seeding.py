@@ -1,7 +1,7 @@
 """What is random in a sample follows from the training's seed and the sample's number, whichever process draws it."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from torch import Tensor
+
+from nnunet_topomae.data.images import not_finite
 
 # nnU-Net's loader draws the case of a sample first; everything else has generators of its own.
 _CASE, _REST = 0, 1
@@ -62,23 +64,23 @@ class SeededLoader:
         loader: nnU-Net's; two of its methods and its transforms are replaced.
         seed: of the training's samples.
         first_sample: place of this process's first sample in the batch of all processes.
-        largest_label: of the data set; None checks no labels.
+        labels: values that a label map may have besides nnU-Net's -1 for outside; None checks none.
 
     Attributes:
         number: of the next batch.
         errors: what went wrong in the data set, for the process that waits (data/worker_errors.py); perhaps None.
     """
 
-    def __init__(self, loader: Any, seed: int, first_sample: int = 0, largest_label: int | None = None) -> None:
+    def __init__(self, loader: Any, seed: int, first_sample: int = 0, labels: Sequence[int] | None = None) -> None:
         self.loader = loader
         self.seed = seed
-        self.largest_label = largest_label
+        self.labels = None if labels is None else torch.tensor(sorted({-1, *labels}))
         self.first_sample = first_sample
         self.number = 0
         self.errors = getattr(loader._data, "errors", None)
         self._drawn = 0
         self._cases: list[str] = []
-        self._case = ""
+        self._case, self._reading = "", False
         self._transforms = loader.transforms
         loader.transforms = self._augment
         self._oversample = loader.get_do_oversample
@@ -91,10 +93,23 @@ class SeededLoader:
         return batch
 
     def draw(self, number: int) -> dict[str, Any]:
-        """The batch of a number, as nnU-Net makes it: ``data``, ``target`` and ``keys``."""
+        """The batch of a number, as nnU-Net makes it: ``data``, ``target`` and ``keys``.
+
+        Raises:
+            ValueError: a file is damaged, an image holds NaN or infinity, or a label map a label that the data set does
+                not have; names the case.
+        """
         self._drawn = number
-        with keep_global_generators():
-            batch: dict[str, Any] = self.loader.generate_train_batch()
+        with keep_global_generators(), nullcontext() if self.errors is None else self.errors.reported():
+            try:
+                batch: dict[str, Any] = self.loader.generate_train_batch()
+            except (RuntimeError, OSError) as error:
+                if not self._reading:
+                    raise
+                raise ValueError(  # blosc2 decompresses where nnU-Net cuts the crop
+                    f"the preprocessed image or label map of case {self._case} is damaged: {error}. Delete its "
+                    "files and preprocess again with nnUNetv2_preprocess."
+                ) from error
         return batch
 
     def _draw_cases(self) -> list[str]:
@@ -108,16 +123,30 @@ class SeededLoader:
     def _begin_sample(self, place: int) -> bool:
         """In place of nnU-Net's ``get_do_oversample``, the first thing that it asks of every sample."""
         seed_global_generators(derive_seed(self.seed, self._drawn, self.first_sample + place, _REST))
-        self._case = self._cases[place]
+        self._case, self._reading = self._cases[place], True
         return bool(self._oversample(place))
 
     def _augment(self, image: Tensor, segmentation: Tensor) -> dict[str, Any]:
         """In place of nnU-Net's ``transforms``, whose errors for an unknown label name neither label nor case."""
-        if self.largest_label is not None and (found := int(segmentation.max())) > self.largest_label:
-            with nullcontext() if self.errors is None else self.errors.reported():
-                raise ValueError(
-                    f"case {self._case} has voxels of label {found}, but the labels of dataset.json end at "
-                    f"{self.largest_label}. Correct the label map in nnUNet_raw or dataset.json, and preprocess again."
-                )
+        self._reading = False
+        if not torch.isfinite(image).all():
+            raise ValueError(not_finite(self._case))
+        if self.labels is not None and (unknown := _unknown(segmentation, self.labels)) is not None:
+            raise ValueError(
+                f"case {self._case} has voxels of label {unknown}, but dataset.json has the labels "
+                f"{', '.join(map(str, self.labels.tolist()[1:]))}. Correct the label map in nnUNet_raw or "
+                "dataset.json, and preprocess again."
+            )
         given = {"image": image, "segmentation": segmentation}
         return given if self._transforms is None else dict(self._transforms(**given))
+
+
+def _unknown(segmentation: Tensor, labels: Tensor) -> int | None:
+    """A value that is none of the sorted labels."""
+    low, high = (int(value) for value in segmentation.aminmax())
+    if low >= labels[0] and high <= labels[-1]:
+        if len(labels) == int(labels[-1] - labels[0]) + 1:  # without gaps, there is nothing else to look for
+            return None
+        values = segmentation[~torch.isin(segmentation, labels)]
+        return int(values[0]) if len(values) else None
+    return low if low < labels[0] else high

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_topomae.data.transforms import Places, scaled_box
+from nnunet_topomae.data.transforms import Places
 from nnunet_topomae.files import write_json
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.types import Size3
@@ -16,22 +16,18 @@ VECTORS_FILE = "vectors.json"
 CROPS = 2000
 SEED = 0
 LARGE_SHARE = 0.05
-# A volume that no box leaves.
-_ENDLESS = (10**9, 10**9, 10**9)
 
 
 @dataclass(frozen=True)
 class VectorStatistics:
-    """Shares of random crops and of their vectors.
+    """What the vectors of random crops are like.
 
     Attributes:
         clipped: share of vectors that are longer than half the diagonal of their volume's plane; their length is lost.
-        shrunk: share of crops whose box would be larger than the image, and was made smaller.
         longest_mm: length of the longest vector.
     """
 
     clipped: float
-    shrunk: float
     longest_mm: float
 
     def lines(self) -> list[str]:
@@ -43,8 +39,6 @@ class VectorStatistics:
                 "warning: for tall images or large crops the length of vectors says little. Plan a smaller patch, or "
                 "lower the largest scale."
             )
-        if self.shrunk:
-            lines.append(f"{100 * self.shrunk:.1f} % of scaled crops would be larger than their image: made smaller")
         return lines
 
 
@@ -62,18 +56,15 @@ def vector_statistics(shapes: Sequence[Size3], places: Places, frame: VectorFram
     if not shapes:
         raise ValueError("statistics of vectors need at least one volume")
     rng = np.random.default_rng(SEED)
-    relative, shrunk, longest = [], [], 0.0
+    relative, longest = [], 0.0
     for number in range(CROPS):
         shape = shapes[number % len(shapes)]
-        factor = rng.uniform(*places.scale)
-        wanted = scaled_box(places.patch_size, factor, _ENDLESS)
-        shrunk.append(scaled_box(places.patch_size, factor, shape) != wanted)
         source, turn = places.draw(shape, rng)
         location, turned = source.turned(turn), frame.turned(turn)
         lengths = np.linalg.norm(centre_vectors(location, turned), axis=1)
         longest = max(longest, float(lengths.max()))
         relative.append(lengths / turned.radius(location))
-    return VectorStatistics(float(np.mean(np.array(relative) > 1.0)), float(np.mean(shrunk)), longest)
+    return VectorStatistics(float(np.mean(np.array(relative) > 1.0)), longest)
 
 
 def report_vectors(

@@ -31,12 +31,15 @@ class WorkerErrors:
         return None if self._queue.empty() else str(self._queue.get())
 
 
-class ReportingCases:
-    """nnU-Net's data set, whose errors name the case and are reported.
+class CheckedCases:
+    """nnU-Net's data set, whose errors name the case.
 
     Args:
         dataset: preprocessed cases; everything else is left to it.
         description: content of `dataset.json`, whose channels each image must have.
+
+    Attributes:
+        errors: for the loader that reads the cases to report what went wrong.
     """
 
     def __init__(self, dataset: Any, description: Mapping[str, Any]) -> None:
@@ -59,17 +62,16 @@ class ReportingCases:
             ValueError: it cannot be read, or its files do not belong together; names the case, the folder and the
                 cure.
         """
-        with self.errors.reported():
-            try:
-                case = self.dataset.load_case(identifier)
-                self._check(*case)
-                return case
-            except Exception as error:  # blosc2, numpy and pickle raise many kinds
-                reason = str(error).strip().split("\n")[0] or type(error).__name__
-                raise ValueError(
-                    f"case {identifier} in {self.dataset.source_folder} cannot be read ({reason}). Preprocess it again "
-                    "with nnUNetv2_preprocess."
-                ) from error
+        try:
+            case = self.dataset.load_case(identifier)
+            self._check(*case)
+            return case
+        except Exception as error:  # blosc2, numpy and pickle raise many kinds
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise ValueError(
+                f"case {identifier} in {self.dataset.source_folder} cannot be read ({reason}). Preprocess it again "
+                "with nnUNetv2_preprocess."
+            ) from error
 
     def _check(self, image: Any, segmentation: Any, _: Any, properties: Any) -> None:
         if image.shape[0] != self.channels:

@@ -1,6 +1,6 @@
 """The overall co-pre-training loss, every term under its own name (paper Sec. II-C, overall loss)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from nnunet_topomae.losses.consistency import reconstruction_consistency, spatia
 from nnunet_topomae.losses.reconstruction import hidden_mse, inside_l1
 from nnunet_topomae.losses.spatial import key_point_mse, vector_l1
 from nnunet_topomae.topology import TopologicalLoss
-from nnunet_topomae.topology.workers import automatic_threads
+from nnunet_topomae.topology.workers import threads_of_process
 from nnunet_topomae.types import KeyPoints, Scalar, VectorTargets, Volume, VoxelMask
 
 
@@ -75,12 +75,15 @@ def compose_reconstruction(
     return reconstruction.float() if kept is None else torch.where(kept, reconstruction.float(), data.float())
 
 
-def build_topological_loss(config: TopologyConfig, processes: int = 1) -> TopologicalLoss | None:
+def build_topological_loss(
+    config: TopologyConfig, processes: int = 1, log: Callable[[str], object] = str
+) -> TopologicalLoss | None:
     """L_topo with the settings of the plan.
 
     Args:
         config: the plan's section `topology`.
         processes: of the training on this machine, which share its cores.
+        log: is told where there are fewer threads than the plan asks for.
 
     Returns:
         The loss, or None where the plan leaves it out.
@@ -93,7 +96,7 @@ def build_topological_loss(config: TopologyConfig, processes: int = 1) -> Topolo
         config.dimensions,
         config.normalisation,
         config.backend,
-        config.threads or automatic_threads(processes),
+        threads_of_process(config.threads, processes, log),
         config.tolerance,
     )
 
@@ -167,6 +170,22 @@ def trained_branches(
             "0. Lower pretraining.lambda2, or switch one of its terms on."
         )
     return trained
+
+
+# Terms that read what the partner's decoder gives; the spatial ones read its encoder alone.
+_OF_DECODER = ("mse_partner", "topo_partner", "clean_partner", "edge_partner", "rec_consis")
+
+
+def trains_decoder(pretraining: PretrainingConfig, topology: TopologyConfig, with_vit: bool = True) -> bool:
+    """Whether a term with a weight reads what the partner's decoder gives; without one it stays as random as it was.
+
+    Args:
+        pretraining: the lambdas, the spatial task and the target of the reconstruction.
+        topology: whether there is a topological term, and its extra factor.
+        with_vit: whether the plan has a ViT.
+    """
+    weights = term_weights(pretraining, topology, with_vit)
+    return any(weights.get(name, 0.0) > 0 for name in _OF_DECODER)
 
 
 class CoPretrainingLoss(nn.Module):

@@ -28,7 +28,7 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
 
 
 def check_dataset_json(description: Mapping[str, Any], where: Path) -> None:
-    """Refuse a description that nnU-Net cannot plan with, before it trips over it.
+    """Refuse a description that nnU-Net cannot plan with.
 
     Args:
         description: content of a raw data set's `dataset.json`.
@@ -42,6 +42,7 @@ def check_dataset_json(description: Mapping[str, Any], where: Path) -> None:
         if not holds(description.get(key)):
             raise ValueError(f"{where}: {key} = {description.get(key)!r} must be {words}. Correct the file.")
     labels, order = description["labels"], description.get("regions_class_order")
+    _check_values(labels, where)
     foreground = [value for name, value in labels.items() if name != "ignore" and value not in (0, "0", [0])]
     if any(isinstance(value, list) and len(value) > 1 for value in foreground) and not (
         isinstance(order, list) and len(order) == len(foreground)
@@ -50,6 +51,25 @@ def check_dataset_json(description: Mapping[str, Any], where: Path) -> None:
             f"{where}: regions_class_order = {order!r} must be a list of {len(foreground)} labels, one per region, "
             "because some labels are regions of several values. Correct the file."
         )
+
+
+def _check_values(labels: Mapping[str, Any], where: Path) -> None:
+    """nnU-Net's networks have one output per value, so there must be no gaps; the ignore label is the highest."""
+    values = {name: _values(value) for name, value in labels.items()}
+    ignored = values.pop("ignore", [])
+    known = sorted({number for numbers in values.values() for number in numbers})
+    if known != list(range(len(known))):
+        raise ValueError(
+            f"{where}: labels = {dict(labels)!r} must be 0, 1, 2 and so on without gaps. Correct the file "
+            "and the label maps."
+        )
+    if any(number <= known[-1] for number in ignored):
+        raise ValueError(f"{where}: labels = {dict(labels)!r}: ignore must be the highest value. Correct the file.")
+
+
+def _values(value: Any) -> list[int]:
+    """The whole numbers of a label or region that :func:`_is_label` has accepted."""
+    return [int(str(item).removesuffix(".0")) for item in (value if isinstance(value, list) else [value])]
 
 
 def _is_label(value: Any) -> bool:

@@ -91,6 +91,9 @@ def _state(fold: Path, records: Records) -> str:
     facts, early = read_facts(fold), read_facts(fold).get("ended_early")
     finished = (fold / FINAL_CHECKPOINT).is_file()
     done, wanted = (records[-1]["epoch"] + 1 if records else 0), _epochs_wanted(fold)
+    if not records and (fold / PLOT_FILE).is_file():
+        ended = "Finished. " if finished else ""
+        return f"{ended}This trainer keeps no record of its epochs; nnU-Net's own plot is below."
     if not records:
         return "Finished." if finished else "No epoch is recorded yet."
     if finished and (early or wanted is None or done >= wanted):

@@ -40,6 +40,23 @@ def automatic_threads(processes: int = 1) -> int:
     return max(1, min(available_cores() // processes, MAX_AUTOMATIC_THREADS))
 
 
+def threads_of_process(asked: int, processes: int, log: Callable[[str], object] = str) -> int:
+    """Number of threads of one of several processes: never more than its share of the cores.
+
+    Args:
+        asked: `topology.threads`; 0 for automatic. A process that is alone gets what it asks for.
+        processes: on this machine that share the cores.
+        log: is told where it gets fewer than it asks for.
+    """
+    if not asked:
+        return automatic_threads(processes)
+    share = max(1, available_cores() // processes)
+    if processes == 1 or asked <= share:
+        return asked
+    log(f"topology.threads = {asked}, but {processes} processes share {available_cores()} cores: {share} for each")
+    return share
+
+
 class HungThreadsError(RuntimeError):
     """Too many threads of this process compute what nobody waits for any longer."""
 

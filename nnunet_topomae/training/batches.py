@@ -88,6 +88,7 @@ class WatchedBatches:
         if reason is None and not loader.results_loop_thread.is_alive():
             reason = "a worker that loads batches has ended: what it printed above says why"
         if reason is not None:
+            self.before()  # a signal to all processes ends the workers too, and may be the reason to end
             raise RuntimeError(reported_error(loader.generator) or reason)
 
     def close(self) -> None:
@@ -108,6 +109,13 @@ class WatchedBatches:
             _remove_shared_memory(worker)
         loader._processes.clear()  # the same list as that of nnU-Net's thread, which complains about dead workers
         loader.initialized = False
+
+
+def close_loaders(*loaders: Any) -> None:
+    """End the worker processes of those loaders that are watched."""
+    for loader in loaders:
+        if isinstance(loader, WatchedBatches):
+            loader.close()
 
 
 def _remove_shared_memory(worker: BaseProcess) -> None:

@@ -45,7 +45,8 @@ def save_atomically(checkpoint: Mapping[str, Any], filename: str | Path) -> None
         with write_whole(written) as file:
             torch.save(dict(checkpoint), file)
     except (OSError, RuntimeError) as error:
-        reason = error if isinstance(error, OSError) else error.__context__  # torch hides the reason
+        # write_whole and torch say it in their own words
+        reason = error.__cause__ if isinstance(error, OSError) else error.__context__
         if not isinstance(reason, OSError):
             raise
         kept = "The one of this name from before is kept. " if written.is_file() else ""

@@ -1,16 +1,16 @@
 """Refusals: which pre-training checkpoints a fine-tuning may not start from."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_topomae.architectures.copretraining import BRANCHES
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import SECTION, ArchitectureConfig, TopoMAEConfig
 from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.data.patients import Patients
-from nnunet_topomae.losses.copretraining import trained_branches
-from nnunet_topomae.nnunet.names import PRETRAINER
+from nnunet_topomae.losses.copretraining import trained_branches, trains_decoder
 from nnunet_topomae.training.resample import NetworkSize
 
 # Keys of the architecture section that do not change what a pre-trained weight means.
@@ -23,17 +23,20 @@ _ADDED_FACTS = ("intensities",)
 _RELATIVE_TOLERANCE = 1e-6
 
 
-def plan_differences(described: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+def plan_differences(
+    described: Mapping[str, Any], own: Mapping[str, Any], taken: Collection[str] = BRANCHES
+) -> list[str]:
     """What differs between the plan of a checkpoint and the plan of this training.
 
     Args:
         described: ``plan`` facts of the checkpoint.
         own: plan facts of this training.
+        taken: the pre-trained networks that are transferred, out of ``vit`` and ``partner``.
 
     Returns:
         A phrase a value, as in ``patch_size: checkpoint [8, 8, 8], plan [16, 16, 16]``.
     """
-    different = architecture_differences(described, own)
+    different = architecture_differences(described, own, taken)
     for key, value in own.items():
         theirs = described.get(key)
         if key == "architecture" or (key in _ADDED_FACTS and key not in described):
@@ -56,12 +59,15 @@ def unknown_facts(described: Mapping[str, Any], own: Mapping[str, Any]) -> list[
     return [key for key in _ADDED_FACTS if any(own.get(key) or ()) and key not in described]
 
 
-def architecture_differences(described: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+def architecture_differences(
+    described: Mapping[str, Any], own: Mapping[str, Any], taken: Collection[str] = BRANCHES
+) -> list[str]:
     """What differs between the architecture sections; absent keys have their default.
 
     Args:
         described: ``plan`` facts of the checkpoint.
         own: plan facts of this training.
+        taken: as in :func:`plan_differences`; without the ViT, its size may differ.
 
     Returns:
         A phrase per key, as in :func:`plan_differences`; none for keys that do not change what a weight means.
@@ -70,6 +76,7 @@ def architecture_differences(described: Mapping[str, Any], own: Mapping[str, Any
         return []
     theirs, ours = (_architecture(facts.get("architecture", {})) for facts in (described, own))
     free = (*_FREE_TO_DIFFER, *(_OF_UNETRPP if theirs.partner == ours.partner == "plan" else ()))
+    free += () if "vit" in taken else ("vit",)
     return [
         f"architecture.{key}: checkpoint {getattr(theirs, key)!r}, plan {getattr(ours, key)!r}"
         for key in vars(ours)
@@ -92,38 +99,45 @@ def _same(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
-def check_same_plan(described: Mapping[str, Any], own: Mapping[str, Any], file: Path) -> None:
+def check_same_plan(
+    described: Mapping[str, Any], own: Mapping[str, Any], file: Path, pretrainer: str, taken: Collection[str] = BRANCHES
+) -> None:
     """Refuse a checkpoint that was pre-trained with another plan.
 
     Args:
         described: ``plan`` facts of the checkpoint.
         own: plan facts of this training.
         file: the checkpoint, for the error.
+        pretrainer: trainer of the pre-training, for the error.
+        taken: as in :func:`plan_differences`.
 
     Raises:
         ValueError: the first three differences, value by value.
     """
-    different = plan_differences(described, own)
+    different = plan_differences(described, own, taken)
     if different:
         raise ValueError(
             f"{file} was pre-trained with another plan ({'; '.join(different[:3])}). Pre-train with the plan you "
-            f"fine-tune with: nnUNetv2_train ... -tr {PRETRAINER} -p PLANS. Or adapt its weights: nnunet-topomae plan "
+            f"fine-tune with: nnUNetv2_train ... -tr {pretrainer} -p PLANS. Or adapt its weights: nnunet-topomae plan "
             "-d ID --name NAME --set finetuning.transfer=resample"
         )
 
 
-def described_size(described: Mapping[str, Any], own: Mapping[str, Any], file: Path) -> NetworkSize:
+def described_size(
+    described: Mapping[str, Any], own: Mapping[str, Any], file: Path, taken: Collection[str] = BRANCHES
+) -> NetworkSize:
     """Size of a pre-trained network from its checkpoint's ``plan`` facts.
 
     Args:
         described: ``plan`` facts of the checkpoint.
         own: plan facts of this training.
         file: the checkpoint, for the error.
+        taken: as in :func:`plan_differences`.
 
     Raises:
         ValueError: the architecture sections differ in more than sizes that follow from the plan.
     """
-    different = architecture_differences(described, own)
+    different = architecture_differences(described, own, taken)
     if different:
         raise ValueError(
             f"{file} was pre-trained with another architecture ({'; '.join(different)}), which cannot be adapted. Set "
@@ -229,6 +243,16 @@ def _are_hashes(value: Any) -> bool:
     return isinstance(value, Mapping) and all(
         isinstance(case, str) and isinstance(digest, str) for case, digest in value.items()
     )
+
+
+def decoder_is_trained(described: Mapping[str, Any]) -> bool:
+    """Whether a loss of a pre-training has trained the partner's decoder.
+
+    Args:
+        described: ``config`` of the checkpoint.
+    """
+    config = TopoMAEConfig.from_configuration({SECTION: described})
+    return trains_decoder(config.pretraining, config.topology, config.architecture.has_vit)
 
 
 def check_trained(described: Mapping[str, Any], takes_vit: bool, takes_partner: bool, file: Path) -> None:

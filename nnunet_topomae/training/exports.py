@@ -13,10 +13,10 @@ from torch import nn
 from nnunet_topomae.architectures.build import build_copretraining_network
 from nnunet_topomae.config import SECTION, TopoMAEConfig
 from nnunet_topomae.files import read_table, write_json, write_text, write_whole
-from nnunet_topomae.nnunet.names import PRETRAINER
+from nnunet_topomae.nnunet.names import PRETRAINER, VECTORPOSE_PRETRAINER
 from nnunet_topomae.nnunet.plan import read_plan
 from nnunet_topomae.training.checkpoints import ENTRY, plain, save_atomically
-from nnunet_topomae.training.checks import check_trained
+from nnunet_topomae.training.checks import check_trained, decoder_is_trained
 from nnunet_topomae.training.model_card import model_card
 from nnunet_topomae.training.plots import PLOT_FILE
 from nnunet_topomae.training.sources import read_checkpoint
@@ -45,15 +45,16 @@ def export_for_stock(file: Path, target: Path) -> dict[str, Any]:
 
     The file is for ``nnUNetv2_train ... -tr nnUNetTrainer -pretrained_weights FILE``, also where this package is not
     installed. It holds the encoder and the decoder without segmentation heads, which nnU-Net always starts fresh, and
-    where they come from, without the names of the images. That of a residual encoder also says what nnssl's checkpoints
-    say (:func:`nnssl_entry`).
+    where they come from, without the names of the images. nnU-Net takes no file without a decoder, so one that no loss
+    has trained is there too, and ``decoder_trained`` says so. The file of a residual encoder also says what nnssl's
+    checkpoints say (:func:`nnssl_entry`).
 
     Args:
         file: a checkpoint of a pre-training (TopoMAEPretrainer, VectorPOSEPretrainer).
         target: file to write; never half of it.
 
     Returns:
-        The manifest of the pre-training.
+        What the file says about the pre-training.
 
     Raises:
         ValueError: not such a checkpoint, or its partner is not the plan's own network, or no loss has trained it.
@@ -66,7 +67,7 @@ def export_for_stock(file: Path, target: Path) -> dict[str, Any]:
             f"{file} holds a pre-trained UNETR++ (topomae.architecture.partner = {config.architecture.partner!r}), "
             "and nnUNetTrainer trains the network that nnU-Net's plan names. Pre-train that one: nnunet-topomae plan "
             "-d ID -p nnUNetPlans --name NAME --set architecture.partner=plan, then nnUNetv2_train ... -tr "
-            f"{PRETRAINER} -p NAME"
+            f"{pretrainer_of(checkpoint)} -p NAME"
         )
     check_trained(described["config"], takes_vit=False, takes_partner=True, file=file)
     weights = {
@@ -77,19 +78,25 @@ def export_for_stock(file: Path, target: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = described["manifest"]
     origin = {key: manifest[key] for key in ("dataset", "plans_name", "configuration", "fold")}
     origin |= {"trainer": checkpoint["trainer_name"], "version": described["version"]}
-    origin["images"] = len(manifest["cases"])
+    origin |= {"images": len(manifest["cases"]), "decoder_trained": decoder_is_trained(described["config"])}
     content = {"network_weights": weights, "pretraining": origin}
     if entry := nnssl_entry(checkpoint, described["plan"]["channels"]):
         content[NNSSL_ENTRY] = entry
     save_atomically(content, target)
-    return manifest
+    return origin
+
+
+def pretrainer_of(checkpoint: Mapping[str, Any]) -> str:
+    """Name of the trainer that has written a checkpoint of a pre-training."""
+    theirs = checkpoint.get("trainer_name")
+    return VECTORPOSE_PRETRAINER if theirs == VECTORPOSE_PRETRAINER else PRETRAINER
 
 
 def nnssl_entry(checkpoint: Mapping[str, Any], channels: int) -> dict[str, Any] | None:
     """What nnssl's checkpoints say about themselves, which nnU-Net's own fine-tuning from nnssl reads.
 
     Args:
-        checkpoint: of TopoMAEPretrainer, whose partner is the plan's own network.
+        checkpoint: of a pre-training whose partner is the plan's own network.
         channels: image channels.
 
     Returns:

@@ -38,7 +38,7 @@ def show_expected_failures_in_one_line() -> None:
 
 @contextmanager
 def results_can_be_written() -> Iterator[None]:
-    """In this block, nnU-Net makes the folder of a training.
+    """In this block, nnU-Net makes the folder of a training, or writes to it.
 
     Raises:
         OSError: it cannot be made or written to; says which, and the cure.
@@ -46,6 +46,8 @@ def results_can_be_written() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if is_expected(error):
+            raise
         folder = os.environ.get(RESULTS_VARIABLE)
         raise OSError(
             f"the results of this training cannot be written: {error}. Correct the permissions below {folder}, make "

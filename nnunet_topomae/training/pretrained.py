@@ -7,8 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.data.patients import Patients
+from nnunet_topomae.losses.copretraining import trains_decoder
+from nnunet_topomae.nnunet.names import VECTORPOSE_PRETRAINER
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.checkpoints import ENTRY
 from nnunet_topomae.training.checks import (
@@ -17,6 +20,7 @@ from nnunet_topomae.training.checks import (
     check_same_dataset,
     check_same_plan,
     check_trained,
+    decoder_is_trained,
     described_size,
     images_of,
     plan_differences,
@@ -24,7 +28,7 @@ from nnunet_topomae.training.checks import (
 )
 from nnunet_topomae.training.resample import NetworkSize
 from nnunet_topomae.training.sources import read_checkpoint
-from nnunet_topomae.training.transfer import Parts, Transfer, transfer, transfer_resampled
+from nnunet_topomae.training.transfer import Parts, Transfer, transfer, transfer_resampled, transferred_parts
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,6 @@ class Target:
         network: what is fine-tuned, without nnU-Net's wrappers.
         plan: its plan.
         channels: number of input channels.
-        parts: what of the network and of the checkpoint is not transferred.
         dataset: name of the data set.
         validation: hashes of the fold's validation cases; none for fold `all`, which validates on nothing.
     """
@@ -43,9 +46,23 @@ class Target:
     network: nn.Module
     plan: Plan
     channels: int
-    parts: Parts
     dataset: str
     validation: ImagesRead
+
+
+def plans_decoder(config: TopoMAEConfig) -> bool:
+    """Whether the pre-training whose weights a plan takes has a trained decoder, as far as the plan says it.
+
+    Of a file that the plan or `-pretrained_weights` names, only :func:`load_pretraining` knows.
+
+    Args:
+        config: of the plan that is fine-tuned.
+    """
+    if config.finetuning.pretrained is not None:
+        return True
+    if config.finetuning.pretrainer == VECTORPOSE_PRETRAINER:
+        config = config.for_vectorpose()
+    return trains_decoder(config.pretraining, config.topology, config.architecture.has_vit)
 
 
 def load_pretraining(file: Path, target: Target, log: Callable[[str], None]) -> tuple[Transfer, dict[str, Any]]:
@@ -77,21 +94,36 @@ def load_pretraining(file: Path, target: Target, log: Callable[[str], None]) -> 
             f"the pre-training started from {', '.join(images.unlisted)}, which lists no images: nothing can say "
             "whether validation cases were among them"
         )
-    takes_vit, takes_partner = "vit" in target.parts.taken, "partner" in target.parts.taken
+    parts = transferred_parts(target.network, section.transfer_parts, decoder_is_trained(described["config"]))
+    takes_vit, takes_partner = "vit" in parts.taken, "partner" in parts.taken
     check_trained(described["config"], takes_vit, takes_partner, file)
+    if takes_partner and not decoder_is_trained(described["config"]):
+        _start_decoder_fresh(target.network, parts, file, log)
     if manifest["dataset"] != target.dataset:
         log(f"pre-trained on {manifest['dataset']}, another data set: cases are compared by content, not by name")
     if unknown := unknown_facts(facts, target.plan.facts):
         log(f"the checkpoint is of an earlier version and does not say its {', '.join(unknown)}: not compared")
     weights = checkpoint["network_weights"]
     if section.transfer == "resample":
-        old, new = described_size(facts, target.plan.facts, file), NetworkSize(target.plan.shape, target.channels)
-        log(f"adapted to this plan; {'; '.join(plan_differences(facts, target.plan.facts)) or 'nothing differs'}")
-        result = transfer_resampled(weights, target.network, old, new, target.parts)
+        old = described_size(facts, target.plan.facts, file, parts.taken)
+        new = NetworkSize(target.plan.shape, target.channels)
+        different = plan_differences(facts, target.plan.facts, parts.taken)
+        log(f"adapted to this plan; {'; '.join(different) or 'nothing differs'}")
+        result = transfer_resampled(weights, target.network, old, new, parts)
     else:
-        check_same_plan(facts, target.plan.facts, file)
-        result = transfer(weights, target.network, target.parts)
+        check_same_plan(facts, target.plan.facts, file, section.pretrainer, parts.taken)
+        result = transfer(weights, target.network, parts)
     log(f"pre-trained weights from {file}: {result}")
     where = {key: manifest.get(key) for key in ("dataset", "plans_name", "configuration", "fold", "plan_hash")}
     how = {"transfer": section.transfer, "vit": takes_vit, "partner": takes_partner}
     return result, {"file": str(file), **where, **how}
+
+
+def _start_decoder_fresh(network: nn.Module, parts: Parts, file: Path, log: Callable[[str], None]) -> None:
+    """Say that the decoder is not taken; refused where the schedule has frozen it."""
+    if any(not weight.requires_grad for name, weight in network.named_parameters() if name.startswith(parts.fresh)):
+        raise ValueError(
+            f"{file}: no loss of this pre-training has trained the decoder, and finetuning.schedule = 'head_only' "
+            "would freeze it as random as it is. Choose another schedule, or a pre-training that rebuilds images."
+        )
+    log("no loss of this pre-training has trained the decoder: it starts fresh")

@@ -10,6 +10,7 @@ from numpy import ndarray
 
 from nnunet_topomae.files import write_whole
 from nnunet_topomae.geometry import CropLocation, as_size3
+from nnunet_topomae.training.failures import results_can_be_written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,7 +104,8 @@ class Preview:
 
     def save(self, folder: Path) -> None:
         """Write `<case>.npz` and `<case>.png` into ``folder``; neither is ever seen half written."""
-        folder.mkdir(parents=True, exist_ok=True)
+        with results_can_be_written():
+            folder.mkdir(parents=True, exist_ok=True)
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "crop"}
         arrays = {name: value for name, value in values.items() if value is not None}
         bounds = {name: getattr(self.crop, name) for name in _CROP_BOUNDS}

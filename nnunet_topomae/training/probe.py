@@ -6,6 +6,7 @@ cases. No validation case is read, and no weight of the networks changes.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,18 @@ from nnunet_topomae.training.steps import autocast
 
 # At most; half of them are fitted on.
 PROBE_CASES = 8
-# Per crop.
-FITTED_VOXELS, SCORED_VOXELS = 2048, 16384
+# Per crop that it is fitted on.
+FITTED_VOXELS = 2048
 # Ridge penalty per voxel, on standardised features.
 PENALTY = 0.01
 # Feature maps of the ViT: its middle and its last layer.
 VIT_TAPS = 2
 # A smaller gain in Dice is no improvement.
 LEAST_GAIN = 0.002
+# Scores of so many classes of a whole crop are in memory.
+CLASSES_AT_ONCE = 16
+# A longer probe is worth a warning; part of its epoch's time.
+MOST_TIME = 0.05
 
 RECORD_PROBE = "probe"
 
@@ -79,20 +84,6 @@ def voxels_to_fit(labels: Int[ndarray, "D H W"], most: int, seed: int) -> Int[nd
     return np.concatenate(chosen)
 
 
-def voxels_to_score(labels: Int[ndarray, "D H W"], most: int) -> Int[ndarray, "N 3"]:
-    """A regular grid of the voxels that count.
-
-    Args:
-        labels: of a crop, -1 where nothing counts.
-        most: about so many voxels.
-    """
-    step = max(1, round((labels.size / most) ** (1 / 3)))
-    places = np.stack(np.meshgrid(*(np.arange(step // 2, n, step) for n in labels.shape), indexing="ij"), -1)
-    places = places.reshape(-1, 3)  # (d, h, w, 3) -> (N, 3)
-    counts: Bool[ndarray, " N"] = labels[tuple(places.T)] != NO_LABEL
-    return np.asarray(places[counts])
-
-
 class RidgeReadOut:
     """Linear classifier: ridge regression of the labels, one column per class, on standardised features.
 
@@ -113,14 +104,29 @@ class RidgeReadOut:
         gram.diagonal().add_(penalty * len(rows))
         self.weights = torch.linalg.solve(gram, standard.T @ (wanted - self.offset), left=True)
 
-    def __call__(self, features: Float[Tensor, "N E"]) -> Int[Tensor, " N"]:
-        """The class of every row.
+    def segment(self, maps: Sequence[Float[Tensor, "1 _F _d _h _w"]], shape: Sequence[int]) -> Int[Tensor, "D H W"]:
+        """The class of every voxel of a crop.
+
+        Interpolation is linear, and so is the classifier: instead of all features, the few scores are interpolated.
 
         Args:
-            features: (N, E).
+            maps: of the crop, as in :func:`features_at`.
+            shape: of the crop.
         """
-        scores = (features.double() - self.mean) / self.scale @ self.weights + self.offset
-        chosen: Tensor = self.classes[scores.argmax(1)]
+        counts = [features.shape[1] for features in maps]
+        weights, means = (self.weights / self.scale[:, None]).split(counts), self.mean.split(counts)
+        best = torch.full(tuple(shape), -torch.inf, device=self.weights.device)
+        chosen = torch.zeros_like(best, dtype=torch.long)
+        for part in torch.arange(len(self.classes), device=best.device).split(CLASSES_AT_ONCE):
+            scores = self.offset[part, None, None, None].float().expand(-1, *shape)
+            for features, weight, mean in zip(maps, weights, means, strict=True):
+                centred = features[0].double() - mean[:, None, None, None]
+                coarse = torch.einsum("fdhw,fk->kdhw", centred, weight[:, part]).float()
+                fine = nn.functional.interpolate(coarse[None], tuple(shape), mode="trilinear", align_corners=False)
+                scores = scores + fine[0]
+            score, index = scores.max(0)
+            chosen = torch.where(score > best, self.classes[part[index]], chosen)
+            best = torch.maximum(score, best)
         return chosen
 
 
@@ -131,15 +137,18 @@ def mean_dice(predicted: Int[ndarray, " N"], true: Int[ndarray, " N"]) -> float:
         predicted: classes.
         true: of the same voxels.
     """
-    scores = []
-    for value in np.unique(true[true > 0]):
-        overlap = np.sum((predicted == value) & (true == value))
-        scores.append(2 * overlap / (np.sum(predicted == value) + np.sum(true == value)))
-    return float(np.mean(scores)) if scores else float("nan")
+    size = int(max(predicted.max(initial=0), true.max(initial=0))) + 1
+    overlap, found, wanted = (np.bincount(of, minlength=size) for of in (true[predicted == true], predicted, true))
+    present = np.flatnonzero(wanted)
+    present = present[present > 0]
+    scores = 2 * overlap[present] / (found + wanted)[present]
+    return float(scores.mean()) if len(scores) else float("nan")
 
 
 def probe(encoder: nn.Module, crops: Sequence[LabelledCrop], device: torch.device) -> float:
-    """Mean Dice of a linear read-out, fitted on every second crop, on the other crops.
+    """Mean Dice of a linear read-out, fitted on every second crop, on all voxels of the other crops.
+
+    NaN where these have no structure.
 
     Args:
         encoder: in evaluation mode.
@@ -148,19 +157,19 @@ def probe(encoder: nn.Module, crops: Sequence[LabelledCrop], device: torch.devic
     """
     fitted_on, scored_on = halves(crops)
 
-    def read(crop: LabelledCrop, voxels: Int[ndarray, "N 3"]) -> tuple[Tensor, ndarray]:
+    rows, labels = [], []
+    for seed, crop in enumerate(fitted_on):
+        voxels = voxels_to_fit(crop.labels, FITTED_VOXELS, seed)
         maps = encoder_features(encoder, crop.data.to(device))
-        found = features_at(maps, torch.from_numpy(voxels).to(device), crop.labels.shape)
-        return found, crop.labels[tuple(voxels.T)]
-
-    pairs = [read(crop, voxels_to_fit(crop.labels, FITTED_VOXELS, seed)) for seed, crop in enumerate(fitted_on)]
-    labels = torch.from_numpy(np.concatenate([label for _, label in pairs])).to(device)
-    read_out = RidgeReadOut(torch.cat([features for features, _ in pairs]), labels)
+        rows.append(features_at(maps, torch.from_numpy(voxels).to(device), crop.labels.shape))
+        labels.append(crop.labels[tuple(voxels.T)])
+    read_out = RidgeReadOut(torch.cat(rows), torch.from_numpy(np.concatenate(labels)).to(device))
     predicted, true = [], []
     for crop in scored_on:
-        features, label = read(crop, voxels_to_score(crop.labels, SCORED_VOXELS))
-        predicted.append(read_out(features).cpu().numpy())
-        true.append(label)
+        found = read_out.segment(encoder_features(encoder, crop.data.to(device)), crop.labels.shape).cpu().numpy()
+        counts: Bool[ndarray, "D H W"] = crop.labels != NO_LABEL
+        predicted.append(found[counts])
+        true.append(crop.labels[counts])
     return mean_dice(np.concatenate(predicted), np.concatenate(true))
 
 
@@ -181,7 +190,8 @@ def probe_all(
         log: takes a line.
 
     Returns:
-        For the record of the epoch: Dice by encoder, and ``seconds``; empty where fewer than two cases are labelled.
+        For the record of the epoch: Dice by encoder, where it was measured, and ``seconds``; empty where fewer than two
+        cases are labelled.
     """
     start = time.monotonic()
     found = crops()
@@ -190,21 +200,31 @@ def probe_all(
         return {}
     dice = {name: probe(encoder, found, device) for name, encoder in encoders.items()}
     seconds = time.monotonic() - start
-    shown = ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
-    cost = f"{seconds:.1f} s, {seconds / max(epoch_seconds, 1e-9):.1%} of the epoch"
+    share = seconds / max(epoch_seconds, 1e-9)
+    measured = {name: value for name, value in dice.items() if isfinite(value)}
+    shown = ", ".join(
+        f"{name} {value:.3f}" if name in measured else f"{name} not measured" for name, value in dice.items()
+    )
+    cost = f"{seconds:.1f} s, {share:.1%} of the epoch"
     log(f"probe, mean Dice on training cases that it was not fitted on: {shown} ({cost})")
-    return {RECORD_PROBE: {**dice, "seconds": seconds}}
+    if share > MOST_TIME:
+        log(
+            f"warning: the probe took more than {100 * MOST_TIME:.0f} % of its epoch's time. Set a larger "
+            "pretraining.probe_every to probe less often."
+        )
+    return {RECORD_PROBE: {**measured, "seconds": seconds}}
 
 
 def probe_scores(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
-    """Epoch and Dice of all probes, averaged over the encoders.
+    """Epoch and Dice of all probes that were measured, averaged over the encoders.
 
     Args:
         records: one per epoch, oldest first.
     """
     scores = []
     for record in records:
-        dice = [value for name, value in record.get(RECORD_PROBE, {}).items() if name != "seconds"]
+        found = record.get(RECORD_PROBE, {}).items()
+        dice = [value for name, value in found if name != "seconds" and isfinite(value)]
         if dice:
             scores.append((record["epoch"], sum(dice) / len(dice)))
     return scores

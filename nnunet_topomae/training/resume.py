@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 from nnunet_topomae.files import TEMPORARY_SUFFIX
 from nnunet_topomae.nnunet.names import BEST_CHECKPOINT, FINAL_CHECKPOINT, LATEST_CHECKPOINT, PREVIOUS_CHECKPOINT
+from nnunet_topomae.training.checkpoints import ENTRY, STEPS
 from nnunet_topomae.training.devices import unwrap
+from nnunet_topomae.training.failures import results_can_be_written
 from nnunet_topomae.training.loading import DamagedCheckpointError, load_checkpoint_file
 
 if sys.platform != "win32":
@@ -19,7 +22,8 @@ if sys.platform != "win32":
 # Where a training continues: the first of these that is whole.
 ORDER = (FINAL_CHECKPOINT, LATEST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT)
 # Of files.write_whole; earlier versions had no random part.
-_TEMPORARY = re.compile(rf"\.checkpoint_\w+\.pth\.\d+(\.[0-9a-f]+)?{re.escape(TEMPORARY_SUFFIX)}")
+_SECONDS_OF_A_DAY = 86_400
+_TEMPORARY = re.compile(rf"\.checkpoint_\w+\.pth\.(\d+)(\.[0-9a-f]+)?{re.escape(TEMPORARY_SUFFIX)}")
 
 
 def keep_previous(latest: Path) -> None:
@@ -39,7 +43,8 @@ def keep_previous(latest: Path) -> None:
         link.unlink(missing_ok=True)
         link.hardlink_to(latest)
     except OSError:
-        latest.replace(previous)
+        with results_can_be_written():
+            latest.replace(previous)
     else:
         link.replace(previous)
 
@@ -84,10 +89,25 @@ def drop_previous(folder: Path) -> None:
     (folder / PREVIOUS_CHECKPOINT).unlink(missing_ok=True)
 
 
+def clean(folder: Path, continued: bool, log: Callable[[str], None]) -> None:
+    """Remove what an earlier training has left behind in a fold's folder.
+
+    Args:
+        folder: the fold's.
+        continued: whether the training goes on; a new one does not need the previous checkpoint.
+        log: is told every half-written file.
+    """
+    for name in sweep(folder):
+        log(f"removed {name}, which a killed training has left half written")
+    if not continued:
+        drop_previous(folder)
+
+
 def sweep(folder: Path) -> list[str]:
     """Remove half-written checkpoints of processes that have ended.
 
-    A process holds a lock on the file while it writes, so a file without one belongs to nobody.
+    A process holds a lock on the file while it writes, so a file without one belongs to nobody. Where the file system
+    has no locks, a file must be a day old, and no process on this machine have the number in its name.
 
     Args:
         folder: the fold's.
@@ -97,22 +117,63 @@ def sweep(folder: Path) -> list[str]:
     """
     removed = []
     for file in sorted(folder.glob(f".checkpoint_*{TEMPORARY_SUFFIX}")):
-        if _TEMPORARY.fullmatch(file.name) and _unused(file):
+        name = _TEMPORARY.fullmatch(file.name)
+        if name is not None and _unused(file, int(name[1])):
             with suppress(FileNotFoundError):
                 file.unlink()
                 removed.append(file.name)
     return removed
 
 
-def _unused(file: Path) -> bool:
+def _unused(file: Path, process: int) -> bool:
     if sys.platform == "win32":
         return False
     try:
         with file.open("rb") as opened:
             fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:  # a writer holds it, or the file system has no locks
+    except BlockingIOError:  # a writer holds it
         return False
+    except OSError:  # the file system has no locks
+        return _is_old(file) and not _is_running(process)
     return True
+
+
+def _is_old(file: Path) -> bool:
+    return file.is_file() and time.time() - file.stat().st_mtime > _SECONDS_OF_A_DAY
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it belongs to somebody else, or the name is not of ours
+        pass
+    return True
+
+
+def newer_of_previous_and_best(asked: Path) -> Path:
+    """Where `--c` continues if there is no latest checkpoint: nnU-Net knows of the best one only.
+
+    Args:
+        asked: the file that nnU-Net found.
+
+    Returns:
+        The previous checkpoint where the best one is asked for and older, or one of the two is broken; else ``asked``.
+    """
+    previous = asked.with_name(PREVIOUS_CHECKPOINT)
+    if asked.name != BEST_CHECKPOINT or not previous.is_file():
+        return asked
+    try:
+        return asked if _moment(asked) > _moment(previous) else previous
+    except DamagedCheckpointError:  # newest_whole names it, and takes the other one
+        return previous
+
+
+def _moment(file: Path) -> tuple[int, int]:
+    """Epochs that were done when a checkpoint was written, and steps of the next one."""
+    checkpoint = load_checkpoint_file(file)
+    return checkpoint.get("current_epoch", 0), checkpoint.get(ENTRY, {}).get(STEPS, 0)
 
 
 def newest_whole(asked: Path, log: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:

@@ -11,7 +11,7 @@ from nnunetv2.run import run_training
 from torch import nn
 
 from nnunet_topomae.config import FROM_SCRATCH
-from nnunet_topomae.nnunet.names import FINAL_CHECKPOINT, PRETRAINER
+from nnunet_topomae.nnunet.names import FINAL_CHECKPOINT, PRETRAINER, VECTORPOSE_PRETRAINER
 from nnunet_topomae.training.checkpoints import ENTRY
 from nnunet_topomae.training.checks import images_of
 from nnunet_topomae.training.loading import load_checkpoint_file
@@ -162,7 +162,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     """Load a pre-training checkpoint onto the CPU; nothing in the file is run.
 
     Raises:
-        ValueError: not a checkpoint of TopoMAEPretrainer, damaged, without a manifest, or one that would run code.
+        ValueError: not a checkpoint of a pre-training, damaged, without a manifest, or one that would run code.
     """
     checkpoint = load_checkpoint_file(file)
     check_pretraining(checkpoint, file)
@@ -177,13 +177,13 @@ def check_pretraining(checkpoint: Mapping[str, Any], file: Path) -> None:
         file: for the error.
 
     Raises:
-        ValueError: not a checkpoint of TopoMAEPretrainer, or damaged, or without a manifest.
+        ValueError: not a checkpoint of a pre-training, or damaged, or without a manifest.
     """
     described = checkpoint.get(ENTRY)
     if not isinstance(described, dict) or described.get("role") != "pretraining":
         raise ValueError(
-            f"{file} is not a checkpoint of {PRETRAINER} (it has no '{ENTRY}' entry with the role 'pretraining'), so "
-            "nothing says which cases its weights have seen"
+            f"{file} is not a checkpoint of {PRETRAINER} or {VECTORPOSE_PRETRAINER} (it has no '{ENTRY}' entry with "
+            "the role 'pretraining'), so nothing says which cases its weights have seen"
         )
     images_of(described, file)
     absent = [key for key in ("plan", "config") if not isinstance(described.get(key), dict)]

@@ -10,7 +10,7 @@ Errors = dict[str, dict[str, float]]
 
 
 class SpatialErrors(NamedTuple):
-    """Errors of a task on random crops.
+    """Errors of a task on random crops of training cases.
 
     Attributes:
         task: `vectors` or `key_points`.
@@ -36,9 +36,17 @@ class SpatialErrors(NamedTuple):
         """A line for the log; says so where a network has learnt nothing."""
         title, mean = self.task.replace("_", " "), self.of[MEAN]
         parts = [f"{NAMES[name]} {_format(errors)}" for name, errors in self.of.items() if name != MEAN]
-        line = f"{title} of {self.crops} random crops: {', '.join(parts)} off; always the mean: {_format(mean)}"
-        worse = [NAMES[name] for name, errors in self.of.items() if name != MEAN and errors["mm"] >= mean["mm"]]
-        return f"{line}. The {' and the '.join(worse)} did not learn them" if worse else line
+        crops = f"{self.crops} random crops of training cases"
+        line = f"{title} of {crops}: {', '.join(parts)} off; always the mean: {_format(mean)}"
+        worse = self._no_better_than_mean("mm")
+        turned = [name for name in self._no_better_than_mean("degrees") if name not in worse]
+        for names, what in ((worse, "them"), (turned, "their directions")):
+            line += f". The {' and the '.join(names)} did not learn {what}" if names else ""
+        return line
+
+    def _no_better_than_mean(self, measure: str) -> list[str]:
+        mean = self.of[MEAN]
+        return [NAMES[n] for n, e in self.of.items() if n != MEAN and measure in e and e[measure] >= mean[measure]]
 
 
 def _format(errors: Mapping[str, float]) -> str:

@@ -11,6 +11,7 @@ from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
 from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.files import hash_file, read_json
+from nnunet_topomae.nnunet.names import PRETRAINER, VECTORPOSE_PRETRAINER
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.checkpoints import ENTRY
 from nnunet_topomae.training.checks import (
@@ -123,8 +124,8 @@ def start_from(file: Path, beginner: Beginner, log: Callable[[str], None]) -> St
         )
     else:
         raise ValueError(
-            f"this pre-training is to start from {file}, which is no checkpoint of TopoMAEPretrainer (no entry "
-            f"'{ENTRY}') and none of nnssl (no entry '{NNSSL_ENTRY}')"
+            f"this pre-training is to start from {file}, which is no checkpoint of {PRETRAINER} or "
+            f"{VECTORPOSE_PRETRAINER} (no entry '{ENTRY}') and none of nnssl (no entry '{NNSSL_ENTRY}')"
         )
     log(f"pre-training starts from {file}: {result}")
     return result, source, images

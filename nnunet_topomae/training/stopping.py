@@ -62,6 +62,10 @@ def forget_request(folder: Path) -> bool:
 class StopSignals:
     """Notes SIGTERM and SIGUSR1 while it is entered, so that a training can end between two steps.
 
+    SIGINT counts as the same request once there was one, and where the parent of this process has ended: torch then
+    sends it to the processes that it has started (`torch.multiprocessing.spawn`, nnU-Net's ``-num_gpus``). Otherwise it
+    is Ctrl-C, as ever, and ends the training at once.
+
     Before :attr:`ready` is set, and in forks of this process, the signals do what they always do: they end the process.
 
     Attributes:
@@ -72,14 +76,16 @@ class StopSignals:
     def __init__(self) -> None:
         self.ready = False
         self.asked: signal.Signals | None = None
-        self._owner = os.getpid()
+        self._owner, self._parent = os.getpid(), os.getppid()
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        self.asked, self.ready, self._owner = None, False, os.getpid()
+        self.asked, self.ready, self._owner, self._parent = None, False, os.getpid(), os.getppid()
         if threading.current_thread() is threading.main_thread():
             chosen = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
             self._previous = {number: signal.signal(number, self._note) for number in chosen}
+            if callable(signal.getsignal(signal.SIGINT)):  # else it is ignored, as by the shell's &
+                self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._note_interrupt)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -87,9 +93,19 @@ class StopSignals:
             signal.signal(number, handler)
         self._previous = {}
 
+    def _counts(self) -> bool:
+        return self.ready and os.getpid() == self._owner
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.ready and os.getpid() == self._owner:
+        if self._counts():
             self.asked = signal.Signals(number)
             return
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+    def _note_interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Where SIGTERM has come too, Python may call this first: it goes by the signals' numbers."""
+        if self._counts() and (self.asked is not None or os.getppid() != self._parent):
+            self.asked = self.asked or signal.SIGINT
+            return
+        self._previous[signal.SIGINT](number, frame)

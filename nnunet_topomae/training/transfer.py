@@ -33,12 +33,13 @@ class Parts(NamedTuple):
     taken: tuple[str, ...]
 
 
-def transferred_parts(network: nn.Module, choice: str) -> Parts:
+def transferred_parts(network: nn.Module, choice: str, decoder_trained: bool = True) -> Parts:
     """What a network takes over from pre-training, as both networks declare it.
 
     Args:
         network: what is fine-tuned, without nnU-Net's wrappers.
         choice: the plan's `topomae.finetuning.transfer_parts`.
+        decoder_trained: whether the loss of pre-training reads what the partner's decoder gives.
 
     Raises:
         ValueError: the plan leaves out all that pre-training provides for this network.
@@ -53,6 +54,8 @@ def transferred_parts(network: nn.Module, choice: str) -> Parts:
             '"scratch".'
         )
     taken_parts = {part for name in taken for part in encoders[name]}
+    if not decoder_trained:
+        taken_parts -= set(CoPretrainingNetwork.rebuilding_parts)
     fresh: tuple[str, ...] = network.fresh_parts  # type: ignore[assignment]
     unused = {part for parts in encoders.values() for part in parts} - taken_parts
     return Parts(

@@ -17,6 +17,7 @@ from nnunet_topomae.files import write_json
 from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.masking import CropMask
 from nnunet_topomae.nnunet.plan import Plan
+from nnunet_topomae.training.failures import results_can_be_written
 from nnunet_topomae.training.previews import Preview
 from nnunet_topomae.training.spatial_errors import CROPS_PER_CASE, measure_spatial_errors
 from nnunet_topomae.training.steps import draw_mask
@@ -127,7 +128,8 @@ class ReconstructionValidation:
         for errors in measure_spatial_errors(self.predict, self.loader, self.plan, cases, self.device, crops):
             report(errors.line())
             summary.setdefault("spatial", {})[errors.task] = errors.facts()
-        folder.mkdir(parents=True, exist_ok=True)
+        with results_can_be_written():
+            folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "summary.json", summary, indent=2)
         return summary
 

@@ -1,6 +1,6 @@
-"""Every trainer, stopped in the middle of an epoch, then killed, then continued: it ends as an uninterrupted one.
+"""Every trainer: stopped in the middle of an epoch, killed and continued, it ends as an uninterrupted one.
 
-In one process, with nnU-Net's own loop, loaders and checkpoints, on five tiny volumes.
+And two processes train like one. With nnU-Net's own loop, loaders and checkpoints, on five tiny volumes.
 """
 
 import importlib
@@ -10,8 +10,9 @@ import os
 import pkgutil
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -224,3 +225,103 @@ def test_a_training_that_was_stopped_and_killed_ends_as_one_that_nobody_interrup
     if (folds[0] / "metrics.jsonl").is_file():
         first, second = map(_records, folds)
         assert first == second and len(first) == EPOCHS
+
+
+# What differs from RUNS where two processes train: nothing is random in the network, angles of vectors count the same,
+# and UNETR comes for Attention U-Net, because torch has no batch norm over several processes on a CPU.
+PARALLEL: dict[str, dict[str, Any]] = {
+    "architecture": {"dropout": 0.0, "drop_path": 0.0},
+    "pretraining": {"epochs": 1, "probe_every": 0, "gradients_every": 0, "angle_weights": "equal"},
+    "topology": {"weight": 1.0},
+    "finetuning": {"epochs": 1, "pretrained": "scratch", "schedule": "full"},
+}
+SMALL_UNETR = {"hidden_size": 24, "mlp_dim": 48, "num_heads": 2, "feature_size": 4}
+
+
+class _Epoch(NamedTuple):
+    """Gradients of the first step before clipping, by the names of weights, and what is logged."""
+
+    gradients: dict[str, torch.Tensor]
+    terms: dict[str, Any]
+
+
+def _one_epoch(trainer: str, plans: str) -> _Epoch:
+    """Two steps and a validation, in this process or as one of several."""
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    from nnunet_topomae.training.devices import unwrap
+
+    made = get_trainer_from_args("902", "3d_fullres", 0, trainer, plans, device=torch.device("cpu"))
+    clip, gradients = torch.nn.utils.clip_grad_norm_, {}
+
+    def note(parameters: Any, norm: float) -> torch.Tensor:
+        if not gradients:
+            weights = unwrap(made.network).named_parameters()
+            gradients.update({name: weight.grad.clone() for name, weight in weights if weight.grad is not None})
+        return clip(parameters, norm)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", note)
+        made.run_training()
+    logged = getattr(made, "epoch_terms", {})
+    if not logged:
+        names = ("train_losses", "val_losses", "mean_fg_dice")
+        logged = {"all": {name: float(made.logger.get_value(name, step=0)) for name in names}}
+    return _Epoch(
+        gradients, {f"{part} {name}": value for part, terms in logged.items() for name, value in terms.items()}
+    )
+
+
+def _one_of_two(rank: int, meeting: str, runs: list[tuple[str, str]], file: str) -> None:
+    """As one of the processes of `-num_gpus 2`, without GPUs; the first one writes what it found."""
+    from torch import distributed
+
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    found = [tuple(_one_epoch(*run)) for run in runs]
+    if rank == 0:
+        torch.save(found, file)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def _parallel_plans(root: Path, name: str) -> list[tuple[str, str]]:
+    """Every trainer with plans of its own; every other one has Dice over the batch."""
+    runs = []
+    for number, (trainer, changes, _) in enumerate(RUNS):
+        parts = {part: {**changes.get(part, {}), **values} for part, values in PARALLEL.items()}
+        if trainer == "MONAITrainer":
+            parts["finetuning"]["network"] = "unetr"
+        plans = _write_plans(root, f"{trainer}{name}", parts)
+        file = root / "preprocessed" / DATASET / f"{plans}.json"
+        values = json.loads(file.read_text())
+        configuration = values["configurations"]["3d_fullres"]
+        configuration["batch_dice"] = number % 2 == 1
+        configuration["architecture"]["arch_kwargs"] |= dict.fromkeys(DROPOUT)
+        file.write_text(json.dumps(values))
+        runs.append((trainer, plans))
+    return runs
+
+
+def test_two_processes_train_like_one(tiny_volumes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every trainer with a crop per process: gradients, and all logged terms of an epoch of two steps."""
+    from monai.networks.nets import unetr
+
+    from nnunet_topomae.architectures import vector_head
+
+    monkeypatch.setattr(unetr, "UNETR", partial(unetr.UNETR, **SMALL_UNETR))
+    monkeypatch.setattr(vector_head, "DROPOUT", 0.0)
+    found = tmp_path / "found.pt"
+    arguments = str(tmp_path / "meeting"), _parallel_plans(tiny_volumes, "Two"), str(found)
+    torch.multiprocessing.start_processes(_one_of_two, arguments, nprocs=2, start_method="fork")
+    pairs = zip(_parallel_plans(tiny_volumes, "One"), torch.load(found), strict=True)
+    for (trainer, plans), two in pairs:
+        together, alone = _Epoch(*two), _one_epoch(trainer, plans)
+        assert together.terms == pytest.approx(alone.terms, rel=1e-3), trainer
+        size = torch.stack([gradient.norm() for gradient in alone.gradients.values()]).norm()
+        assert size > 0.1, trainer
+        for name, gradient in together.gradients.items():
+            # nnU-Net gives the coarsest output of its own network the weight 0 in one process, and 1e-6 in several.
+            expected = alone.gradients.get(name, torch.zeros_like(gradient))
+            assert (gradient - expected).norm() <= 1e-4 * expected.norm() + 1e-5 * size, (trainer, name)
+        assert set(alone.gradients) <= set(together.gradients), trainer

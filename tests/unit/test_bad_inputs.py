@@ -228,7 +228,8 @@ def test_dataset_json(tmp_path: Path, content: str, says: str) -> None:
     [
         *(("channel_names", value) for value in (ABSENT, None, {}, ["CT"], "CT")),
         *(("labels", value) for value in (ABSENT, None, {}, ["background"], {"a": 1}, {"background": 1})),
-        *(("labels", {"background": 0, "a": value}) for value in (-1, "x", None, 1.5, [], [1, -1], [[1]])),
+        *(("labels", {"background": 0, "a": value}) for value in (-1, "x", None, 1.5, [], [1, -1], [[1]], 2, [2, 3])),
+        ("labels", {"background": 0, "a": 1, "b": 2, "ignore": 2}),
         *(("file_ending", value) for value in (ABSENT, None, "", "nii.gz", 3)),
     ],
 )  # fmt: skip
@@ -236,6 +237,7 @@ def test_what_a_raw_data_set_says_of_itself(key: str, value: Any) -> None:
     labels = {"background": 0, "a": [1, 2], "b": "2"}
     whole = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz", "regions_class_order": [1, 2]}
     check_dataset_json(whole, Path("dataset.json"))
+    check_dataset_json({**whole, "labels": {**labels, "ignore": 255}}, Path("dataset.json"))
     # nnU-Net goes by the order of the channels, and takes 1.0 for 1.
     unusual = {
         "channel_names": {"1": "T1", "2": "T2"},

@@ -99,6 +99,8 @@ def _commands(page: Path) -> Iterator[list[str]]:
     for block in _blocks(page, "bash"):
         for line in re.split(r"&&|\n", block.replace("\\\n", " ")):
             words = shlex.split(line.replace("$fold", "0"), comments=True)
+            if "torchrun" in words and "--no-python" in words:  # it starts the command that follows
+                words = words[words.index("--no-python") + 1 :]
             if words and re.fullmatch(r"(.*/)?(nnunet-topomae|nnUNetv2_\w+)", words[0]):
                 cut = next((index for index, word in enumerate(words) if word in (">", "|")), len(words))
                 yield [words[0].rpartition("/")[2], *words[1:cut]]

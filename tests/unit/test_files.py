@@ -1,10 +1,14 @@
+import errno
 import json
 import multiprocessing
+import os
+import resource
 from pathlib import Path
 
 import pytest
 
 from nnunet_topomae.files import hash_file, hash_json, read_json, strict_json, write_json, write_text, write_whole
+from nnunet_topomae.training.failures import is_expected
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -15,6 +19,41 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         raise RuntimeError("half way")
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_full_disk_names_the_file_and_keeps_the_old_one(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk."""
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"^cannot write .*metrics.jsonl: File too large. .* have room.$") as error:
+            write_text(file, "x" * 20_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert is_expected(error.value)
+    assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_that_became_read_only_or_was_removed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(next(tmp_path.glob(".*"))))
+
+    with pytest.raises(OSError, match=r"^cannot write .*a.json: No such file or directory. Its folder") as error:
+        write_json(tmp_path / "removed" / "a.json", [])
+    assert is_expected(error.value)
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match=r"^cannot write .*a.json: Read-only file system. Its folder") as error:
+        write_json(tmp_path / "a.json", [])
+    assert is_expected(error.value) and not list(tmp_path.iterdir())
+
+
+def test_an_error_of_another_file_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"input\.txt"), write_whole(tmp_path / "a.bin") as file:
+        file.write((tmp_path / "input.txt").read_bytes())
 
 
 def test_the_file_appears_at_the_end_with_the_rights_of_any_new_file(tmp_path: Path) -> None:

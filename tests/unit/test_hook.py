@@ -204,6 +204,18 @@ print("torch is imported")
 """
 
 
+@pytest.mark.parametrize("stderr", ["None", "open(os.devnull)"])
+def test_a_damaged_installation_does_not_disturb_programs_without_standard_error(repository: Path, stderr: str) -> None:
+    """As pythonw and daemons are; here it is missing, or not open for writing."""
+    code = (
+        f"import os, sys; sys.modules['nnunet_topomae._hook'] = None; sys.stderr = {stderr}\n"
+        f"sys.path.insert(0, {str(repository)!r})\n"
+        "import nnunet_topomae_start; nnunet_topomae_start.install(); print(1)"
+    )
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout == "1\n", result.stderr
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_installation_does_not_disturb_torch(tmp_path: Path, repository: Path, damage: str) -> None:
     (tmp_path / "nnunet_topomae_start.py").write_text((repository / "nnunet_topomae_start.py").read_text())

@@ -315,3 +315,14 @@ def test_long_run(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert module.slope(growth) == pytest.approx({"trainer": 10.0, "workers": 0.0})
     module.draw({"samples": samples}, tmp_path / "memory.svg")
     assert (tmp_path / "memory.svg").is_file()
+
+
+def test_the_long_training_keeps_its_promise(study: Study, repository: Path) -> None:
+    """The committed run: memory that hardly grows over the second half, and nothing left after any signal."""
+    found = read(repository / "studies" / "long_run.json")
+    assert found["samples"][-1]["step"] >= 2000 and all(len(sample["workers"]) == 2 for sample in found["samples"])
+    growth = study("long_run").slope(found["samples"])
+    assert growth == pytest.approx(found["growth"]) and all(mib < 20 for mib in growth.values())
+    assert [stop["signal"] for stop in found["ends"]] == ["SIGTERM", "SIGINT", "SIGKILL"]
+    assert all(stop["workers"] == 2 for stop in found["ends"])
+    assert not any(stop["processes_left"] or stop["shared_memory_left"] for stop in found["ends"])

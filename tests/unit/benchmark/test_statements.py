@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from nnunet_topomae.benchmark.compared import COMPARED, Metric
 from nnunet_topomae.benchmark.contrasts import compared_metrics, make_contrasts
 from nnunet_topomae.benchmark.primary import Primary, read_primary
 from nnunet_topomae.benchmark.recipes import RECIPES
-from nnunet_topomae.benchmark.results import Cost, Results, Row, Table
+from nnunet_topomae.benchmark.results import Cost, JobRecord, Results, Row, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.evaluation.nested import Design
+from nnunet_topomae.reports import benchmark
 from nnunet_topomae.reports.formats import markdown
 from nnunet_topomae.reports.page import render
 from nnunet_topomae.reports.statements import (
@@ -123,3 +125,39 @@ def test_markdown_has_betti_errors_and_costs(betti):
     assert ("| 0.9000 | 1.25 | 0.0 |" in text) == betti
     assert "| fusion, all losses | 0.8000 | 0.0100 | 0.0200 | 5.00 |" in text
     assert "| fusion, all losses | 100 | 40 | – | 3.000 P | 1.50 | 0.50 | 2.5 |" in text
+
+
+class Elements(HTMLParser):
+    """Collects the names of elements and attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found |= {tag, *(name for name, _ in attrs)}
+
+
+def test_names_and_labels_are_text_on_the_page_of_a_benchmark(tmp_path, monkeypatch):
+    """Those of a data set and of recipes that would be elements, attributes or a program."""
+    hostile = "</td><blink onload='run()'>{{ 1 + 1 }}\"onfocus=\"run()"
+    recipes = tuple(replace(RECIPES[name], title=f"{name}{hostile}") for name in NAMES)
+    results = make_results(recipes=recipes)
+    table = results.tables[0]
+    metrics = {**MEAN, **dict.fromkeys(("volume_error", "spurious", "paper_dice", "paper_hd95"), 1.0)}
+    by_case = {hostile: {hostile: metrics}}
+    row = replace(table.rows["full"], structures={hostile: metrics}, mean=metrics, by_case=by_case)
+    ranks = {"dice": dict.fromkeys(NAMES, [1 / 3] * 3)}
+    table = replace(table, dataset=hostile, rows=dict.fromkeys(NAMES, row), ranks=ranks, cases=[hostile])
+    jobs = [JobRecord(hostile, "0", 60.0, [hostile])]
+    results = replace(results, versions={"nnunet-topomae": hostile})
+    results = replace(results, tables=[table], jobs=jobs, machine={"processor": hostile, "cores": "1"})
+    monkeypatch.setattr(benchmark, "collect", lambda *_: [])
+    monkeypatch.setattr(benchmark, "build_results", lambda *_: results)
+    monkeypatch.setattr(benchmark, "_write_figures", lambda *_: [])
+    monkeypatch.setattr(benchmark, "worst_cases", lambda *_: [])
+    benchmark.write_benchmark_report(results.spec, [], tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("&lt;blink") > 5 and "{{ 1 + 1 }}" in page
+    assert not Elements(page).found & {"blink", "onload", "onfocus", "script"}

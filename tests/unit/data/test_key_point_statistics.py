@@ -9,9 +9,13 @@ import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetNumpy
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunet_topomae.architectures.rule import derive_network_shape
+from nnunet_topomae.config import PretrainingConfig, TopoMAEConfig
 from nnunet_topomae.data.key_point_statistics import key_point_statistics, report_key_points
 from nnunet_topomae.data.loaders import CropLocationLoader
+from nnunet_topomae.data.spatial_task import report_spatial_task
 from nnunet_topomae.data.transforms import Places
+from nnunet_topomae.nnunet.plan import Plan
 
 SHAPE, PATCH = (20, 31, 46), (8, 20, 15)
 ALL = (0, 1, 2)
@@ -107,3 +111,20 @@ def test_a_loaders_cases_are_opened_not_read_and_at_most_a_hundred(tmp_path: Pat
     }
     assert [path.name for path in tmp_path.iterdir()] == ["key_points.json"]
     assert lines == found.lines() and f"{found.targets:.4f}" in lines[0]
+
+
+@pytest.mark.parametrize(("scale", "said"), [((1.0, 1.0), None), ((1.0, 1.5), 0.9), ((0.5, 1.0), 0.0)])
+def test_the_share_of_crops_made_smaller_is_logged_whatever_the_task(
+    tmp_path: Path, scale: tuple[float, float], said: float | None
+) -> None:
+    labels = LabelManager({"background": 0, "organ": 1}, None)
+    loader = CropLocationLoader(_Cases(3), 1, (16, 30, 40), labels, (), 5, scale=scale)
+    config = TopoMAEConfig(pretraining=PretrainingConfig(spatial="none", scale=scale))
+    shape = derive_network_shape((8, 16, 24), [[1, 1, 1], *[[2, 2, 2]] * 3], config.architecture)
+    plan = Plan(config, shape, (1.0, 1.0, 1.0), {})
+    lines: list[str] = []
+    report_spatial_task(loader, plan, tmp_path, lines.append)
+    assert len(lines) == (said is not None)
+    if said is not None:  # thirty voxels grow beyond the image's 31 from a factor of 1.05 on
+        share, _, rest = lines[0].partition(" % of scaled crops")
+        assert float(share) == pytest.approx(100 * said, abs=3) and rest.endswith("made smaller")

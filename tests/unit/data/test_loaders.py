@@ -104,13 +104,14 @@ def _axes_and_corners(volume: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
 def test_volume_of_coordinates_gives_back_its_vectors(
     scale: tuple[float, float], spacing: tuple[float, float, float], slice_axis: int, polar_axis: int
 ) -> None:
-    shapes = {"a": (15, 22, 14), "b": (14, 16, 20)}
+    # In the third one, boxes of 12 voxels and less do not all fit along the first axis.
+    shapes = {"a": (15, 22, 14), "b": (14, 16, 20), "c": (9, 22, 20)}
     frame = VectorFrame(spacing, slice_axis, polar_axis)
     planes = square_planes((8, 8, 8), spacing)
     assert len(planes) == (3 if len(set(spacing)) == 1 else 1)
     volumes = {case: _coordinates(shape) for case, shape in shapes.items()}
     loader = _loader(volumes, (8, 8, 8), scale=scale, planes=planes, vectors=frame)
-    orientations, factors = set(), set()
+    orientations, factors, unequal = set(), set(), 0
     for _ in range(24):
         batch = next(loader)
         for volume, targets, case in zip(batch["data"], batch["vectors"].numpy(), batch["keys"], strict=True):
@@ -128,9 +129,11 @@ def test_volume_of_coordinates_gives_back_its_vectors(
             np.testing.assert_allclose(across * np.cos(np.pi * targets[:, 2]), vectors[:, first], atol=1e-4)
             np.testing.assert_allclose(across * np.sin(np.pi * targets[:, 2]), vectors[:, second], atol=1e-4)
             orientations.add(tuple(np.rint(axes).astype(int).ravel()))
-            factors.add(round(float(np.ptp(points[:8, 0]) / 8), 3))
+            edges = np.ptp(points[:8], axis=0) / 8
+            factors.add(round(float(edges[0]), 3))
+            unequal += np.ptp(edges) > 0.01
     assert len(orientations) > 12 and (len(factors) > 3) == (scale != (1.0, 1.0))
-    assert all(0.4 < factor < 1.6 for factor in factors)
+    assert all(0.4 < factor < 1.6 for factor in factors) and (unequal > 0) == (scale != (1.0, 1.0))
 
 
 def test_rotations_alone_keep_left_and_right() -> None:
@@ -163,6 +166,19 @@ def test_corrupted_crops_come_with_their_clean_ones_and_boundaries() -> None:
     assert batch["boundaries"][:, 0].max() > 0 and torch.all(batch["boundaries"][:, 1] == 0)
     again = next(_loader({"a": volume}, (8, 10, 12), corruption=corruption))
     assert torch.equal(batch["inputs"], again["inputs"])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "seed", "expected"), [("vectors", 1, False), ("vectors", None, True), ("both", 1, True)]
+)
+def test_boundaries_that_no_loss_reads_are_computed_for_monitoring_alone(
+    tasks: str, seed: int | None, expected: bool
+) -> None:
+    config = TopoMAEConfig.from_configuration({"topomae": {"vectorpose": {"tasks": tasks}}}).for_vectorpose()
+    shape = derive_network_shape((8, 16, 24), [[1, 1, 1], *[[2, 2, 2]] * 3], config.architecture)
+    plan = Plan(config, shape, (1.0, 1.0, 1.0), {})
+    batch = next(build_pretraining_loader(_Cases({"a": _coordinates((11, 17, 25))}), 1, plan, _LABELS, seed))
+    assert "vectors" in batch and ({"inputs", "boundaries"} <= batch.keys()) == expected
 
 
 def test_crop_larger_than_the_volume_is_centred_padded_and_clamped() -> None:
@@ -241,6 +257,17 @@ def test_nan_names_the_case() -> None:
     loader = _loader({"broken": volume}, (11, 16, 14))
     with pytest.raises(ValueError, match="case broken holds NaN"):
         next(loader)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_outside_of_a_corrupted_crop_names_the_case_too(value: float) -> None:
+    """What counts as dark and bright is read from the whole image."""
+    volume = _coordinates((11, 16, 14))
+    volume[0, 10, 15, 13] = value
+    loader = _loader({"broken": volume}, (4, 4, 4), corruption=Corruption(0.0, 0.0, 0.0))
+    crop = torch.zeros(3, 4, 4, 4)
+    with pytest.raises(ValueError, match="case broken holds NaN or infinite voxels. Correct its image in nnUNet_raw"):
+        loader.corrupt(crop, "broken", np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("region", ["full", "crop", "pool"])

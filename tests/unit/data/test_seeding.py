@@ -3,6 +3,7 @@
 import random
 import time
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_topomae.data.seeding import SeededLoader, seed_global_generators
-from nnunet_topomae.data.worker_errors import WorkerErrors
+from nnunet_topomae.data.worker_errors import CheckedCases, WorkerErrors
 from nnunet_topomae.data.workers import NumberedLoader, Tickets, start_workers
 from nnunet_topomae.training.batches import WatchedBatches
 
@@ -36,17 +38,17 @@ class _Cases:
         return self.images[case], self.labels[case], None, {"class_locations": {1: np.argwhere(self.labels[case])}}
 
 
-def _loader(batch_size: int = 2, first_sample: int = 0, seed: int = 7) -> SeededLoader:
+def _loader(batch_size: int = 2, first_sample: int = 0, seed: int = 7, labels: list[int] | None = None) -> SeededLoader:
     """With all of nnU-Net's augmentation, deep supervision included."""
     limits = (-0.5, 0.5)
     transforms = nnUNetTrainer.get_training_transforms(
         PATCH, limits, [[1, 1, 1], [0.5, 0.5, 0.5]], (0, 1, 2), False, use_mask_for_norm=[False, False]
     )
-    labels = LabelManager({"background": 0, "organ": 1}, None)
+    manager = LabelManager({"background": 0, "organ": 1}, None)
     # By chance which samples have foreground: one more thing to draw.
     options: dict[str, Any] = {"probabilistic_oversampling": True, "oversample_foreground_percent": 0.5}
-    loader = nnUNetDataLoader(_Cases(), batch_size, LARGER, PATCH, labels, transforms=transforms, **options)
-    return SeededLoader(loader, seed, first_sample)
+    loader = nnUNetDataLoader(_Cases(), batch_size, LARGER, PATCH, manager, transforms=transforms, **options)
+    return SeededLoader(loader, seed, first_sample, labels)
 
 
 def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -78,21 +80,54 @@ def test_samples_of_two_processes_are_those_of_one() -> None:
         assert torch.equal(torch.cat([part["target"][scale] for part in parts]), whole)
 
 
-def test_a_label_that_the_data_set_does_not_have_is_named_with_its_case() -> None:
-    loader = _loader()
-    loader.largest_label = 1
+@pytest.mark.parametrize(
+    ("value", "labels"), [(7, [0, 1]), (-2, [0, 1]), (3, [0, 1, 255])], ids=["high", "low", "below ignore"]
+)
+def test_a_label_that_the_data_set_does_not_have_is_named_with_its_case(value: int, labels: list[int]) -> None:
+    loader = _loader(labels=labels)
     assert _same(loader.draw(3), _expected()[3])
-    for labels in loader.loader._data.labels.values():
-        labels[:, 4] = 7
-    with pytest.raises(ValueError, match="case [abc] has voxels of label 7, but the labels of dataset.json end at 1"):
+    for label_map in loader.loader._data.labels.values():
+        label_map[:, 4] = value
+    known = ", ".join(map(str, labels))
+    with pytest.raises(
+        ValueError, match=f"case [abc] has voxels of label {value}, but dataset.json has the labels {known}"
+    ):
         loader.draw(3)
-    assert "label 7" in str(loader.errors.last())
+    assert f"label {value}" in str(loader.errors.last()) and loader.errors.last() is None
+
+
+def test_an_image_with_nan_is_named() -> None:
+    loader = _loader()
+    for image in loader.loader._data.images.values():
+        image[1, 4] = np.nan
+    with pytest.raises(ValueError, match="case [abc] holds NaN or infinite voxels"):
+        loader.draw(3)
+
+
+@pytest.mark.parametrize("file", ["a.b2nd", "a_seg.b2nd"])
+def test_a_file_that_is_damaged_in_its_middle_is_reported_with_its_case(tmp_path: Path, file: str) -> None:
+    """Such a file opens; it is decompressed only where a crop is cut."""
+    image = np.random.default_rng(0).normal(size=(2, 40, 40, 40)).astype(np.float32)
+    labels = np.random.default_rng(1).integers(0, 2, size=(1, 40, 40, 40)).astype(np.int16)
+    properties = {"class_locations": {1: np.argwhere(labels)}}
+    nnUNetDatasetBlosc2.save_case(image, labels, properties, str(tmp_path / "a"))
+    content = bytearray((tmp_path / file).read_bytes())
+    third = len(content) // 3
+    content[third : 2 * third] = bytes(third)
+    (tmp_path / file).write_bytes(content)
+    cases = CheckedCases(nnUNetDatasetBlosc2(str(tmp_path), ["a"]), {"channel_names": {"0": "CT", "1": "PET"}})
+    manager = LabelManager({"background": 0, "organ": 1}, None)
+    loader = SeededLoader(nnUNetDataLoader(cases, 2, (36, 36, 36), (36, 36, 36), manager), 7)
+    with pytest.raises(ValueError, match="image or label map of case a is damaged: .*preprocess again"):
+        loader.draw(0)
+    assert "case a is damaged" in str(cases.errors.last())
 
 
 def test_global_generators_are_put_back() -> None:
+    loader = _loader()  # beartype draws which items of a list it checks
     seed_global_generators(5)
     states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
-    next(_loader())
+    next(loader)
     assert random.getstate() == states[0] and np.array_equal(np.random.get_state()[1], states[1])
     assert torch.equal(torch.get_rng_state(), states[2])
 

@@ -1,6 +1,7 @@
 """Every term against a loop over voxels, and the overall loss against the paper's formula written out."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from nnunet_topomae.losses.copretraining import (
     compose_reconstruction,
     term_weights,
     trained_branches,
+    trains_decoder,
 )
 from nnunet_topomae.losses.reconstruction import hidden_mse, inside_l1
 from nnunet_topomae.losses.spatial import key_point_mse, vector_l1
@@ -313,3 +315,22 @@ def test_composition() -> None:
     assert torch.equal(compose_reconstruction(raw, data, hidden, "full"), raw)
     expected = np.where(hidden.numpy(), raw.numpy(), data.numpy())
     np.testing.assert_array_equal(compose_reconstruction(raw, data, hidden, "paste").numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "topology", "with_vit", "expected"),
+    [
+        ({}, True, True, True),
+        ({"lambda2": 0.5, "lambda3": 0.0}, False, True, False),
+        ({"lambda2": 0.5, "lambda3": 0.0}, True, True, True),
+        ({"lambda2": 0.5}, False, True, True),  # the reconstructions should agree
+        ({"lambda2": 0.5}, False, False, False),  # with whom?
+        ({"lambda2": 0.5, "target": "boundary", "spatial": "vectors"}, False, False, False),
+        ({"lambda2": 0.4, "target": "boundary", "spatial": "vectors"}, False, False, True),
+        ({"lambda1": 0.0, "lambda3": 0.0}, True, True, False),
+    ],
+)
+def test_a_decoder_is_trained_by_the_terms_that_read_it(
+    values: dict[str, Any], topology: bool, with_vit: bool, expected: bool
+) -> None:
+    assert trains_decoder(PretrainingConfig(**values), TopologyConfig(enabled=topology), with_vit) == expected

@@ -83,6 +83,19 @@ def test_what_was_rebuilt_is_said(tmp_path: Path, metric: str, said: tuple[str, 
     assert all(words in text for words in said) and unsaid not in text
 
 
+def test_the_page_says_how_well_the_networks_know_where_crops_were_taken(tmp_path: Path) -> None:
+    fold = _fold(tmp_path, "VectorPOSEPretrainer", 1, 1, {"train": {"total": 1.0}, "validation": {}}, final=True)
+    (fold / "validation").mkdir()
+    errors = {"partner": {"mm": 60.0, "degrees": 30.0}, "mean_answer": {"mm": 55.0, "degrees": 30.0}, "crops": 150}
+    (fold / "validation" / "summary.json").write_text(json.dumps({"spatial": {"vectors": errors}}))
+    assert main(["report", str(fold)]) == 0
+    text = " ".join(" ".join(_Page((fold / "report.html").read_text(encoding="utf-8")).words).split())
+    assert (
+        "Where crops were taken: vectors of 150 random crops of training cases: partner 60.0 mm and 30 degrees off; "
+        "always the mean: 55.0 mm and 30 degrees. The partner did not learn them." in text
+    )
+
+
 def test_a_supervised_training_that_has_ended(tmp_path: Path) -> None:
     fold = _fold(tmp_path, "TopoMAEFusionTrainer", 2, 10, SUPERVISED, final=True)
     add_facts(fold, {"ended_early": {"epochs": 2, "reason": "somebody has asked"}})
@@ -114,12 +127,16 @@ def test_how_far_a_training_is(tmp_path: Path, epochs: int, wanted: int, final: 
     assert run.state == state and (run.curves is None) == (epochs == 0)
 
 
-def test_without_our_record_nnunets_own_plot_is_shown(tmp_path: Path) -> None:
-    fold = _fold(tmp_path, "SeededNNUNetTrainer", 0, 10, SUPERVISED)
+@pytest.mark.parametrize("final", [False, True])
+@pytest.mark.parametrize("trainer", ["nnUNetTrainer", "SeededNNUNetTrainer"])
+def test_without_our_record_nnunets_own_plot_is_shown(tmp_path: Path, trainer: str, final: bool) -> None:
+    fold = _fold(tmp_path, trainer, 0, 10, SUPERVISED, final)
     (fold / "debug.json").unlink()
     (fold / "progress.png").write_bytes(b"png")
     run = read_run(fold)
     assert run.curves is not None and run.curves.source.startswith("data:image/png")
+    words = "This trainer keeps no record of its epochs; nnU-Net's own plot is below."
+    assert run.state == (f"Finished. {words}" if final else words)
 
 
 def test_the_newest_reconstructions_are_shown(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from nnunet_topomae.trainers.unetr_trainer import UNETRTrainer
 from nnunet_topomae.trainers.unetrpp_trainer import UNETRPPTrainer
 from nnunet_topomae.trainers.vectorpose_pretrainer import VectorPOSEPretrainer
 from nnunet_topomae.training.devices import unwrap
+from nnunet_topomae.training.loading import UntrustedCheckpointError
 from nnunet_topomae.training.transfer import without_aliases
 
 pytestmark = pytest.mark.usefixtures("uncounted_macs")
@@ -355,6 +356,41 @@ def test_weights_loaded_by_anybody_else_are_refused(pretrained: Pretrained) -> N
     trainer.network.load_state_dict(trainer.network.state_dict())
     with pytest.raises(ValueError, match="nothing says which cases.*finetuning.pretrained=FILE"):
         trainer.on_train_start()
+
+
+class _Attack:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("way", ["-pretrained_weights", "--c", "finetuning.pretrained", "pretraining.start"])
+def test_a_checkpoint_that_would_run_code_is_refused_whichever_way_it_comes(way: str, tmp_path: Path) -> None:
+    file, executed = tmp_path / "attack.pth", tmp_path / "executed"
+    plans = _plans()
+    section = plans["configurations"]["3d_fullres"]["topomae"]
+    kind: Any = TopoMAEPretrainer if way == "pretraining.start" else TopoMAEFusionTrainer
+    if not way.startswith("-"):
+        part, key = way.split(".")
+        section[part][key] = str(file)
+    trainer = _trainer(kind=kind, plans=plans)
+    if way == "--c":
+        file = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    torch.save({"network_weights": {}, "topomae": {"role": "pretraining"}, "logging": [_Attack(executed)]}, file)
+    with pytest.raises(UntrustedCheckpointError, match=f"{file.name}.*runs code"):
+        if way == "--c":
+            run_training.maybe_load_checkpoint(trainer, True, False, None)
+        elif way == "-pretrained_weights":
+            _give(trainer, file)
+        else:
+            trainer.on_train_start()
+    assert not executed.exists()
+    torch.load(file, weights_only=False)
+    assert executed.exists()  # it would have run
 
 
 def test_a_training_continues_and_predicts_from_its_own_checkpoint(

@@ -25,6 +25,7 @@ from nnunet_topomae.trainers.seeded_trainer import SeededNNUNetTrainer
 from nnunet_topomae.trainers.vectorpose_pretrainer import VectorPOSEPretrainer
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.exports import load_encoder
+from nnunet_topomae.training.transfer import without_aliases
 
 pytestmark = pytest.mark.usefixtures("uncounted_macs")
 
@@ -40,13 +41,16 @@ DESCRIPTION = {
 RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 
 
-def _plans(partner: str = "plan", vit: str = "tiny", residual: bool = False, **finetuning: Any) -> dict[str, Any]:
+def _plans(
+    partner: str = "plan", vit: str = "tiny", residual: bool = False, tasks: str = "both", **finetuning: Any
+) -> dict[str, Any]:
     """The data set's plans, with a section of ours; their network may have a residual encoder."""
     plans: dict[str, Any] = json.loads((nnunet_folder("nnUNet_preprocessed") / DATASET / "Plans.json").read_text())
     configuration = plans["configurations"]["3d_fullres"]
     configuration["topomae"] = {
         "architecture": {"partner": partner, "vit": vit, "dims": [8, 8, 16, 16], "depth": 1},
         "pretraining": {"seed": 1, "partner_learning_rate": 1e-3},
+        "vectorpose": {"tasks": tasks},
         "finetuning": {"seed": 1, **finetuning},
     }
     if residual:
@@ -224,16 +228,98 @@ def test_what_vectorpose_has_trained_is_exported_like_topomaes(tmp_path: Path) -
     assert main(["export-encoder", str(file), "--encoder", "vit", "-o", str(folder)]) == 2
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_decoder_that_no_loss_has_trained_starts_fresh(named: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Vectors alone are read from the encoder."""
+    file = _pretrain(VectorPOSEPretrainer, tasks="vectors")
+    vectorpose = {"tasks": "vectors", "pretrainer": "VectorPOSEPretrainer", "pretrained_learning_rate": 1e-5}
+    source = {"pretrained": str(file)} if named else vectorpose
+    trainer = _trainer(PretrainedNNUNetTrainer, _plans(sgd_pretrained_learning_rate=1e-3, **source))
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    trainer.on_train_start()
+    weights, own = torch.load(file, weights_only=True)["network_weights"], trainer.network.state_dict()
+    for name in without_aliases(own):
+        assert torch.equal(own[name], weights[name] if name.startswith("encoder.") else before[name]), name
+    assert "no loss of this pre-training has trained the decoder: it starts fresh" in capsys.readouterr().out
+    became = json.loads((Path(trainer.output_folder) / "transfer.json").read_text())["weights"]
+    assert {name for name in became if became[name] == "fresh"} == {n for n in became if n.startswith("decoder.")}
+    if not named:  # then the plan says it, before the optimiser is built
+        rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+        for name, parameter in trainer.network.named_parameters():
+            assert rates[id(parameter)] == (1e-2 if name.startswith("decoder.") else 1e-3)
+
+
+def test_a_decoder_that_no_loss_has_trained_is_never_frozen() -> None:
+    file = _pretrain(VectorPOSEPretrainer, tasks="vectors")
+    own = _plans(tasks="vectors", pretrainer="VectorPOSEPretrainer", schedule="head_only")
+    trainer = _trainer(PretrainedNNUNetTrainer, own)
+    trainer.on_train_start()
+    assert all(p.requires_grad == n.startswith("decoder.") for n, p in trainer.network.named_parameters())
+    trainer = _trainer(PretrainedNNUNetTrainer, _plans(pretrained=str(file), schedule="head_only"))
+    with pytest.raises(ValueError, match=r"checkpoint_final.pth: no loss .* trained the decoder, .*'head_only' would"):
+        trainer.on_train_start()
+
+
+@pytest.mark.parametrize("transfer", ["same_plan", pytest.param("resample", marks=pytest.mark.slow)])
+def test_a_vit_of_another_size_does_not_matter_to_the_partner(transfer: str) -> None:
+    weights = torch.load(_pretrain(vit="tiny"), weights_only=True)["network_weights"]
+    trainer = _trainer(PretrainedNNUNetTrainer, _plans(vit="small", transfer=transfer))
+    trainer.on_train_start()
+    own = {name: value for name, value in trainer.network.state_dict().items() if ".seg_layers." not in name}
+    assert own and all(torch.equal(value, weights[name]) for name, value in own.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transfer", ["same_plan", "resample"])
+def test_a_vit_of_another_size_is_not_fused(transfer: str) -> None:
+    plans = _plans(vit="small", transfer=transfer, pretrained=str(_pretrain(vit="tiny")))
+    with pytest.raises(ValueError, match="architecture.vit: checkpoint 'tiny', plan 'small'"):
+        _trainer(TopoMAEFusionTrainer, plans).on_train_start()
+
+
+def test_another_plans_pre_training_is_asked_of_its_own_trainer() -> None:
+    _pretrain(VectorPOSEPretrainer)
+    plans = _plans(pretrainer="VectorPOSEPretrainer")
+    plans["configurations"]["3d_fullres"]["spacing"] = [2.5, 1.0, 1.0]
+    with pytest.raises(ValueError, match=r"spacing: .*nnUNetv2_train ... -tr VectorPOSEPretrainer -p PLANS"):
+        _trainer(PretrainedNNUNetTrainer, plans).on_train_start()
+
+
+def test_an_export_says_that_no_loss_has_trained_the_decoder(capsys: pytest.CaptureFixture[str]) -> None:
+    for tasks, trained in (("vectors", False), ("both", True)):
+        file = _pretrain(VectorPOSEPretrainer, tasks=tasks)
+        assert main(["export-weights", str(file), "--for", "nnUNetTrainer"]) == 0
+        assert ("No loss of this pre-training has trained the decoder" in capsys.readouterr().out) != trained
+        exported = torch.load(file.with_name("for_nnUNetTrainer.pth"), weights_only=True)
+        assert exported["pretraining"]["decoder_trained"] == trained
+
+
+@pytest.mark.parametrize("kind", [TopoMAEPretrainer, VectorPOSEPretrainer])
+def test_a_2d_plan_is_refused(kind: Any) -> None:
+    plans = _plans()
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration |= {"patch_size": [24, 32], "spacing": [1.0, 1.0]}
+    arguments = configuration["architecture"]["arch_kwargs"]
+    arguments |= {key: [row[1:] for row in arguments[key]] for key in ("strides", "kernel_sizes")}
+    arguments |= {key: arguments[key].replace("3d", "2d") for key in ("conv_op", "norm_op")}
+    with pytest.raises(ValueError, match=r"patch_size must have three entries .*3D configurations only"):
+        kind(plans, "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
+
+
 def test_what_stock_nnunet_cannot_take_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = _pretrain(partner="unetrpp")
     assert main(["export-weights", str(file), "--for", "nnUNetTrainer"]) == 2
-    assert "holds a pre-trained UNETR++" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "holds a pre-trained UNETR++" in error and "-tr TopoMAEPretrainer -p NAME" in error
+    vectorpose = _pretrain(VectorPOSEPretrainer, partner="unetrpp")
+    assert main(["export-weights", str(vectorpose), "--for", "nnUNetTrainer"]) == 2
+    assert "-tr VectorPOSEPretrainer -p NAME" in capsys.readouterr().err
     assert main(["export-weights", str(file), "--for", "nnUNetTrainer", "-o", str(file)]) == 2
     assert "is the checkpoint itself" in capsys.readouterr().err
     stock = tmp_path / "stock.pth"
     torch.save({"network_weights": {}}, stock)
     assert main(["export-weights", str(stock), "--for", "nnUNetTrainer"]) == 2
-    assert "is not a checkpoint of TopoMAEPretrainer" in capsys.readouterr().err
+    assert "is not a checkpoint of TopoMAEPretrainer or VectorPOSEPretrainer" in capsys.readouterr().err
     assert not (tmp_path / "for_nnUNetTrainer.pth").exists()
 
 

@@ -1,9 +1,15 @@
 """Trainings that are stopped by signals and continued, inside nnU-Net's own loop, with a network of one layer."""
 
 import json
+import math
 import os
 import secrets
+import select
+import shutil
 import signal
+import time
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,31 +17,36 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import nn
+from torch import multiprocessing, nn
 
 from nnunet_topomae.cli import main
 from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.trainers.endable import EndableTrainer
+from nnunet_topomae.trainers.monitored import MonitoredTrainer
 from nnunet_topomae.trainers.planned import PlannedTrainer
 from nnunet_topomae.training import checkpoints
-from nnunet_topomae.training.record import read_facts
+from nnunet_topomae.training.failures import is_expected
+from nnunet_topomae.training.record import add_facts, read_facts, write_epoch
 from nnunet_topomae.training.stopping import STOP_FILE
 
 EPOCHS, STEPS = 3, 4
+END = math.inf
 
 
 class _Training(EndableTrainer):
     """Three epochs of four steps, each of which adds one to the weight and a random number to the bias.
 
-    `signals` come in the middle of a step; negative ones in the middle of the validation after so many steps.
+    `signals` come in the middle of a step; negative ones in the middle of the validation after so many steps, halves at
+    the end of the epoch after so many steps, and that of `END` while the final checkpoint is written.
     """
 
     role = "finetuning"
 
-    def __init__(self, folder: Path, resume: bool = False, signals: dict[int, signal.Signals] | None = None) -> None:
+    def __init__(self, folder: Path, resume: bool = False, signals: dict[float, signal.Signals] | None = None) -> None:
         folder.mkdir(exist_ok=True)
         self.output_folder, self.local_rank, self.is_ddp = str(folder), 0, False
         self.network, self.device = nn.Linear(1, 1), torch.device("cpu")
@@ -71,21 +82,24 @@ class _Training(EndableTrainer):
         step = int(self.network.weight)
         if step in self.asks:
             assert main(["stop", self.output_folder]) == 0
-        if (number := self.signals.get(step)) is not None:
-            os.kill(os.getpid(), number)
+        self.signal(step)
         return {"step": step, "loss": self.network.bias.detach().numpy()[0].copy()}
+
+    def signal(self, moment: float) -> None:
+        if (number := self.signals.get(moment)) is not None:
+            os.kill(os.getpid(), number)
 
     def on_validation_epoch_start(self) -> None:
         pass
 
     def validation_step(self, batch: Any) -> None:
-        if (number := self.signals.get(-int(self.network.weight))) is not None:
-            os.kill(os.getpid(), number)
+        self.signal(-int(self.network.weight))
 
     def on_validation_epoch_end(self, val_outputs: list[Any]) -> None:
         pass
 
     def on_epoch_end(self) -> None:
+        self.signal(int(self.network.weight) + 0.5)
         self.save_checkpoint(str(self.latest))
         self.current_epoch += 1
 
@@ -110,6 +124,7 @@ def _without_nnunet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _end(trainer: Any) -> None:
     """As nnU-Net does it, but the latest checkpoint stays."""
+    trainer.signal(END)
     trainer.current_epoch -= 1
     trainer.save_checkpoint(_file(trainer, "final"))
     trainer.current_epoch += 1
@@ -185,6 +200,76 @@ def test_a_training_that_signals_interrupt_anywhere_ends_as_if_there_had_been_no
     _assert_same(trainer, _uninterrupted(tmp_path / "other", seed))
 
 
+@pytest.mark.parametrize("moment", [EPOCHS * STEPS + 0.5, END])
+def test_a_signal_after_the_last_batch_ends_the_training_before_its_final_validation(
+    tmp_path: Path, moment: float
+) -> None:
+    trainer = _Training(tmp_path, signals={moment: signal.SIGTERM})
+    with pytest.raises(SystemExit) as ended:
+        trainer.run_training()
+    assert ended.value.code == 128 + signal.SIGTERM and trainer.current_epoch == EPOCHS
+    assert "SIGTERM: ended before the final validation, which --val does." in trainer.lines
+    again = _continued(tmp_path, "final")
+    again.run_training()
+    assert again.steps_of_epochs == [] and float(again.network.weight) == EPOCHS * STEPS
+
+
+class _Busy(_Training):
+    """In its sixth step it runs code that is not Python's until the signals are there, which Python then sorts."""
+
+    awaited: set[signal.Signals]
+
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        if int(self.network.weight) == 5:
+            signal.pthread_sigmask(signal.SIG_BLOCK, self.awaited)
+            Path(self.output_folder, "busy").touch()
+            deadline = time.monotonic() + 20
+            while not self.awaited <= signal.sigpending() and time.monotonic() < deadline:
+                time.sleep(0.001)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self.awaited)
+        return super().train_step(batch)
+
+
+def _rank(rank: int, folder: Path, awaited: set[signal.Signals]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell's & ignores it
+    trainer = _Busy(folder)
+    trainer.awaited = awaited
+    try:
+        trainer.run_training()
+    finally:
+        Path(folder, "lines").write_text("\n".join(trainer.lines))
+
+
+def _launch(folder: Path, awaited: set[signal.Signals]) -> None:
+    """As nnU-Net's `-num_gpus` does it."""
+    os.setsid()
+    multiprocessing.start_processes(_rank, (folder, awaited), nprocs=1, start_method="fork")
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="there are no such signals")
+@pytest.mark.parametrize(("send", "expected"), [(os.killpg, "SIGTERM"), (os.kill, "SIGINT")])
+def test_where_the_launching_process_dies_first_its_ranks_still_write_a_checkpoint(
+    tmp_path: Path, send: Any, expected: str
+) -> None:
+    """SLURM's SIGTERM ends the process that waits for the ranks, of which torch's ranks hear by SIGINT."""
+    awaited = {signal.SIGINT, signal.Signals[expected]}
+    ended, open_while_running = os.pipe()
+    launcher = get_context("fork").Process(target=_launch, args=(tmp_path, awaited))
+    launcher.start()
+    os.close(open_while_running)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "busy").exists():
+        assert launcher.is_alive() and time.monotonic() < deadline
+        time.sleep(0.01)
+    send(launcher.pid, signal.SIGTERM)
+    assert select.select([ended], [], [], 20)[0]  # the rank has ended too
+    os.close(ended)
+    launcher.join()
+    assert launcher.exitcode == -signal.SIGTERM
+    assert f"{expected}: stopped after 2 of 4 steps of epoch 1. Continue with --c." in (tmp_path / "lines").read_text()
+    assert float(_continued(tmp_path).network.weight) == 6
+
+
 def test_without_checkpointing_a_signal_writes_nothing(tmp_path: Path) -> None:
     trainer = _Training(tmp_path, signals={1: signal.SIGTERM})
     trainer.disable_checkpointing = True
@@ -222,6 +307,45 @@ def test_a_previous_checkpoint_alone_is_found_although_nnunet_does_not_know_it(t
     assert trainer.continued and trainer.steps_of_epochs == [[5, 6, 7, 8], [9, 10, 11, 12]]
 
 
+@pytest.mark.parametrize(("previous", "best", "taken"), [(2, 1, 2), (2, 2, 2), (1, 2, 2)])
+def test_without_a_latest_checkpoint_the_newer_of_previous_and_best_is_taken(
+    tmp_path: Path, previous: int, best: int, taken: int
+) -> None:
+    """nnU-Net knows of the best one only."""
+    kept = [tmp_path / f"of_epoch_{epoch}" for epoch in range(EPOCHS)]
+    trainer = _Training(tmp_path)
+    for epoch in (1, 2):
+        trainer.signals = {epoch * STEPS + 1: signal.SIGTERM}
+        with pytest.raises(SystemExit):
+            trainer.run_training()
+        shutil.copy(tmp_path / "checkpoint_previous.pth", kept[epoch])
+        trainer = _continued(tmp_path)
+    (tmp_path / "checkpoint_latest.pth").unlink()
+    shutil.copy(kept[previous], tmp_path / "checkpoint_previous.pth")
+    shutil.copy(kept[best], tmp_path / "checkpoint_best.pth")
+    trainer = _Training(tmp_path, resume=True)
+    maybe_load_checkpoint(trainer, True, False)
+    assert trainer.current_epoch == taken and float(trainer.network.weight) == taken * STEPS
+    # The best one, and no other, is what `--val_best` asks for after the training.
+    trainer.load_checkpoint(_file(trainer, "best"))
+    assert trainer.current_epoch == best
+
+
+def test_a_broken_previous_or_best_checkpoint_is_named_where_there_is_no_latest(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        _Training(tmp_path, signals={9: signal.SIGTERM}).run_training()
+    (tmp_path / "checkpoint_latest.pth").unlink()
+    for name, other in (("previous", "best"), ("best", "previous")):
+        whole = (tmp_path / f"checkpoint_{name}.pth").read_bytes()
+        (tmp_path / f"checkpoint_{name}.pth").write_bytes(whole[:100])
+        trainer = _Training(tmp_path, resume=True)
+        maybe_load_checkpoint(trainer, True, False)
+        assert trainer.current_epoch == 2
+        # A broken best one costs nothing: the previous one is as new.
+        assert any(f"checkpoint_{other}.pth instead" in line for line in trainer.lines) == (name == "previous")
+        (tmp_path / f"checkpoint_{name}.pth").write_bytes(whole)
+
+
 def test_a_new_training_does_not_fall_back_to_an_old_one(tmp_path: Path) -> None:
     (tmp_path / "checkpoint_previous.pth").write_bytes(b"of an older training")
     (tmp_path / ".checkpoint_latest.pth.4242.0a1b2c3d.tmp").write_bytes(b"half")
@@ -230,6 +354,24 @@ def test_a_new_training_does_not_fall_back_to_an_old_one(tmp_path: Path) -> None
         trainer.run_training()
     assert _names(tmp_path) == {"checkpoint_latest.pth"} and not list(tmp_path.glob(".*.tmp"))
     assert any("removed .checkpoint_latest.pth.4242" in line for line in trainer.lines)
+
+
+@pytest.mark.parametrize("end", ["on_epoch_end", "on_train_end"])
+def test_a_full_disk_at_the_end_of_an_epoch_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Where nnU-Net writes itself: its plot, and what it removes at the end."""
+    trainer = _Training(tmp_path)
+
+    def fail(_: Any) -> None:
+        (tmp_path / "checkpoint" / "progress.png").touch()  # a file in the folder's place
+
+    (tmp_path / "checkpoint").touch()
+    monkeypatch.setattr(nnUNetTrainer, "on_epoch_end", fail)
+    monkeypatch.setattr(PlannedTrainer, "on_train_end", fail)
+    with pytest.raises(OSError, match=r"results of this training cannot be written: .*progress.png") as error:
+        getattr(EndableTrainer, end)(trainer)
+    assert is_expected(error.value)
 
 
 def test_the_latest_checkpoint_knows_how_good_the_best_one_is(tmp_path: Path) -> None:
@@ -259,6 +401,7 @@ def test_validation_alone_takes_the_final_checkpoint_or_none(tmp_path: Path) -> 
 def _asked(folder: Path, *steps: int, **options: Any) -> _Training:
     trainer = _continued(folder, **options) if options else _Training(folder)
     (folder / "training_log_2026.txt").touch()
+    add_facts(folder, {})
     trainer.asks = set(steps)
     trainer.run_training()
     return trainer
@@ -274,6 +417,44 @@ def test_the_command_ends_a_training_after_its_epoch_with_the_final_checkpoint(t
     final = torch.load(tmp_path / "checkpoint_final.pth", weights_only=True)
     assert final["current_epoch"] == 2 and float(final["network_weights"]["weight"]) == 8
     assert "Traceback" not in "".join(trainer.lines)
+
+
+def test_a_signal_does_not_keep_an_ended_training_from_its_final_checkpoint(tmp_path: Path) -> None:
+    trainer = _Training(tmp_path, signals={8.5: signal.SIGTERM, END: signal.SIGTERM})
+    (tmp_path / "training_log_2026.txt").touch()
+    add_facts(tmp_path, {})
+    trainer.asks = {5}
+    with pytest.raises(SystemExit) as ended:
+        trainer.run_training()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert torch.load(tmp_path / "checkpoint_final.pth", weights_only=True)["current_epoch"] == 2
+
+
+class _Probed(_Training, MonitoredTrainer):
+    """Records of all epochs have the same probe."""
+
+    gradients: Any = SimpleNamespace(resume=lambda records: None)
+
+    def on_epoch_end(self) -> None:
+        write_epoch(Path(self.output_folder), {"epoch": self.current_epoch, "probe": {"vit": 0.5, "seconds": 1.0}})
+        super().on_epoch_end()
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(0, 3), (1, 2)])
+def test_a_plateau_of_the_probe_ends_a_pre_training_with_the_final_checkpoint(
+    tmp_path: Path, patience: int, epochs: int
+) -> None:
+    trainer = _Probed(tmp_path)
+    pretraining = replace(trainer.config.pretraining, probe_every=1, plateau_probes=patience)
+    trainer.config = replace(trainer.config, pretraining=pretraining)
+    trainer.run_training()
+    assert len(trainer.steps_of_epochs) == epochs
+    assert torch.load(_file(trainer, "final"), weights_only=True)["current_epoch"] == epochs
+    early = read_facts(tmp_path).get("ended_early")
+    assert (early is not None) == (epochs < EPOCHS)
+    if early is not None:
+        assert early["epochs"] == epochs and early["reason"].startswith("the probe is on a plateau: 1 probes")
+        assert any(line.startswith("ended after 2 of 3 epochs: the probe is on a plateau") for line in trainer.lines)
 
 
 def test_an_ended_training_goes_on_and_newer_checkpoints_are_not_forgotten(tmp_path: Path) -> None:
@@ -314,3 +495,21 @@ def test_only_the_folder_of_a_training_can_be_asked(tmp_path: Path, capsys: pyte
     errors = capsys.readouterr().err.splitlines()
     assert "there is no folder" in errors[0] and "name a fold's folder, fold_N" in errors[1]
     assert "name one of its folds: fold_1" in errors[2] and not list(tmp_path.rglob(STOP_FILE))
+
+
+def test_a_training_that_would_not_read_the_request_is_not_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    final, started = tmp_path / "checkpoint_final.pth", tmp_path / "debug.json"
+    (tmp_path / "training_log_1.txt").touch()
+    assert main(["stop", str(tmp_path)]) == 2
+    assert "has no training.json, so its trainer is not one of nnunet-topomae" in capsys.readouterr().err
+    add_facts(tmp_path, {})
+    started.touch()
+    final.touch()
+    os.utime(started, (1, 1))
+    assert main(["stop", str(tmp_path)]) == 2
+    assert f"the training in {tmp_path} has ended, with checkpoint_final.pth" in capsys.readouterr().err
+    assert not (tmp_path / STOP_FILE).exists()
+    os.utime(final, (0, 0))  # of an older training, in the folder of one that runs
+    assert main(["stop", str(tmp_path)]) == 0 and (tmp_path / STOP_FILE).exists()

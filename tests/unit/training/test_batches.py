@@ -118,6 +118,33 @@ def test_a_signal_ends_the_wait_for_a_batch(workers: Any) -> None:
     assert ended.value.code == 128 + signal.SIGUSR1 and watched.taken == 2
 
 
+def test_a_signal_to_all_processes_is_no_dead_worker(workers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM sends it to the workers too, and they end at once, here while the training waits for a batch."""
+    with StopSignals() as stop:
+
+        def before() -> None:
+            stop.ready = True
+            if stop.asked:
+                raise SystemExit(128 + stop.asked)
+
+        watched = workers(_Numbers(1000), before=before)
+        next(watched)
+        queue, (worker,) = watched.loader.results_loop_queue, watched.loader._processes
+        get = queue.get
+
+        def signal_all(timeout: float) -> Any:
+            batch = get(timeout=10)
+            os.kill(worker.pid, signal.SIGTERM)
+            worker.join(10)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return batch
+
+        monkeypatch.setattr(queue, "get", signal_all)
+        with pytest.raises(SystemExit) as ended:
+            next(watched)
+    assert ended.value.code == 128 + signal.SIGTERM and watched.taken == 1
+
+
 def _begin(begun: Any) -> None:
     begun.set()
     time.sleep(60)

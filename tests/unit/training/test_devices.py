@@ -92,8 +92,27 @@ def test_processes_share_the_cores_for_persistent_homology(
         monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
     loss = build_topological_loss(TopologyConfig(), devices.processes_of_this_machine())
     assert loss is not None and loss.pool.threads == threads
-    chosen = build_topological_loss(TopologyConfig(threads=5), 4)
-    assert chosen is not None and chosen.pool.threads == 5
+
+
+@pytest.mark.parametrize(
+    ("asked", "processes", "threads", "said"),
+    [
+        (5, 1, 5, None),
+        (9, 1, 9, None),  # alone, a process has what it asks for
+        (3, 2, 3, None),
+        (5, 2, 3, "topology.threads = 5, but 2 processes share 6 cores: 3 for each"),
+        (5, 4, 1, "topology.threads = 5, but 4 processes share 6 cores: 1 for each"),
+        (2, 16, 1, "topology.threads = 2, but 16 processes share 6 cores: 1 for each"),
+    ],
+)
+def test_several_processes_get_no_more_threads_than_their_share_of_the_cores(
+    asked: int, processes: int, threads: int, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "available_cores", lambda: 6)
+    lines: list[str] = []
+    loss = build_topological_loss(TopologyConfig(threads=asked), processes, lines.append)
+    assert loss is not None and loss.pool.threads == threads
+    assert lines == ([] if said is None else [said])
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetNumpy
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import GradScaler, nn
 
-from nnunet_topomae.architectures.build import build_copretraining_network
+from nnunet_topomae.architectures.build import build_unetrpp
 from nnunet_topomae.architectures.rule import derive_network_shape
-from nnunet_topomae.config import ArchitectureConfig, PretrainingConfig, TopologyConfig, TopoMAEConfig
-from nnunet_topomae.data.loaders import CropLocationLoader
-from nnunet_topomae.data.topology_target import TopologyTarget
+from nnunet_topomae.config import ArchitectureConfig, TopologyConfig, TopoMAEConfig
+from nnunet_topomae.data.loaders import build_pretraining_loader
+from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import PendingLoss
+from nnunet_topomae.training.networks import pretraining_network
 from nnunet_topomae.training.record import average_terms
 from nnunet_topomae.training.skipping import SkippedSteps
 from nnunet_topomae.training.steps import CoPretrainingStep, detach_terms, optimise
@@ -29,6 +32,8 @@ from nnunet_topomae.training.steps import CoPretrainingStep, detach_terms, optim
 TINY = ArchitectureConfig(vit="tiny", dims=(8, 8, 16, 16), depth=1)
 SHAPE = derive_network_shape((8, 24, 16), [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]], TINY)
 TOPOLOGY = TopologyConfig(region="crop", region_size=6)
+TOPOMAE = TopoMAEConfig(TINY, topology=TOPOLOGY)
+VECTORPOSE = TOPOMAE.for_vectorpose()
 CPU = torch.device("cpu")
 
 
@@ -42,20 +47,36 @@ class _Case(nnUNetDatasetNumpy):
         return self.volume, None, None, {}
 
 
-def _batch(volume: np.ndarray) -> dict[str, Any]:
+def _plan(config: TopoMAEConfig) -> Plan:
+    return Plan(config, SHAPE, (1.0, 1.0, 1.0), {})
+
+
+def _batch(volume: np.ndarray, config: TopoMAEConfig = TOPOMAE) -> dict[str, Any]:
     labels = LabelManager({"background": 0, "organ": 1}, None)
-    loader = CropLocationLoader(
-        _Case(volume), 2, SHAPE.patch_size, labels, (0, 1, 2), 1, target=TopologyTarget(TOPOLOGY)
-    )
-    return next(loader)
+    return next(build_pretraining_loader(_Case(volume), 2, _plan(config), labels, 1))
 
 
-def _step() -> tuple[CoPretrainingStep, nn.Module]:
+def _step(config: TopoMAEConfig = TOPOMAE) -> tuple[CoPretrainingStep, nn.Module]:
     torch.manual_seed(0)
-    network = build_copretraining_network(SHAPE, 1, TINY)
-    plan = Plan(TopoMAEConfig(TINY, topology=TOPOLOGY), SHAPE, (1.0, 1.0, 1.0), {})
-    loss = CoPretrainingLoss(PretrainingConfig(), TOPOLOGY)
-    return CoPretrainingStep(network, loss, build_topological_loss(TOPOLOGY), plan, CPU), network
+    plan = _plan(config)
+    network = pretraining_network(plan, 1)
+    loss = CoPretrainingLoss(config.pretraining, config.topology, config.architecture.has_vit)
+    return CoPretrainingStep(network, loss, build_topological_loss(config.topology), plan, CPU), network
+
+
+def _supervised(data: torch.Tensor, label: int) -> tuple[torch.Tensor, nn.Module]:
+    """nnU-Net's loss of a UNETR++ where all voxels have one label; 2 is the one to ignore."""
+    torch.manual_seed(0)
+    network = build_unetrpp(SHAPE, 1, 2, TINY, deep_supervision=False)
+    dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    loss = DC_and_CE_loss(dice, {}, ignore_label=2, dice_class=MemoryEfficientSoftDiceLoss)
+    found: torch.Tensor = loss(network(data), torch.full_like(data, label))
+    return found, network
+
+
+def _gradients_are_finite(network: nn.Module) -> bool:
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    return len(gradients) > 50 and all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
 
 
 def _random(shape: tuple[int, ...]) -> np.ndarray:
@@ -78,19 +99,80 @@ VOLUMES: dict[str, Callable[[], np.ndarray]] = {
 QUICK = ("constant", "one voxel, the rest is padding", "a million")
 
 
+NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in VOLUMES]
+
+
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in VOLUMES]
+    ("config", "expected"),
+    [
+        (TOPOMAE, {"mse_vit", "mse_partner", "topo_vit", "topo_partner"}),
+        (VECTORPOSE, {"clean_partner", "edge_partner", "vec_partner"}),
+    ],
+    ids=["TopoMAE", "VectorPOSE"],
 )
-def test_losses_and_gradients_of_extreme_crops_are_finite(name: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_and_gradients_of_extreme_crops_are_finite(name: str, config: TopoMAEConfig, expected: set[str]) -> None:
     """Through loader, networks and all terms."""
-    batch = _batch(VOLUMES[name]())
+    batch = _batch(VOLUMES[name](), config)
     assert batch["data"].dtype == torch.float32
-    step, network = _step()
+    step, network = _step(config)
     terms = step(batch, torch.Generator().manual_seed(1), 1.0)
-    assert {"topo_vit", "topo_partner"} <= set(terms) and all(map(math.isfinite, detach_terms(terms).values()))
+    assert expected <= set(terms) and all(map(math.isfinite, detach_terms(terms).values()))
     terms["total"].backward()
-    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    assert len(gradients) > 50 and all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert _gradients_are_finite(network)
+
+
+@pytest.mark.parametrize("label", [0, pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_supervised_loss_of_extreme_crops_is_finite(name: str, label: int) -> None:
+    loss, network = _supervised(_batch(VOLUMES[name](), VECTORPOSE)["data"], label)
+    assert math.isfinite(float(loss.detach()))
+    loss.backward()
+    assert _gradients_are_finite(network)
+
+
+@pytest.mark.parametrize("config", [TOPOMAE, VECTORPOSE], ids=["TopoMAE", "VectorPOSE"])
+def test_a_batch_that_is_all_padding_is_no_error(config: TopoMAEConfig) -> None:
+    """The loaders draw no such crop, but all hidden voxels of a batch may be padding."""
+    batch = _batch(VOLUMES["zero"](), config)
+    batch["locations"] = [CropLocation((50, 50, 50), (58, 74, 66), SHAPE.patch_size)] * 2
+    step, network = _step(config)
+    terms = step(batch, torch.Generator().manual_seed(1), 1.0)
+    values = detach_terms(terms)
+    assert all(map(math.isfinite, values.values()))
+    assert all(value == 0 for name, value in values.items() if name.startswith(("mse", "topo", "rec", "clean", "edge")))
+    terms["total"].backward()
+    assert _gradients_are_finite(network)
+
+
+def _too_bright() -> np.ndarray:
+    return np.pad(np.full((1, 1, 1, 1), 1e30, np.float32), ((0, 0), (4, 3), (12, 11), (8, 7)))
+
+
+def test_an_intensity_of_1e30_skips_the_step_of_topomae_and_ends_in_an_error_that_names_the_case() -> None:
+    batch = _batch(_too_bright())
+    step, network = _step()
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    terms = step(batch, torch.Generator().manual_seed(1), 0.0)
+    skipped = SkippedSteps(most_in_a_row=1)
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], 0.1)
+    with pytest.raises(RuntimeError, match=r"mse_vit is (nan|inf).*of the cases a\. Look at their images"):
+        optimise(terms, network, optimizer, None, 1.0, batch["keys"], skipped)
+    assert skipped.total == 1 and all(map(torch.equal, network.parameters(), before)) and not optimizer.state
+
+
+def test_an_intensity_of_1e30_leaves_the_other_losses_finite() -> None:
+    """They are linear in the image, or follow a norm; docs/reliability.md says what that means."""
+    batch = _batch(_too_bright(), VECTORPOSE)
+    step, network = _step(VECTORPOSE)
+    terms = step(batch, torch.Generator().manual_seed(1), 0.0)
+    assert float(terms["total"].detach()) > 1e20 and math.isfinite(float(terms["total"].detach()))
+    terms["total"].backward()
+    assert _gradients_are_finite(network)
+    loss, network = _supervised(batch["data"], 0)
+    assert math.isfinite(float(loss.detach()))
+    loss.backward()
+    assert _gradients_are_finite(network)
 
 
 def test_a_reconstruction_that_is_not_finite_is_skipped_and_not_an_error_of_topology() -> None:

@@ -55,6 +55,28 @@ def test_a_network_that_was_not_trained_has_no_column(preview, tmp_path, absent,
     assert [panel.get_title() for panel in panels[:3]] == ["Input", "Masked", titles]
 
 
+def test_boundary_reconstruction_is_shown_as_it_is_next_to_its_target(preview, tmp_path):
+    corrupted, boundaries = preview.input[::-1].copy(), np.random.default_rng(1).random(SHAPE, np.float32)
+    changes = {"masked": corrupted, "vit": None, "key_points_vit": None}
+    replace(preview, **changes, boundaries=boundaries, boundaries_partner=boundaries**2).save(tmp_path)
+    loaded = Preview.load(tmp_path / "case_007.npz")
+    columns = ("input", "masked", "partner", "boundaries", "boundaries_partner")
+    assert loaded.columns == columns and loaded.boundaries_vit is None
+    panels = preview_figure(loaded).axes
+    titles = ["Input", "Corrupted and masked", "Partner's reconstruction", "Boundaries", "Partner's boundaries"]
+    assert [panel.get_title() for panel in panels] == [*titles, *[""] * 10]
+    assert replace(loaded, hidden=np.zeros(SHAPE, bool)).title("masked") == "Corrupted"
+    low, high = np.percentile(preview.input, (0.5, 99.5))
+    assert np.array_equal(loaded.masked, corrupted)
+    images = dict(zip(columns, (np.asarray(panel.images[0].get_array()) for panel in panels[5:10]), strict=True))
+    # No voxel of a reconstruction is replaced by the input; boundaries have a window of their own.
+    assert np.allclose(images["partner"][..., 0], np.clip((preview.partner[:, 5] - low) / (high - low), 0, 1))
+    assert np.allclose(images["boundaries"][..., 0], boundaries[:, 5])
+    assert np.allclose(images["boundaries_partner"][..., 0], boundaries[:, 5] ** 2)
+    blue = np.ptp(images["masked"], axis=-1) > 0
+    assert np.array_equal(blue, loaded.hidden[:, 5])
+
+
 def test_saving_again_replaces(preview, tmp_path):
     preview.save(tmp_path)
     replace(preview, vit=preview.vit + 5).save(tmp_path)

@@ -14,6 +14,7 @@ from nnunet_topomae.architectures.vit import ViTEncoder, ViTPreset
 from nnunet_topomae.config import PretrainingConfig
 from nnunet_topomae.data.labelled_crops import NO_LABEL, LabelledCrop, foreground_location, read_labelled_crop, spread
 from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
+from nnunet_topomae.training import probe as probe_module
 from nnunet_topomae.training.plots import measured_series
 from nnunet_topomae.training.probe import (
     RidgeReadOut,
@@ -24,7 +25,6 @@ from nnunet_topomae.training.probe import (
     probe,
     probe_all,
     voxels_to_fit,
-    voxels_to_score,
 )
 
 CPU = torch.device("cpu")
@@ -42,7 +42,20 @@ def test_ridge_equals_gradient_descent_on_its_own_objective() -> None:
     for _ in range(2000):
         weights -= 0.01 * (standard.T @ (standard @ weights - wanted) + 20.0 * weights)
     assert torch.allclose(read_out.weights, weights, atol=1e-8)
-    assert set(read_out(features).tolist()) <= {0, 2, 3, 5}
+
+
+def test_a_whole_crop_is_segmented_as_its_voxels_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores are interpolated instead of features; classes are read in parts."""
+    monkeypatch.setattr(probe_module, "CLASSES_AT_ONCE", 2)
+    generator, shape = torch.Generator().manual_seed(0), (5, 6, 7)
+    maps = [torch.randn(1, 3, *size, generator=generator) * 10 + 50 for size in (shape, (3, 3, 4), (1, 2, 2))]
+    voxels = torch.cartesian_prod(*map(torch.arange, shape))
+    features = features_at(maps, voxels, shape)
+    labels = torch.randint(4, (len(voxels),), generator=generator) * 2 + 1
+    read_out = RidgeReadOut(features, labels)
+    standard = (features.double() - read_out.mean) / read_out.scale
+    wanted = read_out.classes[(standard @ read_out.weights + read_out.offset).argmax(1)]
+    assert len(wanted.unique()) == 4 and torch.equal(read_out.segment(maps, shape).flatten(), wanted)
 
 
 def test_features_are_those_of_the_voxels_grid_and_of_coarser_ones() -> None:
@@ -61,6 +74,13 @@ class _Intensity(nn.Module):
 
     def forward(self, data: torch.Tensor) -> list[torch.Tensor]:
         return [data, nn.functional.avg_pool3d(data, 2)]
+
+
+class _Alone(nn.Module):
+    """An encoder whose only feature is the image itself."""
+
+    def forward(self, data: torch.Tensor) -> list[torch.Tensor]:
+        return [data]
 
 
 def _crops(count: int, noise: float = 0.0) -> list[LabelledCrop]:
@@ -91,9 +111,21 @@ def test_voxels() -> None:
     fitted = voxels_to_fit(labels, 40, seed=1)
     counts = np.bincount(labels[tuple(fitted.T)])
     assert counts.tolist() == [20, 10, 10] and np.array_equal(fitted, voxels_to_fit(labels, 40, seed=1))
-    scored = voxels_to_score(labels, 960)
-    assert len(scored) == np.sum(labels != NO_LABEL)
-    assert 0.5 * 120 < len(voxels_to_score(labels, 120)) < 2 * 120
+
+
+@pytest.mark.parametrize(("shape", "size"), [((96, 96, 96), (3, 3, 3)), ((16, 160, 160), (1, 40, 40))])
+def test_a_small_structure_in_the_middle_of_a_large_crop_is_scored(
+    shape: tuple[int, int, int], size: tuple[int, int, int]
+) -> None:
+    crops = []
+    for number in range(2):
+        labels = np.zeros(shape, dtype=np.int64)
+        labels[tuple(slice(n // 2 - 1, n // 2 - 1 + edge) for n, edge in zip(shape, size, strict=True))] = 1
+        crops.append(LabelledCrop(f"c{number}", torch.from_numpy(labels[None]).float(), labels))
+    assert probe(_Alone(), crops, CPU) == 1.0
+    crops[1].data[0, 0] = 1.0  # the first slice looks like the structure
+    false = np.prod(shape[1:])
+    assert probe(_Alone(), crops, CPU) == pytest.approx(2 * np.prod(size) / (2 * np.prod(size) + false))
 
 
 def test_dice_averages_the_structures_that_there_are() -> None:
@@ -118,6 +150,32 @@ def test_the_record_has_the_scores_and_the_log_the_cost() -> None:
     assert measured_series([{"epoch": 3, "probe": record}]) == {"probe, mean Dice": {"partner": [(3, 1.0)]}}
 
 
+def test_a_probe_without_a_structure_to_score_is_not_measured_and_ends_nothing() -> None:
+    lines: list[str] = []
+    crops = _crops(2)
+    crops[1].labels[crops[1].labels > 0] = 0
+    record = probe_all({"partner": _Intensity()}, lambda: crops, CPU, 1e3, lines.append)
+    assert list(record["probe"]) == ["seconds"] and "partner not measured" in lines[0] and len(lines) == 1
+    assert plateau([{"epoch": epoch, **record} for epoch in range(3)], 1) is None
+    nothing = {"probe": {"vit": float("nan"), "seconds": 1.0}}  # as earlier versions have written it
+    scored = {"probe": {"vit": 0.5, "seconds": 1.0}}
+    records = [{"epoch": epoch, **found} for epoch, found in enumerate([scored, nothing, nothing, scored])]
+    assert plateau(records, 2) is None
+    reason = plateau(records, 1)
+    assert reason is not None and "1 probes after epoch 1, with Dice 0.500," in reason
+
+
+def test_a_probe_that_costs_much_of_its_epoch_is_named_with_the_cure() -> None:
+    def logged(epoch_seconds: float) -> list[str]:
+        lines: list[str] = []
+        probe_all({"partner": _Intensity()}, lambda: _crops(2), CPU, epoch_seconds, lines.append)
+        return lines[1:]
+
+    assert logged(1e6) == []
+    (line,) = logged(1e-6)
+    assert line.startswith("warning: the probe took more than 5 % of its epoch's time") and "probe_every" in line
+
+
 def test_crops_lie_around_what_is_labelled() -> None:
     labels = np.full((1, 6, 20, 20), -1, dtype=np.int8)
     labels[0, 2:4, 15:19, 0:3] = 1
@@ -128,6 +186,10 @@ def test_crops_lie_around_what_is_labelled() -> None:
     assert read_labelled_crop("b", labels * 0, (8, 8, 8), None, lambda where: torch.zeros(1, 8, 8, 8)) is None
     location = foreground_location(labels[0].clip(0), (4, 8, 8))
     assert location is not None and location.lower[1:] == (12, 0)
+    two = np.zeros((20, 20, 20), dtype=np.int64)
+    two[1, 1, 1:3] = two[18, 18, 17:19] = 1  # half-way there is nothing
+    location = foreground_location(two, (6, 6, 6))
+    assert location is not None and (location.lower, location.upper) == ((0, 0, 0), (6, 6, 6))
     assert spread([f"c{n:02}" for n in range(20)], 3) == ["c00", "c10", "c19"] and spread("ba", 3) == ["a", "b"]
 
 

@@ -1,5 +1,6 @@
 """What is left after a kill, and where a training continues."""
 
+import errno
 import os
 import random
 import resource
@@ -19,6 +20,7 @@ from torch import nn
 
 from nnunet_topomae.files import write_whole
 from nnunet_topomae.training.checkpoints import save_atomically
+from nnunet_topomae.training.failures import is_expected
 from nnunet_topomae.training.loading import DamagedCheckpointError
 from nnunet_topomae.training.resume import (
     ORDER,
@@ -63,6 +65,28 @@ def test_half_written_checkpoints_are_swept_once_their_process_is_dead(tmp_path:
         other.name, "checkpoint_best.pth", "checkpoint_latest.pth",
     ]  # fmt: skip
     assert newest_whole(latest, print)[1] == {"current_epoch": 3}
+
+
+def test_without_locks_a_half_written_checkpoint_is_swept_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network file systems have none, and a process on another machine may be at work."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    files = {
+        name: tmp_path / f".checkpoint_latest.pth.{process}.0a1b2c3{number}.tmp"
+        for number, (name, process) in enumerate({"old": ended.pid, "new": ended.pid, "running": os.getpid()}.items())
+    }
+    for name, file in files.items():
+        file.touch()
+        age = 23 * 3600 if name == "new" else 25 * 3600
+        os.utime(file, (time.time() - age,) * 2)
+    assert sweep(tmp_path) == [files["old"].name]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the writer is a fork")
@@ -178,6 +202,11 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.
         patch.setattr(Path, "open", refuse)
         with pytest.raises(OSError, match=r"cannot write checkpoint .*Read-only file system.*is kept"):
             save_atomically({"a": 1}, latest)
+        patch.setattr(os, "link", lambda *_, **__: refuse(latest))
+        patch.setattr(os, "replace", lambda *_, **__: refuse(latest))
+        with pytest.raises(OSError, match=r"results of this training cannot be written: .*Read-only") as error:
+            keep_previous(latest)
+        assert is_expected(error.value)
     assert newest_whole(latest, print)[1] == {"current_epoch": 1}
 
 

@@ -52,6 +52,16 @@ def test_after_transfer_the_encoders_compute_what_they_computed_in_pre_training(
         assert torch.equal(first, second)
 
 
+def test_a_decoder_that_no_loss_has_trained_is_not_transferred() -> None:
+    pretrained, network = _networks()
+    own = without_aliases(network.state_dict())
+    decoder = {name: value.clone() for name, value in own.items() if name.startswith("decoder.")}
+    result = transfer(pretrained.state_dict(), network, transferred_parts(network, "both", decoder_trained=False))
+    assert decoder and decoder.keys() <= set(result.missing)
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in decoder.items())
+    assert {name for name in result.matched if name.startswith("encoder.")}
+
+
 def test_other_number_of_channels_is_refused_and_nothing_is_loaded() -> None:
     pretrained, network = _networks(channels=1)
     before = {name: value.clone() for name, value in network.state_dict().items()}

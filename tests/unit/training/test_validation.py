@@ -9,13 +9,16 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from nnunet_topomae.architectures.copretraining import BranchOutput, CoPretrainingOutput
 from nnunet_topomae.architectures.rule import derive_network_shape
-from nnunet_topomae.config import ArchitectureConfig, TopoMAEConfig
+from nnunet_topomae.config import ArchitectureConfig, PretrainingConfig, TopoMAEConfig
+from nnunet_topomae.data.boundary_task import BoundaryTask
+from nnunet_topomae.data.corruptions import Corruption
 from nnunet_topomae.data.loaders import CropLocationLoader
 from nnunet_topomae.data.transforms import Places
 from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.masking import CropMask
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.previews import Preview
+from nnunet_topomae.training.spatial_results import SpatialErrors
 from nnunet_topomae.training.validation import (
     ReconstructionValidation,
     key_point_error_mm,
@@ -84,6 +87,40 @@ def test_validation_shows_what_was_trained_and_measures_no_padding(tmp_path: Pat
     assert lines[-2].startswith("Mean reconstruction")
     assert lines[-1].startswith("key points of 8 random crops") and lines[-1].endswith("did not learn them")
     assert Preview.load(tmp_path / "previews" / "a.npz").columns == ("input", "masked", branch)
+
+
+@pytest.mark.slow
+def test_the_file_has_the_errors_of_vectors_and_boundaries_and_the_preview_what_was_rebuilt(tmp_path: Path) -> None:
+    architecture = ArchitectureConfig(vit="none", dims=(8, 8, 16, 16), depth=1)
+    shape = derive_network_shape((16, 24, 8), [[1, 1, 1], *[[2, 2, 2]] * 3], architecture)
+    section = PretrainingConfig(target="boundary", spatial="vectors")
+    plan = Plan(TopoMAEConfig(architecture, section), shape, (3.0, 1.5, 0.5), {})
+    volume = torch.from_numpy(np.random.default_rng(2).normal(size=(1, 14, 30, 24)).astype(np.float32))
+    loader = _Loader(volume)
+    loader.boundaries = BoundaryTask(Corruption(section.shuffle, section.bezier, section.paint))
+
+    def predict(data: torch.Tensor, mask: CropMask) -> CoPretrainingOutput:
+        answer = BranchOutput(data, None, torch.full((1, 9, 3), 0.5), torch.full_like(data, 0.25))
+        return CoPretrainingOutput(None, answer)
+
+    lines: list[str] = []
+    ReconstructionValidation(predict, loader, plan, torch.device("cpu")).run(["a"], tmp_path, lines.append)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    preview = Preview.load(tmp_path / "previews" / "a.npz")
+    assert preview.columns == ("input", "masked", "partner", "boundaries", "boundaries_partner")
+    assert preview.boundaries is not None and preview.partner is not None and not preview.hidden.any()
+    assert np.array_equal(preview.partner, preview.masked) and not np.array_equal(preview.masked, preview.input)
+    boundaries = preview.boundaries[1:15]  # without the padding
+    assert boundaries.max() > 0.5
+    found = summary["reconstruction"]["cases"]["a"]["partner"]
+    assert found["boundary_error"] == pytest.approx(np.abs(boundaries - 0.25).mean(), rel=1e-4)
+    assert summary["reconstruction"]["mean"]["partner"] == found and "key_point_error_mm" not in found
+    (task,) = summary["spatial"]
+    vectors = summary["spatial"]["vectors"]
+    assert task == "vectors" and set(vectors) == {"partner", "mean_answer", "crops"} and vectors["crops"] == 4
+    for errors in (vectors["partner"], vectors["mean_answer"]):
+        assert set(errors) == {"mm", "degrees"} and 0 < errors["mm"] < 100 and 0 < errors["degrees"] < 180
+    assert lines[-1] == SpatialErrors.read("vectors", vectors).line()
 
 
 @pytest.mark.slow
