@@ -16,10 +16,10 @@ from nnunet_topomae.commands import demo
 
 SMALLEST = (
     ("patch_size = [24, 32, 32]", "patch_size = [16, 32, 48]"),
+    ("epochs = 4\n", "epochs = 2\n"),
     ("epochs = 5\n", "epochs = 2\n"),
-    ("epochs = 7\n", "epochs = 2\n"),
-    ("iterations_per_epoch = 28", "iterations_per_epoch = 2"),
-    ("iterations_per_epoch = 30", "iterations_per_epoch = 2"),
+    ("iterations_per_epoch = 34", "iterations_per_epoch = 2"),
+    ("iterations_per_epoch = 44", "iterations_per_epoch = 2"),
     ("validation_iterations = 2", "validation_iterations = 1"),
     ("dims = [16, 32, 64, 128]", "dims = [8, 8, 16, 16]"),
 )
