@@ -227,6 +227,30 @@ def test_a_training_that_was_stopped_and_killed_ends_as_one_that_nobody_interrup
         assert first == second and len(first) == EPOCHS
 
 
+@pytest.mark.parametrize("schedule", ["warmup", "head_only"])
+def test_vectorpose_trains_unetrpp_too_and_other_schedules_continue(tiny_volumes: Path, schedule: str) -> None:
+    """On the default partner without a ViT; fine-tuned with the schedules that no trainer has above."""
+    pretrainer, trainer = "VectorPOSEPretrainer", "TopoMAEFusionTrainer"
+    alone: dict[str, dict[str, Any]] = {"architecture": {"vit": "none"}}
+    file = _fold(tiny_volumes, pretrainer, "OnUNETRPP") / "checkpoint_final.pth"
+    if not file.is_file():
+        _train(pretrainer, _write_plans(tiny_volumes, "OnUNETRPP", alone), workers=0)
+    given = {"pretrainer": pretrainer, "pretrained": str(file), "schedule": schedule, "stage_epochs": 1}
+    weights = []
+    for name in ("Whole", "Stopped"):
+        plans = _write_plans(tiny_volumes, f"{schedule}{name}", {**alone, "finetuning": given})
+        if name == "Stopped":
+            _train_until(1, signal.SIGTERM, trainer, plans, workers=0)
+        _train(trainer, plans, workers=0, continue_training=name == "Stopped")
+        final = _fold(tiny_volumes, trainer, plans) / "checkpoint_final.pth"
+        weights.append(torch.load(final, weights_only=True)["network_weights"])
+    before = torch.load(file, weights_only=True)["network_weights"]
+    shared = [key for key in before if key.startswith("encoder.") and key in weights[0]]
+    assert shared and all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    kept = all(torch.equal(before[key], weights[0][key]) for key in shared)
+    assert kept == (schedule == "head_only")
+
+
 # What differs from RUNS where two processes train: nothing is random in the network, angles of vectors count the same,
 # and UNETR comes for Attention U-Net, because torch has no batch norm over several processes on a CPU.
 PARALLEL: dict[str, dict[str, Any]] = {

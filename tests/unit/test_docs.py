@@ -5,10 +5,12 @@ import ast
 import doctest
 import importlib
 import inspect
+import json
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -88,6 +90,13 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     namespace: dict[str, Any] = {"__name__": "example"}
     for block in _blocks(page, "python"):
         exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_blocks_of_settings_can_be_read() -> None:
+    """JSON blocks may be parts of a file, so they get the braces around them."""
+    tables = [tomllib.loads(block) for page in PAGES for block in _blocks(page, "toml")]
+    tables += [json.loads(f"{{{block}}}") for page in PAGES for block in _blocks(page, "json")]
+    assert tables and all(tables)
 
 
 class Accepted(Exception):

@@ -317,6 +317,20 @@ def test_long_run(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (tmp_path / "memory.svg").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_long_run_at_its_smallest_size(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With real trainings. Other tests may leave files in /dev/shm meanwhile, so those are not looked at."""
+    out, picture = tmp_path / "run.json", tmp_path / "run.svg"
+    argv = ["long_run.py", "--steps", "40", "--out", str(out), "--picture", str(picture)]
+    monkeypatch.setattr(sys, "argv", argv)
+    study("long_run").main()
+    found = read(out)
+    assert found["samples"][-1]["step"] >= 40 and picture.is_file()
+    ends = [(end["signal"], end["exit_code"], end["workers"], end["processes_left"]) for end in found["ends"]]
+    assert ends == [("SIGTERM", 143, 2, 0), ("SIGINT", 1, 2, 0), ("SIGKILL", -9, 2, 0)]
+
+
 def test_the_long_training_keeps_its_promise(study: Study, repository: Path) -> None:
     """The committed run: memory that hardly grows over the second half, and nothing left after any signal."""
     found = read(repository / "studies" / "long_run.json")
