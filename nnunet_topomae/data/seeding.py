@@ -144,9 +144,11 @@ class SeededLoader:
 def _unknown(segmentation: Tensor, labels: Tensor) -> int | None:
     """A value that is none of the sorted labels."""
     low, high = (int(value) for value in segmentation.aminmax())
-    if low >= labels[0] and high <= labels[-1]:
-        if len(labels) == int(labels[-1] - labels[0]) + 1:  # without gaps, there is nothing else to look for
-            return None
-        values = segmentation[~torch.isin(segmentation, labels)]
-        return int(values[0]) if len(values) else None
-    return low if low < labels[0] else high
+    if low < labels[0]:
+        return low
+    if high > labels[-1]:
+        return high
+    if len(labels) == int(labels[-1] - labels[0]) + 1:  # without gaps, there is nothing else to look for
+        return None
+    values = segmentation[~torch.isin(segmentation, labels)]
+    return int(values[0]) if len(values) else None

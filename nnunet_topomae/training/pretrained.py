@@ -94,10 +94,11 @@ def load_pretraining(file: Path, target: Target, log: Callable[[str], None]) -> 
             f"the pre-training started from {', '.join(images.unlisted)}, which lists no images: nothing can say "
             "whether validation cases were among them"
         )
-    parts = transferred_parts(target.network, section.transfer_parts, decoder_is_trained(described["config"]))
+    decoder_trained = decoder_is_trained(described["config"])
+    parts = transferred_parts(target.network, section.transfer_parts, decoder_trained)
     takes_vit, takes_partner = "vit" in parts.taken, "partner" in parts.taken
     check_trained(described["config"], takes_vit, takes_partner, file)
-    if takes_partner and not decoder_is_trained(described["config"]):
+    if takes_partner and not decoder_trained:
         _start_decoder_fresh(target.network, parts, file, log)
     if manifest["dataset"] != target.dataset:
         log(f"pre-trained on {manifest['dataset']}, another data set: cases are compared by content, not by name")

@@ -21,8 +21,8 @@ if sys.platform != "win32":
 
 # Where a training continues: the first of these that is whole.
 ORDER = (FINAL_CHECKPOINT, LATEST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT)
-# Of files.write_whole; earlier versions had no random part.
 _SECONDS_OF_A_DAY = 86_400
+# Of files.write_whole; earlier versions had no random part.
 _TEMPORARY = re.compile(rf"\.checkpoint_\w+\.pth\.(\d+)(\.[0-9a-f]+)?{re.escape(TEMPORARY_SUFFIX)}")
 
 
