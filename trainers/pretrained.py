@@ -27,7 +27,13 @@ class PretrainedTrainer(SupervisedTrainer):
     def parts(self) -> Parts:
         """What the network takes over, and what starts fresh, as far as the plan says it."""
         config = self.plan.config
-        return transferred_parts(unwrap(self.network), config.finetuning.transfer_parts, plans_decoder(config))
+        takes_decoder = self.takes_decoder and plans_decoder(config)
+        return transferred_parts(unwrap(self.network), config.finetuning.transfer_parts, takes_decoder)
+
+    @property
+    def takes_decoder(self) -> bool:
+        """Whether a pre-trained decoder comes with its encoder."""
+        return self.plan.config.finetuning.transfer_decoder != "no"
 
     @property
     def source(self) -> PretrainingSource:
@@ -83,6 +89,7 @@ class PretrainedTrainer(SupervisedTrainer):
             self.num_input_channels,
             self.plans_manager.dataset_name,
             self.validation_images(),
+            self.takes_decoder,
         )
         result, source = load_pretraining(file, target, self.print_to_log_file)
         if self.local_rank == 0:

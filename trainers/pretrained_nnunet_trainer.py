@@ -13,9 +13,9 @@ from nnunet_topomae.training.schedules import NNUNET_CLIP, WarmupSchedule, build
 class PretrainedNNUNetTrainer(PretrainedTrainer):
     """`nnUNetv2_train DATASET CONFIGURATION FOLD -tr PretrainedNNUNetTrainer [-p PLANS] [-pretrained_weights FILE]`.
 
-    The network is the plan's, with nnU-Net's loss, augmentation and SGD. Only the start differs: pre-trained weights, a
-    warm-up, and the plan's schedule and learning rate for them. Needs plans whose `topomae.architecture.partner` is
-    `plan`.
+    The network is the plan's, with nnU-Net's loss, augmentation and SGD. Only the start differs: a pre-trained encoder,
+    a warm-up, and the plan's schedule and learning rate for it. The decoder starts fresh, because SGD learns slowly
+    from one that has rebuilt images. Needs plans whose `topomae.architecture.partner` is `plan`.
     """
 
     @staticmethod
@@ -32,6 +32,13 @@ class PretrainedNNUNetTrainer(PretrainedTrainer):
                 "nnunet-topomae plan -d ID -p nnUNetPlans --name NAME --set architecture.partner=plan"
             )
         return declare_partner(plan.network(channels, heads, deep_supervision))
+
+    @property
+    def takes_decoder(self) -> bool:
+        """Whether a pre-trained decoder comes with its encoder: if the plan says so, or where heads alone learn."""
+        section = self.plan.config.finetuning
+        heads_alone = section.transfer_decoder == "auto" and section.schedule == "head_only"
+        return heads_alone or section.transfer_decoder == "yes"
 
     @property
     def clip(self) -> float:

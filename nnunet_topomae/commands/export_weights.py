@@ -16,6 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=[STOCK_TRAINER],
         help="the trainer that takes the weights; its variants that keep the plan's network take them too",
     )
+    parser.add_argument(
+        "--with-decoder",
+        action="store_true",
+        help="the pre-trained decoder too; without it the decoder has nnU-Net's initial weights, from which SGD learns "
+        "faster",
+    )
     parser.add_argument("-o", type=Path, metavar="FILE", help="default: next to the checkpoint, for_nnUNetTrainer.pth")
 
 
@@ -26,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     target = args.o or args.checkpoint.with_name(f"for_{args.trainer}.pth")
     if target.resolve() == args.checkpoint.resolve():
         raise ValueError(f"{target} is the checkpoint itself: name another file with -o")
-    origin = export_for_stock(args.checkpoint, target)
+    origin = export_for_stock(args.checkpoint, target, args.with_decoder)
     print(
         f"{target} written. Where nnU-Net is installed, with this package or without it:\n"
         f"nnUNetv2_train {origin['dataset']} {origin['configuration']} {origin['fold']} -p "
@@ -34,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
         f"Stock nnU-Net does not check which cases the weights have seen. These have seen the {origin['images']} "
         f"training cases of fold {origin['fold']}: use them for that fold only, or for other data."
     )
-    if not origin["decoder_trained"]:
-        print("No loss of this pre-training has trained the decoder: the file holds it as random as at its start.")
+    if args.with_decoder and not origin["decoder_trained"]:
+        print(
+            "No loss of this pre-training has trained the decoder: the one in the file has nnU-Net's initial weights."
+        )
     return 0

@@ -168,6 +168,10 @@ class FinetuningConfig(TrainingConfig):
     transfer_parts: Literal["both", "vit", "partner"] = "both"
     """Which pre-trained networks the fusion network takes over: the ViT's encoder, its partner's encoder and decoder,
     or both. What it does not take over starts from fresh weights."""
+    transfer_decoder: Literal["auto", "yes", "no"] = "auto"
+    """Whether the decoder of the ViT's partner is taken over together with its encoder. `auto`: yes, except in
+    `PretrainedNNUNetTrainer`, whose SGD learns slowly from a decoder that has rebuilt images (docs/nnunet.md); there
+    only with `schedule` = `head_only`."""
     allow_other_dataset: bool = False
     """Accept a checkpoint of another data set. Only the contents of its images are then compared with those of the
     validation cases, not their names."""

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from nnunet_topomae.architectures.build import build_copretraining_network
 from nnunet_topomae.config import SECTION, TopoMAEConfig
@@ -40,18 +41,20 @@ _LAYER = r"torch\.nn(\.modules\.\w+)?\.[A-Z]\w+"
 _PARTS: dict[EncoderName, str] = {"vit": "vit_encoder", "partner": "encoder"}
 
 
-def export_for_stock(file: Path, target: Path) -> dict[str, Any]:
+def export_for_stock(file: Path, target: Path, with_decoder: bool = False) -> dict[str, Any]:
     """Write the pre-trained weights of the plan's own network so that stock nnU-Net takes them.
 
     The file is for ``nnUNetv2_train ... -tr nnUNetTrainer -pretrained_weights FILE``, also where this package is not
     installed. It holds the encoder and the decoder without segmentation heads, which nnU-Net always starts fresh, and
-    where they come from, without the names of the images. nnU-Net takes no file without a decoder, so one that no loss
-    has trained is there too, and ``decoder_trained`` says so. The file of a residual encoder also says what nnssl's
-    checkpoints say (:func:`nnssl_entry`).
+    where they come from, without the names of the images. nnU-Net takes no file without a decoder, so the file has one
+    with nnU-Net's initial weights where the pre-trained one is not wanted or no loss has trained it; its entry
+    ``decoder_trained`` says which. The file of a residual encoder also says what nnssl's checkpoints say
+    (:func:`nnssl_entry`).
 
     Args:
         file: a checkpoint of a pre-training (TopoMAEPretrainer, VectorPOSEPretrainer).
         target: file to write; never half of it.
+        with_decoder: whether the decoder is the pre-trained one.
 
     Returns:
         What the file says about the pre-training.
@@ -75,15 +78,37 @@ def export_for_stock(file: Path, target: Path) -> dict[str, Any]:
         for name, value in checkpoint["network_weights"].items()
         if name.startswith(("encoder.", "decoder.")) and ".seg_layers." not in name
     }
+    decoder_trained = with_decoder and decoder_is_trained(described["config"])
+    if not decoder_trained:
+        weights |= _initial_decoder(checkpoint)
     manifest: dict[str, Any] = described["manifest"]
     origin = {key: manifest[key] for key in ("dataset", "plans_name", "configuration", "fold")}
     origin |= {"trainer": checkpoint["trainer_name"], "version": described["version"]}
-    origin |= {"images": len(manifest["cases"]), "decoder_trained": decoder_is_trained(described["config"])}
+    origin |= {"images": len(manifest["cases"]), "decoder_trained": decoder_trained}
     content = {"network_weights": weights, "pretraining": origin}
     if entry := nnssl_entry(checkpoint, described["plan"]["channels"]):
         content[NNSSL_ENTRY] = entry
     save_atomically(content, target)
     return origin
+
+
+def _initial_decoder(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The decoder of the plan's own network as nnU-Net initialises it, without heads; the same on every call."""
+    described = checkpoint[ENTRY]
+    configuration = PlansManager(checkpoint["init_args"]["plans"]).get_configuration(
+        described["manifest"]["configuration"]
+    )
+    channels = described["plan"]["channels"]
+    network = read_plan(configuration, channels).network
+    assert network is not None  # the partner is the plan's own network
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        initial = network(channels, channels, False)
+    own = cast(nn.Module, initial.decoder).state_dict(prefix="decoder.")
+    # nnU-Net's decoders hold the encoder, too.
+    return {
+        name: value for name, value in own.items() if not name.startswith(("decoder.encoder.", "decoder.seg_layers."))
+    }
 
 
 def pretrainer_of(checkpoint: Mapping[str, Any]) -> str:

@@ -41,6 +41,7 @@ class Target:
         channels: number of input channels.
         dataset: name of the data set.
         validation: hashes of the fold's validation cases; none for fold `all`, which validates on nothing.
+        takes_decoder: whether the partner's decoder is taken over with its encoder.
     """
 
     network: nn.Module
@@ -48,6 +49,7 @@ class Target:
     channels: int
     dataset: str
     validation: ImagesRead
+    takes_decoder: bool = True
 
 
 def plans_decoder(config: TopoMAEConfig) -> bool:
@@ -95,10 +97,12 @@ def load_pretraining(file: Path, target: Target, log: Callable[[str], None]) -> 
             "whether validation cases were among them"
         )
     decoder_trained = decoder_is_trained(described["config"])
-    parts = transferred_parts(target.network, section.transfer_parts, decoder_trained)
+    parts = transferred_parts(target.network, section.transfer_parts, target.takes_decoder and decoder_trained)
     takes_vit, takes_partner = "vit" in parts.taken, "partner" in parts.taken
     check_trained(described["config"], takes_vit, takes_partner, file)
-    if takes_partner and not decoder_trained:
+    if takes_partner and not target.takes_decoder:
+        log("the encoder alone is taken over: the decoder starts fresh (topomae.finetuning.transfer_decoder)")
+    elif takes_partner and not decoder_trained:
         _start_decoder_fresh(target.network, parts, file, log)
     if manifest["dataset"] != target.dataset:
         log(f"pre-trained on {manifest['dataset']}, another data set: cases are compared by content, not by name")

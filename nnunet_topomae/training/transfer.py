@@ -33,13 +33,13 @@ class Parts(NamedTuple):
     taken: tuple[str, ...]
 
 
-def transferred_parts(network: nn.Module, choice: str, decoder_trained: bool = True) -> Parts:
+def transferred_parts(network: nn.Module, choice: str, takes_decoder: bool = True) -> Parts:
     """What a network takes over from pre-training, as both networks declare it.
 
     Args:
         network: what is fine-tuned, without nnU-Net's wrappers.
         choice: the plan's `topomae.finetuning.transfer_parts`.
-        decoder_trained: whether the loss of pre-training reads what the partner's decoder gives.
+        takes_decoder: whether the partner's decoder comes with its encoder, if pre-training provides both.
 
     Raises:
         ValueError: the plan leaves out all that pre-training provides for this network.
@@ -54,7 +54,7 @@ def transferred_parts(network: nn.Module, choice: str, decoder_trained: bool = T
             '"scratch".'
         )
     taken_parts = {part for name in taken for part in encoders[name]}
-    if not decoder_trained:
+    if not takes_decoder:
         taken_parts -= set(CoPretrainingNetwork.rebuilding_parts)
     fresh: tuple[str, ...] = network.fresh_parts  # type: ignore[assignment]
     unused = {part for parts in encoders.values() for part in parts} - taken_parts

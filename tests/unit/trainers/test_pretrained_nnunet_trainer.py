@@ -94,13 +94,7 @@ def test_starts_from_the_folds_pre_training_as_nnunet_trains(vit: str) -> None:
     file = _pretrain(vit=vit)
     trainer = _trainer(PretrainedNNUNetTrainer, _plans(vit=vit, sgd_pretrained_learning_rate=1e-3))
     assert type(trainer.network).__name__ == "PlainConvUNet"
-    trainer.on_train_start()
-    weights, own = torch.load(file, weights_only=False)["network_weights"], trainer.network.state_dict()
-    kept = [name for name in own if ".seg_layers." not in name]
-    assert kept and all(torch.equal(own[name], weights[name]) for name in kept)
-    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
-    for name, parameter in unwrap(trainer.network).named_parameters():
-        assert rates[id(parameter)] == (1e-2 if name.startswith("decoder.seg_layers.") else 1e-3)
+    _check_start(trainer, file, fresh="decoder.")
     group = trainer.optimizer.param_groups[0]
     assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.99, True, 3e-5)
     assert trainer.clip == 12.0
@@ -110,9 +104,51 @@ def test_starts_from_the_folds_pre_training_as_nnunet_trains(vit: str) -> None:
     assert trainer._get_deep_supervision_scales() == stock._get_deep_supervision_scales()
 
 
+def _check_start(trainer: Any, file: Path, fresh: str) -> None:
+    """Weights and rates after the start: those whose names begin with `fresh` are not taken over."""
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    trainer.on_train_start()
+    weights, own = (
+        torch.load(file, weights_only=False)["network_weights"],
+        without_aliases(trainer.network.state_dict()),
+    )
+    taken = {name for name in own if not name.startswith(fresh)}
+    assert taken
+    for name, value in own.items():
+        assert torch.equal(value, weights[name] if name in taken else before[name]), name
+    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    for name, parameter in unwrap(trainer.network).named_parameters():
+        assert rates[id(parameter)] == (1e-3 if name in taken else 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "decoder", "fresh"),
+    [
+        (PretrainedNNUNetTrainer, "auto", "decoder."),
+        (PretrainedNNUNetTrainer, "no", "decoder."),
+        (PretrainedNNUNetTrainer, "yes", "decoder.seg_layers."),
+        (TopoMAEFusionTrainer, "auto", "decoder.seg_layers."),
+        (TopoMAEFusionTrainer, "no", "decoder."),
+    ],
+)
+def test_the_plan_says_whether_the_decoder_is_taken_over(trainer: Any, decoder: str, fresh: str) -> None:
+    file = _pretrain(vit="none")
+    rates = {"sgd_pretrained_learning_rate": 1e-3, "learning_rate": 1e-2, "pretrained_learning_rate": 1e-3}
+    started = _trainer(trainer, _plans(vit="none", transfer_decoder=decoder, **rates))
+    _check_start(started, file, fresh)
+
+
+def test_heads_alone_learn_on_a_pre_trained_decoder() -> None:
+    _pretrain()
+    trainer = _trainer(PretrainedNNUNetTrainer, _plans(schedule="head_only"))
+    trainer.on_train_start()
+    learning = {name for name, p in trainer.network.named_parameters() if p.requires_grad}
+    assert learning and all(name.startswith("decoder.seg_layers.") for name in learning)
+
+
 def test_counts_every_weight_once() -> None:
     _pretrain()
-    trainer = _trainer(PretrainedNNUNetTrainer, _plans())
+    trainer = _trainer(PretrainedNNUNetTrainer, _plans(transfer_decoder="yes"))
     trainer.on_train_start()
     written = json.loads((Path(trainer.output_folder) / "transfer.json").read_text())
     assert written["counts"]["matched"] + written["counts"]["missing"] == len(list(trainer.network.parameters()))
@@ -162,7 +198,7 @@ def test_a_checkpoint_of_unetrpps_other_sizes_does_not_matter() -> None:
 
 def test_another_number_of_stages_is_adapted() -> None:
     file = _pretrain()
-    plans = _plans(pretrained=str(file), transfer="resample")
+    plans = _plans(pretrained=str(file), transfer="resample", transfer_decoder="yes")
     arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     for key, value in (("features_per_stage", [4, 6, 8]), ("strides", [[1, 1, 1], *[[2, 2, 2]] * 2])):
         arguments[key] = value
@@ -196,26 +232,50 @@ def test_the_partner_may_have_a_learning_rate_of_its_own() -> None:
             assert rates[id(parameter)] == pytest.approx(1.5e-4 if name.startswith("vit_") else 1e-3)
 
 
-def test_stock_nnunet_loads_the_exported_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("with_decoder", [False, True])
+def test_stock_nnunet_loads_the_exported_file(
+    with_decoder: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file, target = _pretrain(), tmp_path / "weights.pth"
-    assert main(["export-weights", str(file), "--for", "nnUNetTrainer", "-o", str(target)]) == 0
+    command = ["export-weights", str(file), "--for", "nnUNetTrainer", "-o", str(target)]
+    assert main([*command, *(["--with-decoder"] if with_decoder else [])]) == 0
     said = capsys.readouterr().out
     assert f"nnUNetv2_train {DATASET} 3d_fullres 0 -p Plans -tr nnUNetTrainer -pretrained_weights {target}" in said
     assert "the 4 training cases of fold 0" in said
     exported = torch.load(target, weights_only=True)
     origin = {key: value for key, value in exported["pretraining"].items() if key != "version"}
     assert origin["images"] == 4 and not any(case in str(origin) for case in CASES)
+    assert origin["decoder_trained"] == with_decoder
     network = _trainer(nnUNetTrainer, _plans()).network
     before = {name: value.clone() for name, value in network.state_dict().items()}
     load_pretrained_weights(network, str(target))
     weights = torch.load(file, weights_only=False)["network_weights"]
     for name, value in network.state_dict().items():
-        assert torch.equal(value, before[name] if ".seg_layers." in name else weights[name])
+        if ".seg_layers." in name:
+            assert torch.equal(value, before[name])
+        elif with_decoder or name.startswith(("encoder.", "decoder.encoder.")):
+            assert torch.equal(value, weights[name])
+        elif value.ndim > 1:  # as nnU-Net initialises it, with another seed
+            assert not torch.equal(value, weights[name])
+            assert float(value.std()) == pytest.approx(float(before[name].std()), rel=0.2)
+        else:
+            assert torch.equal(value, before[name])
+
+
+def test_the_same_file_is_exported_again(tmp_path: Path) -> None:
+    file, state = _pretrain(), torch.get_rng_state()
+    command = ["export-weights", str(file), "--for", "nnUNetTrainer", "-o"]
+    first, second = (tmp_path / name for name in ("first.pth", "second.pth"))
+    assert main([*command, str(first)]) == main([*command, str(second)]) == 0
+    one, two = (torch.load(name, weights_only=True)["network_weights"] for name in (first, second))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_what_vectorpose_has_trained_is_exported_like_topomaes(tmp_path: Path) -> None:
     file, target, folder = _pretrain(VectorPOSEPretrainer), tmp_path / "weights.pth", tmp_path / "encoder"
-    assert main(["export-weights", str(file), "--for", "nnUNetTrainer", "-o", str(target)]) == 0
+    command = ["export-weights", str(file), "--for", "nnUNetTrainer", "--with-decoder", "-o", str(target)]
+    assert main(command) == 0
     exported, weights = torch.load(target, weights_only=True), torch.load(file, weights_only=True)["network_weights"]
     assert exported["pretraining"]["trainer"] == "VectorPOSEPretrainer"
     network = _trainer(nnUNetTrainer, _plans()).network
@@ -234,6 +294,7 @@ def test_a_decoder_that_no_loss_has_trained_starts_fresh(named: bool, capsys: py
     file = _pretrain(VectorPOSEPretrainer, tasks="vectors")
     vectorpose = {"tasks": "vectors", "pretrainer": "VectorPOSEPretrainer", "pretrained_learning_rate": 1e-5}
     source = {"pretrained": str(file)} if named else vectorpose
+    source["transfer_decoder"] = "yes"
     trainer = _trainer(PretrainedNNUNetTrainer, _plans(sgd_pretrained_learning_rate=1e-3, **source))
     before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
     trainer.on_train_start()
@@ -255,7 +316,7 @@ def test_a_decoder_that_no_loss_has_trained_is_never_frozen() -> None:
     trainer = _trainer(PretrainedNNUNetTrainer, own)
     trainer.on_train_start()
     assert all(p.requires_grad == n.startswith("decoder.") for n, p in trainer.network.named_parameters())
-    trainer = _trainer(PretrainedNNUNetTrainer, _plans(pretrained=str(file), schedule="head_only"))
+    trainer = _trainer(PretrainedNNUNetTrainer, _plans(pretrained=str(file), schedule="head_only"))  # takes the decoder
     with pytest.raises(ValueError, match=r"checkpoint_final.pth: no loss .* trained the decoder, .*'head_only' would"):
         trainer.on_train_start()
 
@@ -263,7 +324,7 @@ def test_a_decoder_that_no_loss_has_trained_is_never_frozen() -> None:
 @pytest.mark.parametrize("transfer", ["same_plan", pytest.param("resample", marks=pytest.mark.slow)])
 def test_a_vit_of_another_size_does_not_matter_to_the_partner(transfer: str) -> None:
     weights = torch.load(_pretrain(vit="tiny"), weights_only=True)["network_weights"]
-    trainer = _trainer(PretrainedNNUNetTrainer, _plans(vit="small", transfer=transfer))
+    trainer = _trainer(PretrainedNNUNetTrainer, _plans(vit="small", transfer=transfer, transfer_decoder="yes"))
     trainer.on_train_start()
     own = {name: value for name, value in trainer.network.state_dict().items() if ".seg_layers." not in name}
     assert own and all(torch.equal(value, weights[name]) for name, value in own.items())
@@ -288,7 +349,7 @@ def test_another_plans_pre_training_is_asked_of_its_own_trainer() -> None:
 def test_an_export_says_that_no_loss_has_trained_the_decoder(capsys: pytest.CaptureFixture[str]) -> None:
     for tasks, trained in (("vectors", False), ("both", True)):
         file = _pretrain(VectorPOSEPretrainer, tasks=tasks)
-        assert main(["export-weights", str(file), "--for", "nnUNetTrainer"]) == 0
+        assert main(["export-weights", str(file), "--for", "nnUNetTrainer", "--with-decoder"]) == 0
         assert ("No loss of this pre-training has trained the decoder" in capsys.readouterr().out) != trained
         exported = torch.load(file.with_name("for_nnUNetTrainer.pth"), weights_only=True)
         assert exported["pretraining"]["decoder_trained"] == trained
@@ -456,7 +517,8 @@ def test_what_is_exported_for_stock_nnunet_starts_a_pre_training_as_nnssls_does(
     trainer.images_read = ImagesRead(dict.fromkeys(SPLITS[0]["train"], "hash"))
     checkpoint, file = Path(trainer.output_folder) / "checkpoint_final.pth", tmp_path / "weights.pth"
     trainer.save_checkpoint(str(checkpoint))
-    assert main(["export-weights", str(checkpoint), "--for", "nnUNetTrainer", "-o", str(file)]) == 0
+    command = ["export-weights", str(checkpoint), "--for", "nnUNetTrainer", "--with-decoder", "-o", str(file)]
+    assert main(command) == 0
     entry = torch.load(file, weights_only=True)["nnssl_adaptation_plan"]
     assert entry["architecture_plans"]["arch_class_name"] == RESIDUAL
     assert entry["pretrain_plan"] == {

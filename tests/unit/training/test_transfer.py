@@ -56,7 +56,7 @@ def test_a_decoder_that_no_loss_has_trained_is_not_transferred() -> None:
     pretrained, network = _networks()
     own = without_aliases(network.state_dict())
     decoder = {name: value.clone() for name, value in own.items() if name.startswith("decoder.")}
-    result = transfer(pretrained.state_dict(), network, transferred_parts(network, "both", decoder_trained=False))
+    result = transfer(pretrained.state_dict(), network, transferred_parts(network, "both", takes_decoder=False))
     assert decoder and decoder.keys() <= set(result.missing)
     assert all(torch.equal(network.state_dict()[name], value) for name, value in decoder.items())
     assert {name for name in result.matched if name.startswith("encoder.")}
