@@ -5,6 +5,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from nnunet_topomae.config import FinetuningConfig
 from nnunet_topomae.trainers.supervised import SupervisedTrainer
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.finetuning import prepare_schedule, without_pretraining
@@ -33,7 +34,8 @@ class PretrainedTrainer(SupervisedTrainer):
     @property
     def takes_decoder(self) -> bool:
         """Whether a pre-trained decoder comes with its encoder."""
-        return self.plan.config.finetuning.transfer_decoder != "no"
+        section: FinetuningConfig = self.plan.config.finetuning
+        return section.transfer_decoder != "no"
 
     @property
     def source(self) -> PretrainingSource:

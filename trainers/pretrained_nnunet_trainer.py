@@ -4,6 +4,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from nnunet_topomae.architectures.partner import declare_partner
+from nnunet_topomae.config import FinetuningConfig
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.trainers.pretrained import PretrainedTrainer
 from nnunet_topomae.training.devices import unwrap
@@ -36,7 +37,7 @@ class PretrainedNNUNetTrainer(PretrainedTrainer):
     @property
     def takes_decoder(self) -> bool:
         """Whether a pre-trained decoder comes with its encoder: if the plan says so, or where heads alone learn."""
-        section = self.plan.config.finetuning
+        section: FinetuningConfig = self.plan.config.finetuning
         heads_alone = section.transfer_decoder == "auto" and section.schedule == "head_only"
         return heads_alone or section.transfer_decoder == "yes"
 
