@@ -57,6 +57,28 @@ def test_every_study_is_run_here(repository: Path) -> None:
     assert commands <= {name for names in run for name in names}
 
 
+def test_a_coarse_copy_covers_the_same_box(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, copy = tmp_path / "Dataset001_Ball", tmp_path / "Dataset002_Ball2.5mm"
+    distance = np.linalg.norm((np.indices((16, 24, 32)).T - (8, 12, 16)) * (1.5, 1.0, 1.0), axis=-1).T
+    for folder, values in (("imagesTr", distance), ("labelsTr", distance < 8)):
+        (source / folder).mkdir(parents=True)
+        image = SimpleITK.GetImageFromArray(values.astype(np.uint8))
+        image.SetSpacing((1.0, 1.0, 1.5))
+        image.SetDirection((0, 1, 0, -1, 0, 0, 0, 0, 1))
+        SimpleITK.WriteImage(image, source / folder / "a.nii.gz")
+    (source / "dataset.json").write_text("{}")
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    study("coarse_dataset").main(["-d", "1", "--to", "2", "--spacing", "2.5"])
+    assert (copy / "dataset.json").is_file()
+    for folder in ("imagesTr", "labelsTr"):
+        old, new = (SimpleITK.ReadImage(root / folder / "a.nii.gz") for root in (source, copy))
+        assert all(2 < edge < 3 for edge in new.GetSpacing())
+        for corner in (lambda image: [-0.5] * 3, lambda image: [size - 0.5 for size in image.GetSize()]):
+            assert np.allclose(*(i.TransformContinuousIndexToPhysicalPoint(corner(i)) for i in (old, new)))
+        means = [SimpleITK.GetArrayFromImage(image).mean() for image in (old, new)]
+        assert means[0] == pytest.approx(means[1], rel=0.05)
+
+
 @pytest.mark.slow
 def test_the_reference_is_the_published_network(study: Study) -> None:
     """42.96 M parameters and 47.98 G MACs in the paper; 42.953 M and 47.886 G measured on the public code."""
