@@ -189,7 +189,8 @@ class CoPretrainingNetwork(nn.Module):
         else:
             features = self.masking(self.encoder, data, mask.hidden)
         reconstruction = cast(Tensor, self.decoder(features))
-        return _branch_output(reconstruction, features[-SCALES:], data.shape[1], self.key_points, self.vectors)
+        stages = features[1:][-SCALES:]  # networks of few stages have fewer; full resolution is none of them
+        return _branch_output(reconstruction, stages, data.shape[1], self.key_points, self.vectors)
 
 
 def _branch_output(
