@@ -169,9 +169,10 @@ def _named(images: ImagesRead, dataset: str, own: str) -> ImagesRead:
     """Images of another data set are known by their content; their names mean nothing here."""
     if dataset == own:
         return images
-    everything = {**images.sources, **images.unlabeled, **images.cases}
-    sources = {f"{dataset}/{case}": digest for case, digest in everything.items()}
-    return ImagesRead(sources=sources, unlisted=images.unlisted)
+    # The preprocessed image and the raw files of a case have the same name and different hashes: both stay known.
+    read = {f"{dataset}/{case}": digest for case, digest in {**images.unlabeled, **images.cases}.items()}
+    raw = {f"{dataset}/{case}, raw": digest for case, digest in images.sources.items()}
+    return ImagesRead(sources={**read, **raw}, unlisted=images.unlisted)
 
 
 def _from_nnssl(file: Path, checkpoint: Mapping[str, Any], beginner: Beginner) -> Started:

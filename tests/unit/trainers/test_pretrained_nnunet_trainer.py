@@ -432,6 +432,23 @@ def test_a_start_that_has_seen_a_validation_case_is_refused() -> None:
     assert not (Path(trainer.output_folder) / "start.json").exists()
 
 
+def test_a_start_of_another_data_set_hands_on_both_hashes_of_every_image() -> None:
+    """Of an image's preprocessed file and of its raw files: only the second one finds it under another plan."""
+    file = _pretrain(vit="none")
+    checkpoint = torch.load(file, weights_only=False)
+    manifest = checkpoint["topomae"]["manifest"]
+    manifest |= {"dataset": "Dataset008_Other", "cases": {"a": "prep"}, "unlabeled": {"u": "more"}}
+    manifest["sources"] = {"a": "raw", "u": "raw of u"}
+    torch.save(checkpoint, file := file.with_name("other.pth"))
+    trainer = _beginning(file)
+    trainer.on_train_start()
+    read = {
+        digest for part in ("cases", "unlabeled", "sources") for digest in getattr(trainer.images_read, part).values()
+    }
+    assert {"prep", "raw", "more", "raw of u"} <= read
+    assert set(trainer.images_read.cases) == set(SPLITS[0]["train"])
+
+
 def test_a_pre_training_starts_from_nnssl_which_lists_no_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
