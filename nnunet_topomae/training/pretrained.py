@@ -41,6 +41,7 @@ class Target:
         channels: number of input channels.
         dataset: name of the data set.
         validation: hashes of the fold's validation cases; none for fold `all`, which validates on nothing.
+        patients: which patient a case belongs to.
     """
 
     network: nn.Module
@@ -48,6 +49,7 @@ class Target:
     channels: int
     dataset: str
     validation: ImagesRead
+    patients: Patients
 
 
 def plans_decoder(config: TopoMAEConfig) -> bool:
@@ -84,9 +86,7 @@ def load_pretraining(file: Path, target: Target, log: Callable[[str], None]) -> 
     manifest, facts = described["manifest"], described["plan"]
     if not section.allow_other_dataset:
         check_same_dataset(manifest, target.dataset, file)
-    check_no_leak(
-        manifest, target.dataset, target.validation.cases, file, Patients(target.plan.config.pretraining.patients)
-    )
+    check_no_leak(manifest, target.dataset, target.validation.cases, file, target.patients)
     images = images_of(described, file)
     check_no_copies(images, target.validation, f"the pre-training of {file}")
     if images.unlisted:

@@ -164,6 +164,25 @@ def test_given_weights_that_have_seen_a_validation_case_are_refused(
     assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
 
 
+def test_other_scans_of_a_validation_patient_are_refused_where_the_converters_table_knows_them(
+    pretrained: Pretrained, nnunet_env: Any
+) -> None:
+    def add(checkpoint: dict[str, Any]) -> None:
+        checkpoint["topomae"]["manifest"]["unlabeled"] |= {"second scan": "hash", "of nobody": "hash"}
+
+    file, table = _change(pretrained.file, add), nnunet_env.preprocessed / DATASET / "patients.json"
+    table.write_text(json.dumps({case: case for case in CASES}))
+    _give(_trainer(), file)
+    table.write_text(json.dumps({**{case: case for case in CASES}, "second scan": "c0"}))
+    with pytest.raises(ValueError, match=r"or other scans of their patients \(second scan\)"):
+        _give(_trainer(), file)
+    beginning = TopoMAEPretrainer(_plans(), "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
+    beginning.initialize()
+    beginning.given_weights = file
+    with pytest.raises(ValueError, match=r"or other scans of their patients \(second scan\)"):
+        beginning.on_train_start()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("dataset", [DATASET, "Dataset008_Other"])
