@@ -12,6 +12,7 @@ from nnunetv2.run import run_training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, distributed, nn
 
+from nnunet_topomae.architectures.unetrpp import DEEP_SUPERVISION_WEIGHTS, deep_supervision_scales
 from nnunet_topomae.data.cases import ImagesRead, hash_images
 from nnunet_topomae.nnunet.folders import nnunet_folder
 from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
@@ -287,6 +288,13 @@ def test_fresh_parts_keep_their_learning_rate_in_wrapped_networks(
         p.numel() for name, p in unwrap(trainer.network).named_parameters() if rates[name] == FAST and p.ndim > 1
     )
     assert f"{FAST:g} for {weights} weights" in schedule.describe()
+
+
+def test_deep_supervision_is_unetrpps(_dataset: None) -> None:
+    """Nothing wraps the loss: nnU-Net's weights would leave the coarsest output out."""
+    trainer = _trainer(pretrained="scratch")
+    assert tuple(trainer.loss.weight_factors) == DEEP_SUPERVISION_WEIGHTS
+    assert trainer._get_deep_supervision_scales() == deep_supervision_scales(trainer.plan.shape)
 
 
 @pytest.mark.slow

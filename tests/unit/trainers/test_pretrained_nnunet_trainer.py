@@ -196,6 +196,16 @@ def test_the_partner_may_have_a_learning_rate_of_its_own() -> None:
             assert rates[id(parameter)] == pytest.approx(1.5e-4 if name.startswith("vit_") else 1e-3)
 
 
+@pytest.mark.parametrize("kind", [TopoMAEPretrainer, VectorPOSEPretrainer, PretrainedNNUNetTrainer])
+def test_a_compiled_network_has_the_rates_of_the_plan(kind: Any) -> None:
+    """nnU-Net compiles on CUDA, which puts a prefix before every name."""
+    trainer = _trainer(kind, _plans(sgd_pretrained_learning_rate=1e-3))
+    rates = trainer.lr_scheduler.describe()
+    assert (kind is VectorPOSEPretrainer) != ("0.001 for" in rates and ("0.00015 for" in rates or "0.01 for" in rates))
+    trainer.network = torch.compile(trainer.network, backend="eager")
+    assert trainer.configure_optimizers()[1].describe() == rates
+
+
 def test_stock_nnunet_loads_the_exported_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, target = _pretrain(), tmp_path / "weights.pth"
     assert main(["export-weights", str(file), "--for", "nnUNetTrainer", "-o", str(target)]) == 0
