@@ -206,6 +206,18 @@ def test_a_compiled_network_has_the_rates_of_the_plan(kind: Any) -> None:
     assert trainer.configure_optimizers()[1].describe() == rates
 
 
+@pytest.mark.parametrize(("epochs", "said"), [(1, "its last one has 0% of it"), (4, "has 75% of it"), (5, "")])
+def test_a_training_too_short_for_topologys_warm_up_says_so(
+    epochs: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans = _plans(vit="none")
+    section = plans["configurations"]["3d_fullres"]["topomae"]
+    section["pretraining"]["epochs"], section["topology"] = epochs, {"warmup_epochs": 4}
+    _trainer(TopoMAEPretrainer, plans)
+    printed = capsys.readouterr().out
+    assert ("Lower topology.warmup_epochs" in printed) == bool(said) and said in printed
+
+
 def test_stock_nnunet_loads_the_exported_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, target = _pretrain(), tmp_path / "weights.pth"
     assert main(["export-weights", str(file), "--for", "nnUNetTrainer", "-o", str(target)]) == 0
