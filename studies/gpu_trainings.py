@@ -132,13 +132,14 @@ def check_training(fold: Path, trainer: str, device: torch.device) -> Record:
     log = "\n".join(path.read_text() for path in fold.glob("training_log_*.txt"))
     groups = learning_rates(checkpoint["optimizer_state"])
     losses = checkpoint["logging"]["train_losses"]
+    times = [checkpoint["logging"][f"epoch_{moment}_timestamps"] for moment in ("start", "end")]
     found: Record = {
         "groups": groups,
         "logged_groups": [line.split(": ", 1)[-1] for line in log.splitlines() if "peak learning rate" in line],
         "train_loss": float(losses[-1]),
         "mixed_precision": checkpoint["grad_scaler_state"] is not None,
         "compiled": "Using torch.compile" in log,
-        "epoch_seconds": [line.split()[-2] for line in log.splitlines() if "Epoch time" in line],
+        "epoch_seconds": [end - start for start, end in zip(*times, strict=True)],
     }
     cuda = device.type == "cuda"
     checks = {

@@ -107,12 +107,6 @@ class PlannedTrainer(nnUNetTrainer):
         """One line for the log."""
         return f"{type(unwrap(self.network)).__name__}: {cost}"
 
-    @property
-    def patients(self) -> Patients:
-        """Which patient a case belongs to, also one that pre-training has read and that is in no fold."""
-        folder = Path(self.preprocessed_dataset_folder_base)
-        return Patients.of_dataset(self.config.pretraining.patients, folder, complete=False)
-
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split; an error where the fold was not made, or where a patient is known to be on both sides."""
         folder = Path(self.preprocessed_dataset_folder_base)
