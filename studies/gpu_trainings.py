@@ -1,5 +1,6 @@
 """The parts `trainers` and `benchmark` of studies/gpu_evidence.py: nnU-Net's and our commands on phantoms."""
 
+import importlib.util
 import json
 import math
 import os
@@ -8,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,7 +23,7 @@ Environment = dict[str, str]
 Save = Callable[[], None]
 
 DATASET = 777
-FRESH_RATE, PRETRAINED_RATE = 1e-3, 2e-4
+FAST_RATE, SLOW_RATE = 1e-3, 2e-4
 SMALL = {
     "patch_size": [24, 32, 32],
     "batch_size": 2,
@@ -36,53 +37,93 @@ SMALL = {
     "pretraining.validation_iterations": 1,
     "finetuning.validation_iterations": 1,
     "finetuning.mirror_axes": [],
-    "finetuning.learning_rate": FRESH_RATE,
-    "finetuning.pretrained_learning_rate": PRETRAINED_RATE,
+    "finetuning.learning_rate": FAST_RATE,
+    "finetuning.pretrained_learning_rate": SLOW_RATE,
 }
-PRETRAINER = "TopoMAEPretrainer"
-TRAINERS = (PRETRAINER, "UNETRPPTrainer", "SeededNNUNetTrainer")
-# They start from the pre-training, with one learning rate for its weights and one for fresh weights.
-PRETRAINED = ("TopoMAEFusionTrainer", "UNETRTrainer")
+
+
+class Training(NamedTuple):
+    """One training of the part `trainers`.
+
+    Attributes:
+        plans: variant of the phantoms' plans.
+        after: pre-trainer whose weights it takes.
+        two_rates: whether some of its weights learn faster than others.
+    """
+
+    plans: str
+    after: str | None = None
+    two_rates: bool = False
+
+
+# The paper's networks, and nnU-Net's own one in UNETR++'s place.
+PAPER, OWN = "TopoMAEPlans_short", "TopoMAEPlans_own"
+VARIANTS: dict[str, Record] = {
+    PAPER: {
+        "pretraining.learning_rate": SLOW_RATE,
+        "pretraining.partner_learning_rate": FAST_RATE,
+        "finetuning.network": "attention_unet",
+    },
+    OWN: {
+        "architecture.partner": "plan",
+        "finetuning.pretrainer": "VectorPOSEPretrainer",
+        "finetuning.sgd_learning_rate": FAST_RATE,
+        "finetuning.sgd_pretrained_learning_rate": SLOW_RATE,
+    },
+}
+# All of the package, in the order in which they begin.
+TRAININGS = {
+    "TopoMAEPretrainer": Training(PAPER, two_rates=True),
+    "UNETRPPTrainer": Training(PAPER),
+    "SeededNNUNetTrainer": Training(PAPER),
+    "VectorPOSEPretrainer": Training(OWN),
+    "TopoMAEFusionTrainer": Training(PAPER, "TopoMAEPretrainer", two_rates=True),
+    "UNETRTrainer": Training(PAPER, "TopoMAEPretrainer", two_rates=True),
+    "PretrainedNNUNetTrainer": Training(OWN, "VectorPOSEPretrainer", two_rates=True),
+    "MONAITrainer": Training(PAPER),
+}
+NEEDS_MONAI = "MONAITrainer"
 
 
 def trainers(device: torch.device, folder: Path, record: Record, save: Save) -> None:
     """One short epoch of every trainer through nnU-Net's command, with mixed precision and compilation on a GPU."""
     environment = nnunet_folders(folder, device)
     cuda = device.type == "cuda"
-    plans = prepare(environment, iterations=10 if cuda else 1, processes=2 if cuda else 1)
-    record["trainers"] = {}
-    running = {name: start_training(name, plans, environment, folder, device) for name in TRAINERS}
-    while running:
-        finished = [name for name, process in running.items() if process.poll() is not None]
-        for name in finished:
-            code = running.pop(name).returncode
-            record["trainers"][name] = inspect_training(name, plans, code, environment, folder, device)
+    prepare(environment, iterations=10 if cuda else 1, processes=2 if cuda else 1)
+    waiting = [name for name in TRAININGS if name != NEEDS_MONAI or importlib.util.find_spec("monai")]
+    record["not_installed"] = [name for name in TRAININGS if name not in waiting]
+    found: dict[str, Record] = {}
+    record["trainers"] = found
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    while running or waiting:
+        for name in [name for name, process in running.items() if process.poll() is not None]:
+            found[name] = inspect_training(name, running.pop(name).returncode, environment, folder, device)
             save()
-            if name == PRETRAINER:
-                later = {name: start_training(name, plans, environment, folder, device) for name in PRETRAINED}
-                running |= later
+        ready = [name for name in waiting if TRAININGS[name].after in (None, *found)]
+        for name in ready[: (5 if cuda else 2) - len(running)]:
+            waiting.remove(name)
+            running[name] = start_training(name, environment, folder, device)
         time.sleep(0.2)
-    failed = [name for name, found in record["trainers"].items() if not found["ok"]]
+    failed = [name for name, result in found.items() if not result["ok"]]
     if failed:
         raise RuntimeError(f"not as expected: {', '.join(failed)}")
 
 
 def start_training(
-    trainer: str, plans: str, environment: Environment, folder: Path, device: torch.device
+    trainer: str, environment: Environment, folder: Path, device: torch.device
 ) -> subprocess.Popen[bytes]:
     """Start one training of fold 0."""
+    plans = TRAININGS[trainer].plans
     argv = ["nnUNetv2_train", str(DATASET), "3d_fullres", "0", "-tr", trainer, "-p", plans, "-device", device.type]
     return start(environment, folder / f"{trainer}.txt", *argv)
 
 
-def inspect_training(
-    trainer: str, plans: str, code: int, environment: Environment, folder: Path, device: torch.device
-) -> Record:
+def inspect_training(trainer: str, code: int, environment: Environment, folder: Path, device: torch.device) -> Record:
     """What came of a training."""
     if code:
         return {"ok": False, "exit_code": code, "end_of_log": (folder / f"{trainer}.txt").read_text()[-2000:]}
     model = Path(environment["nnUNet_results"]) / f"Dataset{DATASET}_TopoMAEPhantom"
-    return check_training(model / f"{trainer}__{plans}__3d_fullres" / "fold_0", trainer, device)
+    return check_training(model / f"{trainer}__{TRAININGS[trainer].plans}__3d_fullres" / "fold_0", trainer, device)
 
 
 def check_training(fold: Path, trainer: str, device: torch.device) -> Record:
@@ -91,13 +132,14 @@ def check_training(fold: Path, trainer: str, device: torch.device) -> Record:
     log = "\n".join(path.read_text() for path in fold.glob("training_log_*.txt"))
     groups = learning_rates(checkpoint["optimizer_state"])
     losses = checkpoint["logging"]["train_losses"]
+    times = [checkpoint["logging"][f"epoch_{moment}_timestamps"] for moment in ("start", "end")]
     found: Record = {
         "groups": groups,
         "logged_groups": [line.split(": ", 1)[-1] for line in log.splitlines() if "peak learning rate" in line],
         "train_loss": float(losses[-1]),
         "mixed_precision": checkpoint["grad_scaler_state"] is not None,
         "compiled": "Using torch.compile" in log,
-        "epoch_seconds": [line.split()[-2] for line in log.splitlines() if "Epoch time" in line],
+        "epoch_seconds": [end - start for start, end in zip(*times, strict=True)],
     }
     cuda = device.type == "cuda"
     checks = {
@@ -106,11 +148,12 @@ def check_training(fold: Path, trainer: str, device: torch.device) -> Record:
         "compiled": found["compiled"] == cuda,
         "weights at every rate": all(group["weights"] > 0 and group["rate"] > 0 for group in groups),
     }
-    if trainer in PRETRAINED:  # both shrink by the same schedule
-        rates = sorted({group["rate"] for group in groups})
-        checks["fresh and pre-trained rate"] = len(rates) == 2 and math.isclose(
-            rates[1] / rates[0], FRESH_RATE / PRETRAINED_RATE, rel_tol=1e-6
-        )
+    rates = sorted({group["rate"] for group in groups})
+    if TRAININGS[trainer].two_rates:  # both shrink by the same schedule
+        ratio = rates[-1] / rates[0]
+        checks["both rates"] = len(rates) == 2 and math.isclose(ratio, FAST_RATE / SLOW_RATE, rel_tol=1e-6)
+    else:
+        checks["one rate"] = len(rates) == 1
     return found | {"checks": checks, "ok": all(checks.values())}
 
 
@@ -186,19 +229,20 @@ def nnunet_folders(folder: Path, device: torch.device) -> Environment:
     return environment
 
 
-def prepare(environment: Environment, iterations: int, processes: int) -> str:
-    """Phantoms, planned and preprocessed, and plans of a short schedule; returns their name."""
+def prepare(environment: Environment, iterations: int, processes: int) -> None:
+    """Phantoms, planned and preprocessed, and plans of short schedules."""
     raw, preprocessed = (Path(environment[f"nnUNet_{name}"]) for name in ("raw", "preprocessed"))
     dataset = write_phantom_dataset(raw, DATASET, 5, 0, seed=0)
     argv = ["nnUNetv2_plan_and_preprocess", "-d", str(DATASET), "-pl", "TopoMAEPlanner", "-c", "3d_fullres"]
     process = start(environment, raw.parent / "plan.txt", *argv, "-npfp", str(processes), "-np", str(processes))
     if process.wait():
         raise RuntimeError((raw.parent / "plan.txt").read_text()[-3000:])
-    folder, name = preprocessed / dataset.name, "TopoMAEPlans_short"
+    folder = preprocessed / dataset.name
     settings = SMALL | {f"{stage}.epochs": 1 for stage in ("pretraining", "finetuning")}
     settings |= {f"{stage}.iterations_per_epoch": iterations for stage in ("pretraining", "finetuning")}
-    write_plans(make_variant(read_plans(folder / "TopoMAEPlans.json"), name, ["3d_fullres"], settings), folder)
-    return name
+    plans = read_plans(folder / "TopoMAEPlans.json")
+    for name, own in VARIANTS.items():
+        write_plans(make_variant(plans, name, ["3d_fullres"], settings | own), folder)
 
 
 def start(environment: Environment, log: Path, program: str, *arguments: str) -> subprocess.Popen[bytes]:

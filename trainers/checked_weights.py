@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.trainers.endable import EndableTrainer
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.sources import check_origin_of_weights, receive_given_weights
@@ -30,6 +31,12 @@ class CheckedWeightsTrainer(EndableTrainer):
 
     def _notice_loading(self, module: nn.Module, incompatible_keys: Any) -> None:
         self.weights_loaded = True
+
+    @property
+    def patients(self) -> Patients:
+        """Which patient a case belongs to, also one that pre-training has read and that is in no fold."""
+        folder = Path(self.preprocessed_dataset_folder_base)
+        return Patients.of_dataset(self.config.pretraining.patients, folder, complete=False)
 
     def load_initial_weights(self) -> None:
         """Load what this trainer starts from; called unless `--c` continues a training."""

@@ -91,6 +91,7 @@ class PretrainedTrainer(SupervisedTrainer):
             self.num_input_channels,
             self.plans_manager.dataset_name,
             self.validation_images(),
+            self.patients,
             self.takes_decoder,
         )
         result, source = load_pretraining(file, target, self.print_to_log_file)

@@ -54,6 +54,11 @@ class TopoMAEPretrainer(MonitoredTrainer):
         log = self.print_to_log_file
         topology = build_topological_loss(self.plan.config.topology, processes_of_this_machine(), log)
         self.step = CoPretrainingStep(self.network, self.loss, topology, self.plan, self.device, log)
+        if topology is not None and (most := self.config.topology.warmup_factor(self.num_epochs - 1)) < 1:
+            log(
+                f"warning: the weight of L_topo rises over {self.config.topology.warmup_epochs} epochs, and this "
+                f"training has {self.num_epochs}: its last one has {most:.0%} of it. Lower topology.warmup_epochs."
+            )
 
     def _build_loss(self) -> CoPretrainingLoss:
         return CoPretrainingLoss(self.config.pretraining, self.config.topology, self.config.architecture.has_vit)

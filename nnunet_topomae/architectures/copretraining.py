@@ -135,6 +135,21 @@ class CoPretrainingNetwork(nn.Module):
                 if module is not None:
                     module.requires_grad_(False)
 
+    def freeze_decoder(self, branch: Branch) -> None:
+        """Leave a branch's decoder as it is, and what of the encoder only the decoder reads.
+
+        For losses without a term that reads it. DDP would wait for its gradients, and weight decay would shrink it.
+
+        Args:
+            branch: one that is trained.
+        """
+        if branch == "vit":
+            self.vit_decoder.requires_grad_(False)
+            return
+        self.decoder.requires_grad_(False)
+        for part in getattr(self.encoder, "for_decoder", ()):
+            self.encoder.get_submodule(part).requires_grad_(False)
+
     @property
     def trained_encoders(self) -> dict[str, nn.Module]:
         """The part of every branch that is trained which all terms of its loss reach."""
@@ -189,7 +204,8 @@ class CoPretrainingNetwork(nn.Module):
         else:
             features = self.masking(self.encoder, data, mask.hidden)
         reconstruction = cast(Tensor, self.decoder(features))
-        return _branch_output(reconstruction, features[-SCALES:], data.shape[1], self.key_points, self.vectors)
+        stages = features[1:][-SCALES:]  # networks of few stages have fewer; full resolution is none of them
+        return _branch_output(reconstruction, stages, data.shape[1], self.key_points, self.vectors)
 
 
 def _branch_output(

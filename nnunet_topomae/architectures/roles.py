@@ -9,6 +9,7 @@ A module declares roles in class attributes next to its parameters; names are re
 
 * ``layers_from_input``: of an encoder, lists of modules that are numbered from the input on, all of the same length.
   ``after_layers`` are its parts behind the last of them; what is in neither comes before the first.
+* ``for_decoder``: of an encoder, parts whose features nothing but the decoder reads.
 
 A network that is fine-tuned declares its ``encoder_parts``, ``fresh_parts`` and ``pretrained_parts``, that of
 pre-training what of it is transferred (:class:`~nnunet_topomae.architectures.copretraining.CoPretrainingNetwork`).
@@ -86,7 +87,7 @@ def check_declarations(network: nn.Module) -> None:
             parent, _, last = name.rpartition(".")
             if not hasattr(module.get_submodule(parent), last):
                 raise AttributeError(f"{type(module).__name__} declares {name} in resampled_as, but has no such part")
-        for role in ("stages_coarse_to_fine", "layers_from_input", "after_layers", "encoder_parts"):
+        for role in ("stages_coarse_to_fine", "layers_from_input", "after_layers", "for_decoder", "encoder_parts"):
             part_prefixes(module, getattr(module, role, ()))
 
 

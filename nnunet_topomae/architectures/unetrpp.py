@@ -35,6 +35,7 @@ class UNETRPPEncoder(nn.Module):
 
     resampled_as: ClassVar = {"full_resolution": Resampling.CHANNELS}
     layers_from_input: ClassVar = ("downsampling", "stages")
+    for_decoder: ClassVar = ("full_resolution",)
 
     def __init__(self, shape: NetworkShape, in_channels: int, feature_size: int, settings: EPASettings) -> None:
         super().__init__()

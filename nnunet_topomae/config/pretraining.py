@@ -116,8 +116,8 @@ class PretrainingConfig(TrainingConfig):
     """Also read the images that `nnunet-topomae preprocess-unlabeled` prepared, if there are any."""
     patients: str | None = None
     """How to derive the patient from a case's name, so that no scan of a validation patient is read: a regular
-    expression with one group, searched in the name, or the path of a JSON table from case to patient. With null, every
-    case is a patient of its own."""
+    expression with one group, searched in the name, or the path of a JSON table from case to patient. With null, the
+    table of a converter counts, if there is one; else every case is a patient of its own."""
     seed: Annotated[int | None, AT_LEAST_0] = None
     """Seed of weights, crops and masks; null draws one, with which `--c` goes on."""
 

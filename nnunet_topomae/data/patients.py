@@ -15,14 +15,15 @@ class Patients:
     Args:
         rule: a regular expression with one group, searched in the case's name; or the path of a JSON file, a table
             from case to patient; or None, where every case is a patient of its own.
+        complete: whether a table must name every case; one that it does not name is else a patient of its own.
 
     Raises:
         ValueError: not an expression with one group, or not a table of strings.
         FileNotFoundError: the JSON file does not exist.
     """
 
-    def __init__(self, rule: str | None) -> None:
-        self.rule = rule
+    def __init__(self, rule: str | None, complete: bool = True) -> None:
+        self.rule, self.complete = rule, complete
         self.table: Mapping[str, str] | None = None
         self.expression: re.Pattern[str] | None = None
         if rule is None:
@@ -41,15 +42,16 @@ class Patients:
             )
 
     @classmethod
-    def of_dataset(cls, rule: str | None, folder: Path) -> "Patients":
+    def of_dataset(cls, rule: str | None, folder: Path, complete: bool = True) -> "Patients":
         """The plan's rule; without one, the table that a converter has written, if there is one.
 
         Args:
             rule: the plan's `pretraining.patients`.
             folder: the preprocessed data set.
+            complete: whether the converter's table must name every case; it names no unlabelled images.
         """
         table = folder / PATIENTS_FILE
-        return cls(str(table) if rule is None and table.is_file() else rule)
+        return cls(str(table), complete) if rule is None and table.is_file() else cls(rule)
 
     def of(self, case: str) -> str:
         """The patient of ``case``.
@@ -58,9 +60,9 @@ class Patients:
             ValueError: the rule says nothing about the case.
         """
         if self.table is not None:
-            if case not in self.table:
+            if case not in self.table and self.complete:
                 raise ValueError(f"{self.rule} has no patient for case {case}. Add it.")
-            return self.table[case]
+            return self.table.get(case, case)
         if self.expression is not None:
             found = self.expression.search(case)
             if found is None:

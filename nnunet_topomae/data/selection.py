@@ -79,7 +79,7 @@ def choose_cases(
     """
     training = split[0]
     validation = [] if set(split[0]) == set(split[1]) else list(split[1])
-    patients = Patients(section.patients)
+    patients = Patients.of_dataset(section.patients, data_folder.parent, complete=False)
     check_patients(training, validation, patients, data_folder.parent / SPLITS_FILE)
     unlabelled = read_manifest(data_folder, plans, configuration) if section.unlabeled else {}
     excluded = dict.fromkeys(patients.shared(unlabelled, validation), "its patient is validated on")

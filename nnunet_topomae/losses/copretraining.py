@@ -172,20 +172,24 @@ def trained_branches(
     return trained
 
 
-# Terms that read what the partner's decoder gives; the spatial ones read its encoder alone.
-_OF_DECODER = ("mse_partner", "topo_partner", "clean_partner", "edge_partner", "rec_consis")
+# Terms of a branch that read what its decoder gives, as rec_consis does; the spatial ones read its encoder alone.
+_OF_DECODER = ("mse", "topo", "clean", "edge")
 
 
-def trains_decoder(pretraining: PretrainingConfig, topology: TopologyConfig, with_vit: bool = True) -> bool:
-    """Whether a term with a weight reads what the partner's decoder gives; without one it stays as random as it was.
+def trains_decoder(
+    pretraining: PretrainingConfig, topology: TopologyConfig, with_vit: bool = True, branch: Branch = "partner"
+) -> bool:
+    """Whether a term with a weight reads what a decoder gives; without one it stays as random as it was.
 
     Args:
         pretraining: the lambdas, the spatial task and the target of the reconstruction.
         topology: whether there is a topological term, and its extra factor.
         with_vit: whether the plan has a ViT.
+        branch: whose decoder.
     """
     weights = term_weights(pretraining, topology, with_vit)
-    return any(weights.get(name, 0.0) > 0 for name in _OF_DECODER)
+    terms = [f"{term}_{branch}" for term in _OF_DECODER]
+    return any(weights.get(name, 0.0) > 0 for name in (*terms, "rec_consis"))
 
 
 class CoPretrainingLoss(nn.Module):

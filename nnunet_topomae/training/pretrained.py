@@ -41,6 +41,7 @@ class Target:
         channels: number of input channels.
         dataset: name of the data set.
         validation: hashes of the fold's validation cases; none for fold `all`, which validates on nothing.
+        patients: which patient a case belongs to.
         takes_decoder: whether the partner's decoder is taken over with its encoder.
     """
 
@@ -49,6 +50,7 @@ class Target:
     channels: int
     dataset: str
     validation: ImagesRead
+    patients: Patients
     takes_decoder: bool = True
 
 
@@ -86,9 +88,7 @@ def load_pretraining(file: Path, target: Target, log: Callable[[str], None]) -> 
     manifest, facts = described["manifest"], described["plan"]
     if not section.allow_other_dataset:
         check_same_dataset(manifest, target.dataset, file)
-    check_no_leak(
-        manifest, target.dataset, target.validation.cases, file, Patients(target.plan.config.pretraining.patients)
-    )
+    check_no_leak(manifest, target.dataset, target.validation.cases, file, target.patients)
     images = images_of(described, file)
     check_no_copies(images, target.validation, f"the pre-training of {file}")
     if images.unlisted:

@@ -54,6 +54,7 @@ class Beginner:
         channels: number of input channels.
         dataset: name of the data set.
         validation: hashes of the fold's validation cases; none for fold `all`.
+        patients: which patient a case belongs to.
     """
 
     network: nn.Module
@@ -61,6 +62,7 @@ class Beginner:
     channels: int
     dataset: str
     validation: ImagesRead
+    patients: Patients
 
 
 def start_training(trainer: Any) -> None:
@@ -85,6 +87,7 @@ def start_training(trainer: Any) -> None:
         trainer.num_input_channels,
         trainer.plans_manager.dataset_name,
         trainer.validation_images(),
+        trainer.patients,
     )
     result, source, images = start_from(file, beginner, trainer.print_to_log_file)
     if writes:
@@ -148,8 +151,7 @@ def _from_ours(file: Path, checkpoint: Mapping[str, Any], beginner: Beginner, lo
     check_pretraining(checkpoint, file)
     described, own = checkpoint[ENTRY], beginner.plan.facts
     manifest, images = described["manifest"], images_of(described, file)
-    patients = Patients(beginner.plan.config.pretraining.patients)
-    check_no_leak(manifest, beginner.dataset, beginner.validation.cases, file, patients)
+    check_no_leak(manifest, beginner.dataset, beginner.validation.cases, file, beginner.patients)
     check_no_copies(images, beginner.validation, f"the start of this pre-training, {file},")
     weights, network = checkpoint["network_weights"], beginner.network
     if different := plan_differences(described["plan"], own):
@@ -169,9 +171,10 @@ def _named(images: ImagesRead, dataset: str, own: str) -> ImagesRead:
     """Images of another data set are known by their content; their names mean nothing here."""
     if dataset == own:
         return images
-    everything = {**images.sources, **images.unlabeled, **images.cases}
-    sources = {f"{dataset}/{case}": digest for case, digest in everything.items()}
-    return ImagesRead(sources=sources, unlisted=images.unlisted)
+    # The preprocessed image and the raw files of a case have the same name and different hashes: both stay known.
+    read = {f"{dataset}/{case}": digest for case, digest in {**images.unlabeled, **images.cases}.items()}
+    raw = {f"{dataset}/{case}, raw": digest for case, digest in images.sources.items()}
+    return ImagesRead(sources={**read, **raw}, unlisted=images.unlisted)
 
 
 def _from_nnssl(file: Path, checkpoint: Mapping[str, Any], beginner: Beginner) -> Started:

@@ -23,6 +23,7 @@ from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.architectures.summary import count_macs, count_parameters
 from nnunet_topomae.config import ArchitectureConfig
 from nnunet_topomae.datasets.phantom import write_phantom_dataset
+from nnunet_topomae.ext_trainer import topomae
 
 Study = Callable[[str], ModuleType]
 
@@ -292,6 +293,12 @@ def test_the_evidence_names_no_folder(study: Study, tmp_path: Path, repository: 
 def test_every_part_has_a_limit(study: Study) -> None:
     module = study("gpu_evidence")
     assert [part for row in module.ROWS for part in row] == list(module.PARTS)
+
+
+def test_the_evidence_is_about_all_trainers(study: Study) -> None:
+    trainings = study("gpu_trainings").TRAININGS
+    assert set(trainings) == set(topomae.__all__)
+    assert all(list(trainings).index(after) < place for place, (_, after, _) in enumerate(trainings.values()) if after)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_topomae.architectures.build import (
+    Tasks,
     build_copretraining_network,
     build_fusion_network,
     build_unetr,
@@ -19,6 +20,7 @@ from nnunet_topomae.architectures.roles import check_declarations
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
 from nnunet_topomae.architectures.summary import count_parameters
 from nnunet_topomae.config import ArchitectureConfig
+from nnunet_topomae.masking import crop_mask, random_token_mask
 from nnunet_topomae.nnunet.plan import PlanNetwork
 
 PATCH = (16, 32, 24)
@@ -142,6 +144,24 @@ def test_reconstruction_starts_near_zero_and_is_float32(  # type: ignore[no-unty
     assert 0 < rebuilt.std() < 0.3
     logits = build_partner(plan_shape, 1, 3, plan_architecture, planned)(crop(plan_shape, 2, 1))
     assert logits.std() > 3 * rebuilt.std()
+
+
+@pytest.mark.parametrize("stages", [2, 3])
+def test_every_task_on_a_network_of_few_stages(plan_architecture: ArchitectureConfig, stages: int) -> None:
+    """Vectors read the stages below full resolution, of which a small patch leaves one or two."""
+    patch, strides, features = (8, 16, 16), [[1, 1, 1], [2, 2, 2], [2, 2, 2]][:stages], FEATURES[:stages]
+    lists = ("strides", "kernel_sizes", "features_per_stage")
+    arguments = {**COMMON, "n_stages": stages, **{key: COMMON[key][:stages] for key in lists}, "strides": strides}
+    arguments |= {"n_conv_per_stage": [1] * stages, "n_conv_per_stage_decoder": [1] * (stages - 1)}
+    planned = PlanNetwork.of(PLAIN.class_name, arguments, IMPORTS)
+    shape = derive_network_shape(patch, strides, plan_architecture, features)
+    tasks = Tasks(key_points=True, vectors=True, boundaries=True)
+    network = build_copretraining_network(shape, 5, plan_architecture, planned=planned, tasks=tasks)
+    tokens = random_token_mask(2, shape.token_grid, 0.5, torch.Generator().manual_seed(0))
+    output = network(torch.randn(2, 5, *patch), crop_mask(tokens, shape.token_size))
+    for branch in output.present().values():
+        assert branch.vectors is not None and branch.vectors.shape == (2, 9, 3)
+        assert branch.reconstruction.shape == (2, 5, *patch)
 
 
 def test_without_a_vit(plan_shape, plan_architecture, planned, crop, mask) -> None:  # type: ignore[no-untyped-def]

@@ -67,6 +67,9 @@ def test_patients_are_those_of_the_plan_or_of_the_converters_table(tmp_path: Pat
     (tmp_path / "patients.json").write_text('{"a_1": "anna"}')
     assert Patients.of_dataset(None, tmp_path).of("a_1") == "anna"
     assert Patients.of_dataset("^([^_]+)_", tmp_path).of("a_1") == "a"
+    with pytest.raises(ValueError, match="no patient for case b_1"):
+        Patients.of_dataset(None, tmp_path).of("b_1")
+    assert Patients.of_dataset(None, tmp_path, complete=False).shared(["a_1", "b_1"], ["b_1"]) == ["b_1"]
 
 
 def test_a_continued_training_remembers_the_cases_it_read_before(tmp_path: Path) -> None:

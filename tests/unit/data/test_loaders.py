@@ -16,7 +16,7 @@ from nnunet_topomae.data import topology_target
 from nnunet_topomae.data.corruptions import Corruption
 from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_loader
 from nnunet_topomae.data.topology_target import TopologyTarget
-from nnunet_topomae.data.transforms import scaled_box, square_planes
+from nnunet_topomae.data.transforms import Places, scaled_box, square_planes
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import TopologyRegion, persistence_diagrams, workers
 from nnunet_topomae.topology.workers import MOST_GIVEN_UP, HungThreadsError
@@ -211,6 +211,17 @@ def test_monitoring_has_the_target_topology_in_every_batch(seed: int | None, exp
     plan = Plan(TopoMAEConfig(architecture, topology=topology), shape, (1.0, 1.0, 1.0), {})
     loader = build_pretraining_loader(_Cases({"a": _coordinates((11, 17, 25))}), 2, plan, _LABELS, seed)
     assert ["target_topology" in next(loader) for _ in range(4)] == expected
+
+
+@pytest.mark.parametrize(("frame", "rotate"), [("volume", True), ("crop", False)])
+def test_places_are_drawn_as_the_plan_says(frame: Any, rotate: bool) -> None:
+    section = {"flip_axes": [0, 2], "flip_frame": frame, "scale": [0.5, 1.25], "rotate": rotate}
+    config = TopoMAEConfig.from_configuration({"topomae": {"pretraining": section}})
+    shape = derive_network_shape((8, 24, 24), [[1, 1, 1], *[[2, 2, 2]] * 3], config.architecture)
+    plan = Plan(config, shape, (3.0, 1.0, 1.0), {})
+    loader = build_pretraining_loader(_Cases({"a": _coordinates((11, 27, 25))}), 2, plan, _LABELS, 7)
+    planes = ((1, 2),) if rotate else ()
+    assert loader.places == Places((8, 24, 24), (0, 2), frame, (0.5, 1.25), planes) and loader.seed == 7
 
 
 def test_a_batch_follows_from_its_number_and_the_seed() -> None:

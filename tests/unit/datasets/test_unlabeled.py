@@ -171,6 +171,10 @@ def test_validation_patients_and_copies_of_validation_cases_are_left_out(
     assert without.unlabelled == () and without.excluded == {}
     with pytest.raises(ValueError, match=r"other scans \(p1_a\).*splits_final.json"):
         choose_cases((["p1_a"], ["p2_a"]), *arguments, PretrainingConfig(patients="^(p)"))
+    # A converter's table says whose scan it is; what it does not name is of nobody else.
+    (job.data_folder.parent / "patients.json").write_text('{"p1_a": "anna", "p2_a": "berta", "p1_b": "berta"}')
+    known = choose_cases((["p1_a"], ["p2_a"]), *arguments, PretrainingConfig())
+    assert known.unlabelled == ("p3_a",) and known.excluded["p1_b"] == "its patient is validated on"
 
 
 def test_no_unlabelled_images_at_all(job: UnlabeledPreprocessing) -> None:

@@ -334,3 +334,8 @@ def test_a_decoder_is_trained_by_the_terms_that_read_it(
     values: dict[str, Any], topology: bool, with_vit: bool, expected: bool
 ) -> None:
     assert trains_decoder(PretrainingConfig(**values), TopologyConfig(enabled=topology), with_vit) == expected
+
+
+def test_each_decoder_has_its_own_terms() -> None:
+    config = PretrainingConfig(lambda1=0.0, lambda3=0.0)
+    assert trains_decoder(config, TopologyConfig(), branch="vit") and not trains_decoder(config, TopologyConfig())

@@ -12,6 +12,7 @@ from nnunetv2.run import run_training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, distributed, nn
 
+from nnunet_topomae.architectures.unetrpp import DEEP_SUPERVISION_WEIGHTS, deep_supervision_scales
 from nnunet_topomae.data.cases import ImagesRead, hash_images
 from nnunet_topomae.nnunet.folders import nnunet_folder
 from nnunet_topomae.trainers.fusion_trainer import TopoMAEFusionTrainer
@@ -164,6 +165,25 @@ def test_given_weights_that_have_seen_a_validation_case_are_refused(
     assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
 
 
+def test_other_scans_of_a_validation_patient_are_refused_where_the_converters_table_knows_them(
+    pretrained: Pretrained, nnunet_env: Any
+) -> None:
+    def add(checkpoint: dict[str, Any]) -> None:
+        checkpoint["topomae"]["manifest"]["unlabeled"] |= {"second scan": "hash", "of nobody": "hash"}
+
+    file, table = _change(pretrained.file, add), nnunet_env.preprocessed / DATASET / "patients.json"
+    table.write_text(json.dumps({case: case for case in CASES}))
+    _give(_trainer(), file)
+    table.write_text(json.dumps({**{case: case for case in CASES}, "second scan": "c0"}))
+    with pytest.raises(ValueError, match=r"or other scans of their patients \(second scan\)"):
+        _give(_trainer(), file)
+    beginning = TopoMAEPretrainer(_plans(), "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
+    beginning.initialize()
+    beginning.given_weights = file
+    with pytest.raises(ValueError, match=r"or other scans of their patients \(second scan\)"):
+        beginning.on_train_start()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("dataset", [DATASET, "Dataset008_Other"])
@@ -268,6 +288,13 @@ def test_fresh_parts_keep_their_learning_rate_in_wrapped_networks(
         p.numel() for name, p in unwrap(trainer.network).named_parameters() if rates[name] == FAST and p.ndim > 1
     )
     assert f"{FAST:g} for {weights} weights" in schedule.describe()
+
+
+def test_deep_supervision_is_unetrpps(_dataset: None) -> None:
+    """Nothing wraps the loss: nnU-Net's weights would leave the coarsest output out."""
+    trainer = _trainer(pretrained="scratch")
+    assert tuple(trainer.loss.weight_factors) == DEEP_SUPERVISION_WEIGHTS
+    assert trainer._get_deep_supervision_scales() == deep_supervision_scales(trainer.plan.shape)
 
 
 @pytest.mark.slow

@@ -232,6 +232,28 @@ def test_the_partner_may_have_a_learning_rate_of_its_own() -> None:
             assert rates[id(parameter)] == pytest.approx(1.5e-4 if name.startswith("vit_") else 1e-3)
 
 
+@pytest.mark.parametrize("kind", [TopoMAEPretrainer, VectorPOSEPretrainer, PretrainedNNUNetTrainer])
+def test_a_compiled_network_has_the_rates_of_the_plan(kind: Any) -> None:
+    """nnU-Net compiles on CUDA, which puts a prefix before every name."""
+    trainer = _trainer(kind, _plans(sgd_pretrained_learning_rate=1e-3))
+    rates = trainer.lr_scheduler.describe()
+    assert (kind is VectorPOSEPretrainer) != ("0.001 for" in rates and ("0.00015 for" in rates or "0.01 for" in rates))
+    trainer.network = torch.compile(trainer.network, backend="eager")
+    assert trainer.configure_optimizers()[1].describe() == rates
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(1, "its last one has 0% of it"), (4, "has 75% of it"), (5, "")])
+def test_a_training_too_short_for_topologys_warm_up_says_so(
+    epochs: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans = _plans(vit="none")
+    section = plans["configurations"]["3d_fullres"]["topomae"]
+    section["pretraining"]["epochs"], section["topology"] = epochs, {"warmup_epochs": 4}
+    _trainer(TopoMAEPretrainer, plans)
+    printed = capsys.readouterr().out
+    assert ("Lower topology.warmup_epochs" in printed) == bool(said) and said in printed
+
+
 @pytest.mark.parametrize("with_decoder", [False, True])
 def test_stock_nnunet_loads_the_exported_file(
     with_decoder: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -491,6 +513,23 @@ def test_a_start_that_has_seen_a_validation_case_is_refused() -> None:
         trainer.on_train_start()
     assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
     assert not (Path(trainer.output_folder) / "start.json").exists()
+
+
+def test_a_start_of_another_data_set_hands_on_both_hashes_of_every_image() -> None:
+    """Of an image's preprocessed file and of its raw files: only the second one finds it under another plan."""
+    file = _pretrain(vit="none")
+    checkpoint = torch.load(file, weights_only=False)
+    manifest = checkpoint["topomae"]["manifest"]
+    manifest |= {"dataset": "Dataset008_Other", "cases": {"a": "prep"}, "unlabeled": {"u": "more"}}
+    manifest["sources"] = {"a": "raw", "u": "raw of u"}
+    torch.save(checkpoint, file := file.with_name("other.pth"))
+    trainer = _beginning(file)
+    trainer.on_train_start()
+    read = {
+        digest for part in ("cases", "unlabeled", "sources") for digest in getattr(trainer.images_read, part).values()
+    }
+    assert {"prep", "raw", "more", "raw of u"} <= read
+    assert set(trainer.images_read.cases) == set(SPLITS[0]["train"])
 
 
 def test_a_pre_training_starts_from_nnssl_which_lists_no_images(

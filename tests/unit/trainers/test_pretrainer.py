@@ -4,9 +4,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_topomae.config import TopoMAEConfig
+from nnunet_topomae.config import TopologyConfig, TopoMAEConfig
 from nnunet_topomae.data import selection
 from nnunet_topomae.data.cases import ImagesRead, hash_images
 from nnunet_topomae.data.selection import PretrainingCases
@@ -68,6 +69,21 @@ def test_one_process_of_a_training_hashes_the_images_and_writes_their_list(
     assert calls == [("a", "b"), ()]
     assert first.images_read == ImagesRead(cases=expected)
     assert json.loads((output_folder / "cases_read.json").read_text()) == expected
+
+
+def test_a_step_with_topology_counts_for_those_without_and_for_the_warm_up() -> None:
+    made: Any = TopoMAEPretrainer.__new__(TopoMAEPretrainer)
+    config = TopoMAEConfig(topology=TopologyConfig(every=3, warmup_epochs=4))
+    scales: list[float] = []
+
+    def step(batch: Any, seeds: Any, scale: float) -> dict[str, torch.Tensor]:
+        scales.append(scale)
+        return {"total": torch.tensor(2.0)}
+
+    doing_nothing = {"follow_schedule": lambda: None, "optimise": lambda *_: None}
+    vars(made).update(config=config, current_epoch=3, device=torch.device("cpu"), step=step, **doing_nothing)
+    assert made.train_step({"mask_seeds": [1], "keys": ["a"]}) == {"total": 2.0}
+    assert scales == [3 * 0.75]
 
 
 def test_what_a_pre_training_reads_is_known_without_hashing(tmp_path: Path) -> None:

@@ -92,6 +92,15 @@ def test_every_second_epoch_the_first_batch_is_measured_and_nothing_else_changes
     assert watch.found == {} and not watch._due
 
 
+def test_monitoring_has_the_full_weight_of_topology_in_all_epochs() -> None:
+    watch, batch, _ = _watch()
+    step, scales = watch.step, []
+    watch.step = lambda batch, seeds, scale: scales.append(scale) or step(batch, seeds, scale)  # type: ignore[assignment]
+    watch.start(1)
+    watch(batch, [5, 6])
+    assert scales == [1.0]
+
+
 def test_an_adapted_weight_is_in_the_record_and_comes_back() -> None:
     watch, _, lines = _watch(weight="auto", auto_share=0.2)
     watch._use({"vit": {"mse_vit": 3.0, "topo_vit": 1.0}, "partner": {"mse_partner": 99.0, "topo_partner": 1.0}})
