@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from nnunet_topomae.topology.solver.kernels import inner_kernel, kernel
+from nnunet_topomae.topology.solver.kernels import inner_kernel
 from nnunet_topomae.topology.solver.tree import LEAF_SIZE, Side
 
 # What a node knows, as in tree.py; unsigned, because tests for negative indices would forbid vector instructions.
@@ -108,7 +108,7 @@ def _evaluate(
         values[t] = distance * distance - potential[j]
 
 
-@kernel
+@inner_kernel
 def nearest(
     side: Side,
     m: float,
@@ -183,7 +183,7 @@ def _insert(
     return count, horizon
 
 
-@kernel
+@inner_kernel
 def all_within(
     side: Side,
     m: float,
