@@ -146,7 +146,8 @@ def _list_columns(
     columns: ndarray,
 ) -> None:
     """Pack the facts, and number the edges that bound a loop and the squares to reduce in the order of memory."""
-    edge, column = 0, 0
+    edge: Word = 0
+    column = 0
     for v in range(len(rank)):
         voxel = U(v)
         number = U(star[voxel])
@@ -224,7 +225,8 @@ def _settle(state: Reduction, j: Word, used: Word, end: Word) -> Word:
 @inner_kernel
 def _load_column(columns: ndarray, pool: ndarray, column: ndarray, j: Word) -> Word:
     """Make column j the one at work; returns its size, 0 if it was not made yet."""
-    start, size = columns[U(j), _START], columns[U(j), _LENGTH]
+    start: Word = columns[U(j), _START]
+    size: Word = columns[U(j), _LENGTH]
     for t in range(size):
         column[U(t)] = pool[U(start + t)]
     return size

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from nnunet_topomae.topology.homology.gradient import Gradient, Grid
-from nnunet_topomae.topology.homology.order import U
+from nnunet_topomae.topology.homology.order import U, Word
 from nnunet_topomae.topology.solver.kernels import inner_kernel, kernel
 
 CELL_BITS = 4
@@ -100,7 +100,7 @@ def _meet(
 
 
 @inner_kernel
-def _root(parent: ndarray, i: int) -> int:
+def _root(parent: ndarray, i: Word) -> Word:
     """Root of the tree of element ``i``; shortens the way for the next time."""
     while True:
         above = np.int64(parent[U(i)])

@@ -137,7 +137,8 @@ def nearest(
     nodes, bounds, values = scratch.nodes, scratch.bounds, scratch.values
     leaf_costs, leaf_values = scratch.leaf_costs, scratch.leaf_values
     leaves, n = side.leaves, side.partner.shape[0]
-    count, horizon, visits = 0, limit, 0
+    count: int = np.int64(0)  # type: ignore[assignment]  # a literal 0 would have `_insert` compiled once more
+    horizon, visits = limit, 0
     nodes[0], bounds[0], waiting = side.top >> 3, -np.inf, 1
     while waiting > 0:
         waiting -= 1
