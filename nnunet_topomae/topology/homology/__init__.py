@@ -12,6 +12,6 @@ cells can create or destroy a class, and there are few of them:
 
 in this order, as Guillou, Vidal and Tierny (2023) propose. Every step follows the discrete gradient to reach the next
 critical cell. `cells` names the cells around a voxel, `lower_stars` tabulates all lower stars, `order` sorts the
-voxels, `gradient` looks up every voxel's lower star; `components`, `voids` and `loops` make the pairs, `pairs` runs it
-all.
+voxels, `gradient` looks up every voxel's lower star, `meetings` is the union-find; `components`, `voids` and `loops`
+make the pairs, `pairs` runs it all.
 """

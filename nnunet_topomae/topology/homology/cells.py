@@ -30,4 +30,4 @@ def has(masks: np.ndarray, bit: int) -> np.ndarray:
         masks: whole numbers (n,).
         bit: number of the bit; 0 is the lowest.
     """
-    return (masks >> bit & 1).astype(bool)
+    return (masks & 1 << bit) != 0  # type: ignore[no-any-return]

@@ -6,10 +6,9 @@ import numpy as np
 from jaxtyping import Int, UInt
 from numpy import ndarray
 
-from nnunet_topomae.topology.homology.gradient import Gradient, Grid, find, ranks_of
-from nnunet_topomae.topology.homology.lower_stars import LowerStars, lower_stars
-from nnunet_topomae.topology.homology.order import U
-from nnunet_topomae.topology.solver.kernels import kernel
+from nnunet_topomae.topology.homology.gradient import Gradient, Grid
+from nnunet_topomae.topology.homology.lower_stars import lower_stars
+from nnunet_topomae.topology.homology.meetings import CELL_BITS, find_meetings, merge
 
 
 class Components(NamedTuple):
@@ -19,11 +18,13 @@ class Components(NamedTuple):
         births: voxel at which each component begins.
         deaths: voxel at which it meets an older one.
         dead_edges: of every voxel of the grid, the edges that are paired with a vertex, as bits. They bound no loop.
+        loops: number of critical edges that are left; each closes a loop.
     """
 
     births: Int[ndarray, " n"]
     deaths: Int[ndarray, " n"]
     dead_edges: UInt[ndarray, " m"]
+    loops: int
 
 
 def pair_components(grid: Grid, gradient: Gradient) -> Components:
@@ -35,32 +36,10 @@ def pair_components(grid: Grid, gradient: Gradient) -> Components:
         grid: the volume with its margin.
         gradient: its discrete gradient.
     """
-    stars = lower_stars()
-    ranks = ranks_of(grid, gradient, stars.critical_edges)
-    room = 6 * len(ranks)
-    found = Components(np.empty(room, np.int32), np.empty(room, np.int32), gradient.dead_edges)
-    count = _merge(grid, stars, gradient, ranks, found)
-    return Components(found.births[:count], found.deaths[:count], found.dead_edges)
-
-
-@kernel
-def _merge(grid: Grid, stars: LowerStars, gradient: Gradient, ranks: ndarray, found: Components) -> int:
-    count, below, rank = 0, gradient.below, grid.rank
-    for at in ranks:
-        voxel = grid.order[U(at)]
-        dead = 0
-        critical, edge = stars.critical_edges[U(gradient.star[U(voxel)])], 0
-        while critical:
-            if critical & 1:
-                older, younger = find(below, voxel), find(below, voxel + grid.step[edge])
-                if older != younger:
-                    if rank[older] > rank[younger]:
-                        older, younger = younger, older
-                    below[younger] = older
-                    found.births[count], found.deaths[count] = younger, voxel
-                    dead |= 1 << edge
-                    count += 1
-            critical >>= 1
-            edge += 1
-        found.dead_edges[U(voxel)] |= dead
-    return count
+    ends = np.stack([np.zeros_like(grid.step), grid.step], axis=1).reshape(-1)
+    met = find_meetings(grid, gradient, lower_stars().critical_edges, gradient.below, ends)
+    voxels = met.cells >> CELL_BITS
+    ended, at = merge(met, grid.rank[voxels], grid.rank[met.roots])
+    edges = met.cells[at] & ((1 << CELL_BITS) - 1)
+    np.bitwise_or.at(gradient.dead_edges, voxels[at], (1 << edges).astype(np.uint8))
+    return Components(met.roots[ended], voxels[at], gradient.dead_edges, met.critical - len(at))

@@ -4,12 +4,12 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from nnunet_topomae.topology.homology.cells import CUBES, DIRECTIONS, SQUARES
 from nnunet_topomae.topology.homology.lower_stars import CRITICAL_CUBE, NOTHING, LowerStars, lower_stars
-from nnunet_topomae.topology.homology.order import U
+from nnunet_topomae.topology.homology.order import U, falling_order
 from nnunet_topomae.topology.solver.kernels import inner_kernel, kernel
 from nnunet_topomae.topology.workers import Both, in_turn
 
@@ -22,21 +22,17 @@ class Grid(NamedTuple):
 
     Attributes:
         shape: (D, H, W) without the margin.
-        order: voxels, the first to come first, (n,).
-        rank: place of every voxel in the order; `OUTSIDE` in the margin.
+        rank: place of every voxel in the order, the first to come first; `OUTSIDE` in the margin.
         step: from a voxel to its neighbour in each of the six directions.
         near: from a voxel to the 26 neighbours: across edges, squares and cubes, numbered as in `cells`.
         corner: from a voxel to the first corner of each of its eight cubes.
-        square_ends: the two directions of each square and the steps along them, four numbers per square.
     """
 
     shape: tuple[int, int, int]
-    order: Int[ndarray, " n"]
     rank: Int[ndarray, " m"]
     step: Int[ndarray, "6"]
     near: Int[ndarray, "26"]
     corner: Int[ndarray, "8"]
-    square_ends: Int[ndarray, "48"]
 
 
 class Gradient(NamedTuple):
@@ -46,8 +42,8 @@ class Gradient(NamedTuple):
         star: number of the voxel's lower star.
         dead_edges: the edge that the voxel is paired with, as a bit.
         below: the voxel at the other end of the edge that the voxel is paired with; itself at a maximum of the volume.
-        cube_behind: a cube has the name of its first corner. The cube behind the square that it is paired with: itself
-            if it is critical, 0 for the outside.
+        cube_behind: a cube has the name of its first corner. The cube behind the square that it is paired with; itself
+            if it is critical. Of cubes outside the volume, 0, which stands for all of them.
         completed_by: of a critical cube, the voxel that completes it.
     """
 
@@ -58,25 +54,23 @@ class Gradient(NamedTuple):
     completed_by: ndarray
 
 
-def make_grid(shape: tuple[int, int, int], order: Int[ndarray, " n"]) -> Grid:
-    """Put a margin around a volume.
+def make_grid(volume: Float[ndarray, "D H W"]) -> tuple[Grid, Int[ndarray, "1"]]:
+    """Put a margin around a volume and sort its voxels.
 
     Args:
-        shape: (D, H, W).
-        order: from :func:`~nnunet_topomae.topology.homology.order.falling_order`.
+        volume: float32 or float64, C-contiguous, finite values.
+
+    Returns:
+        The grid, and its first voxel.
     """
-    depth, height, width = (size + 2 for size in shape)
-    strides = np.array([height * width, width, 1])
-    step = np.array(DIRECTIONS) @ strides
-    inside = np.arange(depth * height * width, dtype=np.int32).reshape(depth, height, width)[1:-1, 1:-1, 1:-1]
-    padded_order = inside.reshape(-1)[order]
-    rank = np.full(depth * height * width, OUTSIDE, np.int32)
-    rank[padded_order] = np.arange(len(order), dtype=np.int32)
+    depth, height, width = (size + 2 for size in volume.shape)
+    step = np.array(DIRECTIONS) @ np.array([height * width, width, 1])
+    names = np.arange(depth * height * width, dtype=np.int32).reshape(depth, height, width)
+    rank = np.full(names.size, OUTSIDE, np.int32)
+    order = falling_order(volume.reshape(-1), names[1:-1, 1:-1, 1:-1].reshape(-1), rank)
     squares, cubes = np.array(SQUARES), np.array(CUBES)
     near = np.concatenate([step, step[squares].sum(axis=1), step[cubes].sum(axis=1)])
-    corner = np.minimum(step[cubes], 0).sum(axis=1)
-    ends = np.concatenate([squares, step[squares]], axis=1).reshape(-1)
-    return Grid(shape, padded_order, rank, step, near, corner, ends)
+    return Grid(volume.shape, rank, step, near, corner=np.minimum(step[cubes], 0).sum(axis=1)), order[:1]
 
 
 def make_gradient(grid: Grid, both: Both = in_turn) -> Gradient:
@@ -88,9 +82,12 @@ def make_gradient(grid: Grid, both: Both = in_turn) -> Gradient:
     """
     size = len(grid.rank)
     gradient = Gradient(
-        np.zeros(size, np.uint16), np.zeros(size, np.uint8), *(np.empty(size, np.int32) for _ in range(3))
+        np.zeros(size, np.uint16),
+        np.zeros(size, np.uint8),
+        below=np.empty(size, np.int32),
+        cube_behind=np.zeros(size, np.int32),
+        completed_by=np.zeros(size, np.int32),
     )
-    gradient.cube_behind[0] = gradient.completed_by[0] = 0
     tables, (depth, _, width) = lower_stars(), grid.shape
 
     def fill(first: int, last: int) -> None:
@@ -124,7 +121,7 @@ def _fill(grid: Grid, stars: LowerStars, gradient: Gradient, earlier: ndarray, f
 @inner_kernel
 def _look_up(grid: Grid, stars: LowerStars, gradient: Gradient, row: int, earlier: ndarray) -> None:
     """Lower stars of one row of voxels, and where the gradient leads from them."""
-    step, rank = grid.step, grid.rank
+    step = grid.step
     for x in range(len(earlier)):
         voxel, bits = row + x, earlier[x]
         edges = bits & 63
@@ -148,43 +145,4 @@ def _look_up(grid: Grid, stars: LowerStars, gradient: Gradient, row: int, earlie
             if entry >= CRITICAL_CUBE:
                 gradient.cube_behind[U(cube)], gradient.completed_by[U(cube)] = cube, voxel
             else:
-                direction = step[U(entry >> 3)]
-                gradient.cube_behind[U(cube)] = 0 if rank[U(voxel + direction)] == OUTSIDE else cube + direction
-
-
-def ranks_of(grid: Grid, gradient: Gradient, critical: Int[ndarray, " n"]) -> Int[ndarray, " k"]:
-    """Ranks of the voxels with critical cells, in increasing order; far fewer than all voxels.
-
-    Args:
-        grid: the volume with its margin.
-        gradient: its discrete gradient.
-        critical: the critical cells of every lower star, as bits.
-    """
-    ranks = np.empty(len(grid.order), np.int32)
-    count = _collect(grid.rank, gradient.star, critical != 0, ranks)
-    return np.sort(ranks[:count])
-
-
-@kernel
-def _collect(rank: ndarray, star: ndarray, wanted: ndarray, ranks: ndarray) -> int:
-    """Ranks of the voxels whose lower star is wanted, in the order of memory; returns how many there are."""
-    count = 0
-    for voxel in range(len(rank)):
-        if wanted[U(star[U(voxel)])]:
-            ranks[U(count)] = rank[U(voxel)]
-            count += 1
-    return count
-
-
-@inner_kernel
-def find(parent: ndarray, i: int) -> int:
-    """Root of ``i`` in a forest of pointers, which gets shorter paths on the way.
-
-    Args:
-        parent: of every element the next one towards its root; a root points to itself.
-        i: the element.
-    """
-    while parent[U(i)] != i:
-        parent[U(i)] = parent[U(parent[U(i)])]
-        i = parent[U(i)]
-    return i
+                gradient.cube_behind[U(cube)] = cube + step[U(entry >> 3)]

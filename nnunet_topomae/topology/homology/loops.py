@@ -12,12 +12,13 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt
 from numpy import ndarray
 
+from nnunet_topomae.topology.homology.cells import SQUARES
 from nnunet_topomae.topology.homology.components import Components
 from nnunet_topomae.topology.homology.gradient import Gradient, Grid
-from nnunet_topomae.topology.homology.lower_stars import LowerStars, lower_stars
+from nnunet_topomae.topology.homology.lower_stars import CRITICAL, lower_stars
 from nnunet_topomae.topology.homology.order import U, Word
 from nnunet_topomae.topology.homology.voids import Voids
 from nnunet_topomae.topology.solver.kernels import inner_kernel, kernel
@@ -31,6 +32,9 @@ _PLACE_SHIFT = _VOXEL_BITS + _PARTNER_BITS
 _RANKS, _STAR_SHIFT, _STARS, _DEAD_SHIFT = 0x7FFFFFFF, 32, 0xFFFF, 48
 _N_SQUARES = 12
 MAX_VOXELS = 1 << _VOXEL_BITS
+# What is known of a column lies together in memory: place of its square in the filtration (16 * rank + square), voxel
+# of the square, and where its entries lie in the pool. A length of 0: it was not made yet.
+_TIME, _HOME, _START, _LENGTH = U(0), U(1), U(2), U(3)
 FIRST_ROOM = 4096
 
 
@@ -38,26 +42,27 @@ class Reduction(NamedTuple):
     """The state of the reduction.
 
     Attributes:
+        square_ends: the two directions of each square and the steps along them, four numbers per square.
+        edges, edge_at, critical_edges: as of `LowerStars`.
         facts: of every voxel of the grid, packed as above.
         edge_number: of every voxel, number of its first critical edge that bounds a loop.
-        time: of every column, the place of its square in the filtration.
-        home: of every column, the voxel of its square.
-        start, length: of every column, where its entries lie in `pool`.
+        columns: of every column, four numbers as above.
         births: of every such edge, its voxel.
-        pool: entries of all columns that own an edge.
         owner: of every such edge, the column whose last edge it is; -1 for none.
+        pool: entries of all columns that own an edge.
         column, scratch: entries of the column at work, and of one more.
     """
 
+    square_ends: Int[ndarray, "48"]
+    edges: UInt[ndarray, " six_n"]
+    edge_at: UInt[ndarray, "n 6"]
+    critical_edges: Int[ndarray, " n"]
     facts: Int[ndarray, " m"]
     edge_number: Int[ndarray, " m"]
-    time: Int[ndarray, " n"]
-    home: Int[ndarray, " n"]
-    start: Int[ndarray, " n"]
-    length: Int[ndarray, " n"]
+    columns: Int[ndarray, "n 4"]
     births: Int[ndarray, " n"]
-    pool: Int[ndarray, " p"]
     owner: Int[ndarray, " n"]
+    pool: Int[ndarray, " p"]
     column: Int[ndarray, " r"]
     scratch: Int[ndarray, " r"]
 
@@ -77,162 +82,162 @@ def pair_loops(
     Returns:
         Births and deaths, one of each per loop.
     """
-    stars = lower_stars()
-    facts = grid.rank | gradient.star.astype(np.int64) << _STAR_SHIFT
-    facts |= components.dead_edges.astype(np.int64) << _DEAD_SHIFT
-    edge_number = gradient.below
-    count = int(_number_edges(stars, facts, edge_number))
-    time, home = np.empty(count, np.int64), np.empty(count, np.int32)
-    _list_columns(facts, voids.squares_left, time, home)
+    stars, size = lower_stars(), len(grid.rank)
+    facts, columns = np.empty(size, np.int64), np.zeros((components.loops, 4), np.int64)
+    dead, critical = (components.dead_edges, voids.dead_squares), (stars.critical_edges, stars.critical_squares)
+    _list_columns(grid.rank, gradient.star, dead, critical, facts, gradient.below, columns)
     room = FIRST_ROOM
     while True:
-        state = _new_reduction(facts, edge_number, time, home, room)
-        if _reduce_halves(grid, stars, state, both):
-            return state.births, home[state.owner]
+        state = _new_reduction(grid, facts, gradient.below, columns, room)
+        if _reduce_halves(state, both):
+            return state.births, columns[state.owner, 1].astype(np.int32)
         room *= 4  # a column or all of them together did not fit
 
 
-def _new_reduction(facts: ndarray, edge_number: ndarray, time: ndarray, home: ndarray, room: int) -> Reduction:
+def _new_reduction(grid: Grid, facts: ndarray, edge_number: ndarray, columns: ndarray, room: int) -> Reduction:
     """Room for ``room`` entries in the column at work, and for a share of that in each of the others."""
-    count = len(home)
+    stars, squares, count = lower_stars(), np.array(SQUARES), len(columns)
+    columns[:, 3] = 0
     return Reduction(
+        np.concatenate([squares, grid.step[squares]], axis=1).reshape(-1),
+        stars.edges,
+        stars.edge_at,
+        stars.critical_edges,
         facts,
         edge_number,
-        time,
-        home,
-        start=np.empty(count, np.int64),
-        length=np.empty(count, np.int64),
+        columns,
         births=np.empty(count, np.int32),
-        pool=np.empty(room // 256 * count + 2 * room, np.int64),
         owner=np.full(count, -1, np.int32),
+        pool=np.empty(room // 256 * count + 2 * room, np.int64),
         column=np.empty(room, np.int64),
         scratch=np.empty(room, np.int64),
     )
 
 
-def _reduce_halves(grid: Grid, stars: LowerStars, state: Reduction, both: Both) -> bool:
+def _reduce_halves(state: Reduction, both: Both) -> bool:
     """Reduce the two halves of the columns, each for itself, then together; False if there is too little room.
 
     The halves are disjoint but for `births`, where both write the same. The pairs do not depend on the order in which
     columns are added.
     """
-    count, end = len(state.home), len(state.pool)
+    todo, end = np.arange(len(state.columns)), len(state.pool)
     own = {"owner": state.owner.copy(), "column": np.empty_like(state.column), "scratch": np.empty_like(state.scratch)}
     other = state._replace(**own)
+    first, second = np.array_split(todo, 2)
     used, used_by_other = both(
-        partial(_reduce, grid, stars, state, 0, count // 2, 0, end // 2),
-        partial(_reduce, grid, stars, other, count // 2, count, end // 2, end),
+        partial(_reduce, state, first, 0, end // 2), partial(_reduce, other, second, end // 2, end)
     )
-    return min(used, used_by_other) >= 0 and bool(_join(grid, stars, state, other.owner, used_by_other) >= 0)
+    if min(used, used_by_other) < 0:
+        return False
+    # Columns of the second half whose last edge has a column already go on.
+    rivals = other.owner[(state.owner >= 0) & (other.owner >= 0)].astype(np.int64)
+    np.copyto(state.owner, other.owner, where=state.owner < 0)
+    return bool(_reduce(state, rivals, used_by_other, end) >= 0)
 
 
 @kernel
-def _number_edges(stars: LowerStars, facts: ndarray, number: ndarray) -> Word:
-    """Number the critical edges that bound a loop in the order of memory; returns how many there are."""
-    count: Word = 0
-    for voxel in range(len(facts)):
-        number[voxel] = count
-        edges = _loop_edges(stars, facts[voxel])
+def _list_columns(
+    rank: ndarray,
+    star: ndarray,
+    dead: tuple[ndarray, ndarray],
+    critical: tuple[ndarray, ndarray],
+    facts: ndarray,
+    edge_number: ndarray,
+    columns: ndarray,
+) -> None:
+    """Pack the facts, and number the edges that bound a loop and the squares to reduce in the order of memory."""
+    edge: Word = 0
+    column = 0
+    for v in range(len(rank)):
+        voxel = U(v)
+        number = U(star[voxel])
+        edge_number[voxel] = edge
+        facts[voxel] = rank[voxel] | np.int64(number) << _STAR_SHIFT | np.int64(dead[0][voxel]) << _DEAD_SHIFT
+        edges = _loop_edges(critical[0], facts[voxel])
         while edges:
-            count += edges & 1
+            edge += edges & 1
             edges >>= 1
-    return count
-
-
-@inner_kernel
-def _loop_edges(stars: LowerStars, facts: Word) -> Word:
-    """Critical edges of a voxel that killed no component, as bits."""
-    critical: Word = stars.critical_edges[U((facts >> _STAR_SHIFT) & _STARS)]
-    return critical & ~(facts >> _DEAD_SHIFT)
-
-
-@kernel
-def _list_columns(facts: ndarray, squares_left: ndarray, time: ndarray, home: ndarray) -> None:
-    """Number the squares to reduce in the order of memory."""
-    count = 0
-    for voxel in range(len(squares_left)):
-        squares, square = np.int64(squares_left[U(voxel)]), 0
+        squares, square = critical[1][number] & ~np.int64(dead[1][voxel]), 0
         while squares:
             if squares & 1:
-                home[count], time[count] = voxel, (facts[U(voxel)] & _RANKS) * 16 + square
-                count += 1
+                columns[U(column), _HOME], columns[U(column), _TIME] = v, np.int64(rank[voxel]) * 16 + square
+                column += 1
             squares >>= 1
             square += 1
 
 
+@inner_kernel
+def _loop_edges(critical_edges: ndarray, facts: Word) -> Word:
+    """Critical edges of a voxel that killed no component, as bits."""
+    critical: Word = critical_edges[U((facts >> _STAR_SHIFT) & _STARS)]
+    return critical & ~(facts >> _DEAD_SHIFT)
+
+
 @kernel
-def _reduce(grid: Grid, stars: LowerStars, state: Reduction, first: Word, last: Word, used: Word, end: Word) -> Word:
+def _reduce(state: Reduction, todo: ndarray, used: Word, end: Word) -> Word:
     """Pair the squares of some columns with edges, in ``pool[used:end]``; returns where it is free, -1 if too small."""
-    for j in range(first, last):
-        size = _add_boundary(grid, stars, state, np.int64(0), np.int64(state.home[j]), state.time[j] & 15)
-        used = _settle(grid, stars, state, j, size, used, end)
+    for j in todo:
+        used = _settle(state, j, used, end)
         if used < 0:
             return used
     return used
 
 
-@kernel
-def _join(grid: Grid, stars: LowerStars, state: Reduction, owner: ndarray, used: Word) -> Word:
-    """Add columns that were reduced on their own; returns the new end of the pool, -1 if it is too small."""
-    for edge in range(len(owner)):
-        j = np.int64(owner[edge])
-        if j >= 0 and state.owner[edge] < 0:
-            state.owner[edge] = j
-        elif j >= 0:
-            used = _settle(grid, stars, state, j, _load_column(state, j), used, len(state.pool))
-            if used < 0:
-                return used
-    return used
-
-
 @inner_kernel
-def _load_column(state: Reduction, j: Word) -> Word:
-    """Make column j the one at work; returns its size."""
-    size: Word = state.length[U(j)]
-    for t in range(size):
-        state.column[U(t)] = state.pool[U(state.start[U(j)] + t)]
-    return size
-
-
-@inner_kernel
-def _settle(grid: Grid, stars: LowerStars, state: Reduction, j: Word, size: Word, used: Word, end: Word) -> Word:
-    """Reduce column j, the one at work, and every column it displaces, until each has an edge.
+def _settle(state: Reduction, j: Word, used: Word, end: Word) -> Word:
+    """Reduce column j and every column it displaces, until each has an edge.
 
     Returns:
         The new end of the pool's used part, -1 if something does not fit.
     """
-    column, pool = state.column, state.pool
+    columns, column, pool = state.columns, state.column, state.pool
+    voxel, partner = columns[U(j), _HOME], columns[U(j), _TIME] & 15
+    size = _load_column(columns, pool, column, j)
+    if size > 0:
+        partner = np.int64(CRITICAL)  # it was made before
     while True:
+        if partner < _N_SQUARES:
+            size = _add_boundary(state, size, voxel, partner)
         if size + 4 > len(column) or used + size > end:
             return -1
         last = column[U(size - 1)]
         voxel, partner = last & _VOXELS, (last >> _VOXEL_BITS) & _PARTNERS
         if partner < _N_SQUARES:
-            size = _add_boundary(grid, stars, state, size, voxel, partner)
             continue
-        edge = _edge_number(stars, state, voxel, (last >> _PLACE_SHIFT) & 7)
+        edge = _edge_number(state, voxel, (last >> _PLACE_SHIFT) & 7)
         k = np.int64(state.owner[U(edge)])
-        if k < 0 or state.time[U(k)] > state.time[U(j)]:
+        if k < 0 or columns[U(k), _TIME] > columns[U(j), _TIME]:
             for t in range(size):
                 pool[U(used + t)] = column[U(t)]
-            state.start[U(j)], state.length[U(j)], state.owner[U(edge)] = used, size, j
+            columns[U(j), _START], columns[U(j), _LENGTH], state.owner[U(edge)] = used, size, j
             state.births[U(edge)] = voxel
             used += size
             if k < 0:
                 return used
             j, k = k, j
-            size = _load_column(state, j)
-        if size + state.length[U(k)] > len(column):
+            size = _load_column(columns, pool, column, j)
+        start, length = columns[U(k), _START], columns[U(k), _LENGTH]
+        if size + length > len(column):
             return -1
-        size = _add_column(state, size, state.start[U(k)], state.start[U(k)] + state.length[U(k)])
+        size = _add_column(column, state.scratch, pool, size, start, start + length)
 
 
 @inner_kernel
-def _edge_number(stars: LowerStars, state: Reduction, voxel: Word, rank_in_star: Word) -> Word:
+def _load_column(columns: ndarray, pool: ndarray, column: ndarray, j: Word) -> Word:
+    """Make column j the one at work; returns its size, 0 if it was not made yet."""
+    start: Word = columns[U(j), _START]
+    size: Word = columns[U(j), _LENGTH]
+    for t in range(size):
+        column[U(t)] = pool[U(start + t)]
+    return size
+
+
+@inner_kernel
+def _edge_number(state: Reduction, voxel: Word, rank_in_star: Word) -> Word:
     """Number of a critical edge that bounds a loop."""
     facts = state.facts[U(voxel)]
-    direction = stars.edge_at[U((facts >> _STAR_SHIFT) & _STARS), U(rank_in_star)]
-    before = _loop_edges(stars, facts) & ((1 << direction) - 1)
+    direction = state.edge_at[U((facts >> _STAR_SHIFT) & _STARS), U(rank_in_star)]
+    before = _loop_edges(state.critical_edges, facts) & ((1 << direction) - 1)
     number = np.int64(state.edge_number[U(voxel)])
     while before:
         number += before & 1
@@ -241,9 +246,9 @@ def _edge_number(stars: LowerStars, state: Reduction, voxel: Word, rank_in_star:
 
 
 @inner_kernel
-def _add_boundary(grid: Grid, stars: LowerStars, state: Reduction, size: Word, voxel: Word, square: Word) -> Word:
+def _add_boundary(state: Reduction, size: Word, voxel: Word, square: Word) -> Word:
     """Add the four edges of a voxel's square to the column; returns its new size."""
-    ends, facts, edges = grid.square_ends, state.facts, stars.edges
+    ends, facts, edges = state.square_ends, state.facts, state.edges
     a, b = ends[U(square * 4)], ends[U(square * 4 + 1)]
     at_a, at_b = voxel + ends[U(square * 4 + 2)], voxel + ends[U(square * 4 + 3)]
     across = at_a + at_b - voxel
@@ -286,9 +291,8 @@ def _add_entry(column: ndarray, size: Word, entry: Word) -> Word:
 
 
 @inner_kernel
-def _add_column(state: Reduction, size: Word, j: Word, end: Word) -> Word:
+def _add_column(column: ndarray, scratch: ndarray, pool: ndarray, size: Word, j: Word, end: Word) -> Word:
     """Add the column at ``pool[j:end]`` to the one at work modulo 2; returns the new size."""
-    column, scratch, pool = state.column, state.scratch, state.pool
     for t in range(size):
         scratch[U(t)] = column[U(t)]
     i = k = 0

@@ -80,30 +80,30 @@ def lower_stars() -> LowerStars:
 
 def _enumerate() -> tuple[ndarray, ndarray, ndarray, list[ndarray]]:
     """Edges, squares and cubes of all lower stars as bits, (n,) each, and the tables that number them."""
-    squares_of_edges = np.array([_closed(mask, SQUARES) for mask in range(64)], np.int64)
-    cubes_of_squares = np.array([_closed(mask, SQUARES_OF_CUBE) for mask in range(4096)], np.int64)
+    squares_of_edges, cubes_of_squares = _closed(64, SQUARES), _closed(4096, SQUARES_OF_CUBE)
+    place = _packed_bits()
+    with_subset = np.arange(256)[None, :] & ~np.arange(256)[:, None] == 0
+    subset = np.zeros((256, 256), np.int64)  # [a, i]: the subset of a that `place` gives the number i
+    sets, subsets = np.nonzero(with_subset)
+    subset[sets, place[sets, subsets]] = subsets
+    edges, squares = np.nonzero(np.arange(4096)[None, :] & ~squares_of_edges[:, None] == 0)
+    allowed = cubes_of_squares[squares]
+    sizes = with_subset.sum(axis=1)[allowed]
+    starts = np.cumsum(sizes) - sizes
     first = np.zeros(1 << 18, np.int32)
-    members: list[tuple[int, int, int]] = []
-    for edges, allowed in enumerate(squares_of_edges.tolist()):
-        for squares in _subsets(allowed):
-            first[edges | squares << 6] = len(members)
-            members += [(edges, squares, cubes) for cubes in _subsets(int(cubes_of_squares[squares]))]
-    edges, squares, cubes = np.array(members, np.int64).T
-    return edges, squares, cubes, [squares_of_edges, cubes_of_squares, first, _packed_bits()]
+    first[edges | squares << 6] = starts
+    cubes = subset[np.repeat(allowed, sizes), np.arange(sizes.sum()) - np.repeat(starts, sizes)]
+    members = [part.astype(np.int16) for part in (np.repeat(edges, sizes), np.repeat(squares, sizes), cubes)]
+    return members[0], members[1], members[2], [squares_of_edges, cubes_of_squares, first, place]
 
 
-def _closed(mask: int, cells: tuple[tuple[int, ...], ...]) -> int:
-    """The cells, as bits, all of whose faces are in the mask."""
-    return sum(1 << i for i, faces in enumerate(cells) if all(mask >> face & 1 for face in faces))
-
-
-def _subsets(mask: int) -> list[int]:
-    """All subsets of the bits of a mask, in increasing order."""
-    found = [0]
-    for bit in range(mask.bit_length()):
-        if mask >> bit & 1:
-            found += [subset | 1 << bit for subset in found]
-    return found
+def _closed(masks: int, cells: tuple[tuple[int, ...], ...]) -> Int[ndarray, " masks"]:
+    """For every mask below a number: the cells, as bits, all of whose faces are in the mask."""
+    mask, closed = np.arange(masks), np.zeros(masks, np.int64)
+    for i, faces in enumerate(cells):
+        needed = sum(1 << face for face in faces)
+        closed |= (mask & needed == needed).astype(np.int64) << i
+    return closed
 
 
 def _packed_bits() -> UInt[ndarray, "256 256"]:
@@ -149,7 +149,7 @@ def _pair_edges(edges: ndarray, squares: ndarray) -> tuple[ndarray, ndarray, nda
     """
     size = len(edges)
     rank, partner, at = (np.full((size, 6), NONE, np.uint8) for _ in range(3))
-    seen, used, count = np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size, np.int64)
+    seen, used, count = np.zeros(size, np.int16), np.zeros(size, np.int16), np.zeros(size, np.int64)
 
     def add(stars: ndarray, edge: int, paired_with: int | ndarray) -> None:
         partner[stars, edge], rank[stars, edge], at[stars, count[stars]] = paired_with, count[stars], edge

@@ -8,9 +8,8 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from nnunet_topomae.topology.homology.components import pair_components
-from nnunet_topomae.topology.homology.gradient import Grid, make_gradient, make_grid
+from nnunet_topomae.topology.homology.gradient import make_gradient, make_grid
 from nnunet_topomae.topology.homology.loops import MAX_VOXELS, pair_loops
-from nnunet_topomae.topology.homology.order import falling_order
 from nnunet_topomae.topology.homology.voids import pair_voids
 from nnunet_topomae.topology.workers import Both, in_turn
 
@@ -40,9 +39,7 @@ def persistence_pairs(
     """
     if np.prod([size + 2 for size in volume.shape]) > MAX_VOXELS:
         raise ValueError(f"persistent homology of {volume.shape} voxels needs more than {MAX_VOXELS} places; crop it")
-    values = volume.reshape(-1)
-    order = falling_order(values)
-    grid = make_grid(volume.shape, order)
+    grid, first = make_grid(volume)
     gradient = make_gradient(grid, both)
     found: dict[int, Pairs] = {}
     if max(dimensions) > 0:
@@ -53,19 +50,21 @@ def persistence_pairs(
     else:
         components = pair_components(grid, gradient)
     found[0] = (components.births, components.deaths)
-    back = _from_grid(grid)
-    pairs = {dimension: _lasting(values, back[births], back[deaths]) for dimension, (births, deaths) in found.items()}
+    pairs = {
+        dimension: _lasting(volume.reshape(-1), *(_from_grid(volume.shape, voxels) for voxels in ends))
+        for dimension, ends in found.items()
+    }
     births, deaths = pairs[0]
-    pairs[0] = np.append(births, order[0]), np.append(deaths, NEVER)
+    pairs[0] = np.append(births, _from_grid(volume.shape, first)), np.append(deaths, NEVER)
     return [pairs[dimension] for dimension in dimensions]
 
 
-def _from_grid(grid: Grid) -> Int[ndarray, " m"]:
-    """Flat index in the volume of every voxel of the grid; anything in the margin."""
-    depth, height, width = grid.shape
-    back = np.zeros((depth + 2, height + 2, width + 2), np.int32)
-    back[1:-1, 1:-1, 1:-1] = np.arange(depth * height * width, dtype=np.int32).reshape(grid.shape)
-    return back.reshape(-1)
+def _from_grid(shape: tuple[int, int, int], voxels: Int[ndarray, " n"]) -> Int[ndarray, " n"]:
+    """Flat index in the volume of voxels of the grid."""
+    _, height, width = shape
+    row, x = np.divmod(voxels.astype(np.int32), width + 2)
+    z, y = np.divmod(row, height + 2)
+    return (((z - 1) * height + y - 1) * width + x - 1).astype(np.int32)
 
 
 def _lasting(values: Values, births: Int[ndarray, " m"], deaths: Int[ndarray, " m"]) -> Pairs:

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Int, UInt
 from numpy import ndarray
 
-from nnunet_topomae.topology.homology.gradient import OUTSIDE, Gradient, Grid, find, ranks_of
-from nnunet_topomae.topology.homology.lower_stars import LowerStars, lower_stars
-from nnunet_topomae.topology.homology.order import U
-from nnunet_topomae.topology.solver.kernels import kernel
+from nnunet_topomae.topology.homology.cells import SQUARES
+from nnunet_topomae.topology.homology.gradient import OUTSIDE, Gradient, Grid
+from nnunet_topomae.topology.homology.lower_stars import lower_stars
+from nnunet_topomae.topology.homology.meetings import CELL_BITS, find_meetings, merge
 
 
 class Voids(NamedTuple):
@@ -22,12 +22,13 @@ class Voids(NamedTuple):
     Attributes:
         births: voxel at which each void is closed off.
         deaths: voxel at which it is filled.
-        squares_left: of every voxel of the grid, the critical squares that close off no void, as bits.
+        dead_squares: of every voxel of the grid, the critical squares that close off a void, as bits. They fill no
+            loop.
     """
 
     births: Int[ndarray, " n"]
     deaths: Int[ndarray, " n"]
-    squares_left: UInt[ndarray, " m"]
+    dead_squares: UInt[ndarray, " m"]
 
 
 def pair_voids(grid: Grid, gradient: Gradient) -> Voids:
@@ -37,36 +38,15 @@ def pair_voids(grid: Grid, gradient: Gradient) -> Voids:
         grid: the volume with its margin.
         gradient: its discrete gradient.
     """
-    stars = lower_stars()
-    ranks = ranks_of(grid, gradient, stars.critical_squares)
-    room = 12 * len(ranks)
-    found = Voids(np.empty(room, np.int32), np.empty(room, np.int32), np.zeros(len(grid.rank), np.uint16))
-    count = _merge(grid, stars, gradient, ranks, found)
-    return Voids(found.births[:count], found.deaths[:count], found.squares_left)
-
-
-@kernel
-def _merge(grid: Grid, stars: LowerStars, gradient: Gradient, ranks: ndarray, found: Voids) -> int:
-    count, behind, rank, top = 0, gradient.cube_behind, grid.rank, gradient.completed_by
-    for i in range(len(ranks) - 1, -1, -1):
-        voxel = grid.order[U(ranks[U(i)])]
-        critical, square = stars.critical_squares[U(gradient.star[U(voxel)])], 0
-        while critical:
-            if critical & 1:
-                a, b = grid.square_ends[4 * square], grid.square_ends[4 * square + 1]
-                # The two cubes lie along the axis that the square does not have.
-                low = 6 - 2 * (a // 2 + b // 2)
-                cube = voxel + min(grid.step[a], 0) + min(grid.step[b], 0)
-                one = 0 if rank[voxel + grid.step[low + 1]] == OUTSIDE else find(behind, cube)
-                other = 0 if rank[voxel + grid.step[low]] == OUTSIDE else find(behind, cube + grid.step[low])
-                if one == other:
-                    found.squares_left[voxel] |= 1 << square
-                else:
-                    if one != 0 and (other == 0 or rank[top[one]] < rank[top[other]]):
-                        one, other = other, one
-                    behind[other] = one
-                    found.births[count], found.deaths[count] = voxel, top[other]
-                    count += 1
-            critical >>= 1
-            square += 1
-    return count
+    a, b = np.array(SQUARES).T
+    # The two cubes of a square lie along the axis that the square does not have.
+    cubes = np.minimum(grid.step[a], 0) + np.minimum(grid.step[b], 0)
+    ends = np.stack([cubes, cubes + grid.step[6 - 2 * (a // 2 + b // 2)]], axis=1).reshape(-1)
+    met = find_meetings(grid, gradient, lower_stars().critical_squares, gradient.cube_behind, ends)
+    voxels, completed_by = met.cells >> CELL_BITS, gradient.completed_by[met.roots]
+    # The outside, cube 0, is never completed, so it comes out as the oldest.
+    ended, at = merge(met, OUTSIDE - grid.rank[voxels], -grid.rank[completed_by])
+    squares = met.cells[at] & ((1 << CELL_BITS) - 1)
+    dead_squares = np.zeros(len(grid.rank), np.uint16)
+    np.bitwise_or.at(dead_squares, voxels[at], (1 << squares).astype(np.uint16))
+    return Voids(voxels[at], completed_by[ended], dead_squares)

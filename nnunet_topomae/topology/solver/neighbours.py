@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from nnunet_topomae.topology.solver.kernels import inner_kernel, kernel
+from nnunet_topomae.topology.solver.kernels import inner_kernel
 from nnunet_topomae.topology.solver.tree import LEAF_SIZE, Side
 
 # What a node knows, as in tree.py; unsigned, because tests for negative indices would forbid vector instructions.
@@ -108,7 +108,7 @@ def _evaluate(
         values[t] = distance * distance - potential[j]
 
 
-@kernel
+@inner_kernel
 def nearest(
     side: Side,
     m: float,
@@ -137,7 +137,8 @@ def nearest(
     nodes, bounds, values = scratch.nodes, scratch.bounds, scratch.values
     leaf_costs, leaf_values = scratch.leaf_costs, scratch.leaf_values
     leaves, n = side.leaves, side.partner.shape[0]
-    count, horizon, visits = 0, limit, 0
+    count: int = np.int64(0)  # type: ignore[assignment]  # a literal 0 would have `_insert` compiled once more
+    horizon, visits = limit, 0
     nodes[0], bounds[0], waiting = side.top >> 3, -np.inf, 1
     while waiting > 0:
         waiting -= 1
@@ -183,7 +184,7 @@ def _insert(
     return count, horizon
 
 
-@kernel
+@inner_kernel
 def all_within(
     side: Side,
     m: float,

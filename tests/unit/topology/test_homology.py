@@ -106,7 +106,11 @@ def test_order_is_stable_and_falls(dtype: Any) -> None:
     rng = np.random.default_rng(5)
     for values in (rng.standard_normal(5000) * 10.0 ** rng.integers(-30, 30, 5000), rng.integers(-3, 3, 5000) * -0.0):
         mixed = np.concatenate([values, np.round(rng.standard_normal(999)), [0.0, -0.0, 1e-40, -1e-40]]).astype(dtype)
-        assert np.array_equal(falling_order(mixed), np.argsort(-mixed, kind="stable"))
+        names, rank = rng.permutation(len(mixed) + 1)[1:].astype(np.int32), np.full(len(mixed) + 1, -1, np.int32)
+        order = falling_order(mixed, names, rank)
+        assert np.array_equal(order, names[np.argsort(-mixed, kind="stable")])
+        assert np.array_equal(rank[order], np.arange(len(mixed)))
+        assert (rank == -1).sum() == 1
 
 
 def test_little_room_is_enlarged(monkeypatch: pytest.MonkeyPatch) -> None:
