@@ -409,6 +409,31 @@ def test_an_exported_encoder_computes_the_same(tmp_path: Path, which: str, part:
             load_encoder(folder)
 
 
+def test_a_model_card_says_what_has_trained_the_encoder(tmp_path: Path) -> None:
+    """The terms of its own loss, the epochs that were done, and images that nobody has listed."""
+    folder = tmp_path / "encoder"
+    cases: list[tuple[Any, dict[str, str], str, str]] = [
+        (TopoMAEPretrainer, {}, "partner", "masked reconstruction, topology, key points, consistency with the other"),
+        (TopoMAEPretrainer, {"vit": "none"}, "partner", "masked reconstruction, topology, key points. The methods"),
+        (VectorPOSEPretrainer, {}, "partner", "reconstruction of corrupted crops, boundaries, vectors. The methods"),
+        (VectorPOSEPretrainer, {"tasks": "vectors"}, "partner", "Terms of its loss: vectors. The methods"),
+    ]
+    for kind, architecture, which, terms in cases:
+        file = _pretrain(kind, **architecture)
+        assert main(["export-encoder", str(file), "--encoder", which, "-o", str(folder)]) == 0
+        card = " ".join((folder / "README.md").read_text().split())
+        assert terms in card and "| epochs | 1 of 200, 250 steps each |" in card
+        assert ("arXiv 2406.10519" in card) == (kind is TopoMAEPretrainer)
+    start = _nnssl(tmp_path / "of_a_patient.pth", _beginning(None, residual=True).network)
+    trainer = _beginning(start, residual=True)
+    trainer.on_train_start()
+    trainer.save_checkpoint(str(tmp_path / "started.pth"))
+    assert main(["export-encoder", str(tmp_path / "started.pth"), "-o", str(folder)]) == 0
+    assert "and unknown ones: training started from 1 checkpoint that lists none" in (folder / "README.md").read_text()
+    assert not any("of_a_patient" in path.read_text() for path in (folder / "README.md", folder / "config.json"))
+    load_encoder(folder)
+
+
 def _as_list(output: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
     return output if isinstance(output, list) else [output]
 
