@@ -92,8 +92,9 @@ def _vit_rows(plan: Plan) -> Iterator[Row]:
 
 
 def _memory_rows(plan: Plan, channels: int, classes: int, batch_size: int) -> Iterator[Row]:
+    masking = plan.config.pretraining.partner_masking
     for name in reversed(TRAININGS):
-        need = estimate_need(name, plan.shape, plan.config.architecture, channels, classes, plan.network)
+        need = estimate_need(name, plan.shape, plan.config.architecture, channels, classes, plan.network, masking)
         yield Row(
             f"memory, {name}",
             f"{need.total(batch_size) / GIB:.1f} GB",

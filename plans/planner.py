@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
@@ -112,7 +112,13 @@ class TopoMAEPlanner(ExperimentPlanner):
         largest = 0.0
         for training in TRAININGS:
             need = estimate_need(
-                training, shape, self.config.architecture, n_input_channels, n_output_channels, planned
+                training,
+                shape,
+                self.config.architecture,
+                n_input_channels,
+                n_output_channels,
+                planned,
+                self.config.pretraining.partner_masking,
             )
             largest = max(largest, self._share(need))
             if MIN_BATCH_SIZE * largest > 1:
@@ -234,6 +240,7 @@ def estimate_need(
     channels: int,
     classes: int,
     planned: PlanNetwork | None = None,
+    masking: Literal["zero", "sparse"] = "zero",
 ) -> TrainingMemory:
     """Memory of one training. An estimate takes about a second, and planning asks for the same ones again.
 
@@ -244,7 +251,8 @@ def estimate_need(
         channels: input channels.
         classes: output channels, background included.
         planned: the plan's own network, where that is the ViT's partner.
+        masking: how pre-training keeps the partner from hidden voxels.
     """
     if training == "fine-tuning":
         return estimate_finetuning(shape, architecture, channels, classes, planned=planned)
-    return estimate_pretraining(shape, architecture, channels, planned=planned)
+    return estimate_pretraining(shape, architecture, channels, planned=planned, masking=masking)

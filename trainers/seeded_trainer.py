@@ -6,7 +6,7 @@ from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.trainers.checked_weights import CheckedWeightsTrainer
 from nnunet_topomae.training.schedules import NNUNET_CLIP
 from nnunet_topomae.training.steps import done_steps, supervised_step
-from nnunet_topomae.training.supervision import choose_labelled, choose_mirror_axes, record_training_cases
+from nnunet_topomae.training.supervision import build_loss, choose_labelled, choose_mirror_axes, record_training_cases
 
 
 class SeededNNUNetTrainer(CheckedWeightsTrainer):
@@ -32,6 +32,10 @@ class SeededNNUNetTrainer(CheckedWeightsTrainer):
         """nnU-Net's augmentation with the plan's mirror axes."""
         augmentation = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         return choose_mirror_axes(self, augmentation, self.config.finetuning)
+
+    def _build_loss(self) -> Any:
+        """nnU-Net's loss, also for a network of two stages."""
+        return build_loss(super()._build_loss)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's step; skipped, counted and logged where loss or gradient is not finite."""

@@ -12,7 +12,7 @@ from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.finetuning import without_pretraining
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
 from nnunet_topomae.training.steps import done_steps, supervised_step
-from nnunet_topomae.training.supervision import choose_labelled, choose_mirror_axes, record_training_cases
+from nnunet_topomae.training.supervision import build_loss, choose_labelled, choose_mirror_axes, record_training_cases
 
 
 class SupervisedTrainer(TopoMAETrainer):
@@ -69,10 +69,10 @@ class SupervisedTrainer(TopoMAETrainer):
 
     def _build_loss(self) -> nn.Module:
         """nnU-Net's loss, for UNETR++ with its weights of the three outputs; nnU-Net would give the coarsest none."""
-        loss: Any = super()._build_loss()
+        loss: nn.Module = build_loss(super()._build_loss)
         if self.has_own_scales:
-            loss.weight_factors = DEEP_SUPERVISION_WEIGHTS
-        return loss  # type: ignore[no-any-return]
+            loss.weight_factors = DEEP_SUPERVISION_WEIGHTS  # type: ignore[assignment]
+        return loss
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One supervised step."""

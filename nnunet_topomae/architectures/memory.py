@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,7 @@ def estimate_pretraining(
     channels: int,
     mixed_precision: bool = True,
     planned: PlannedNetwork | None = None,
+    masking: Literal["zero", "sparse"] = "zero",
 ) -> TrainingMemory:
     """Memory of co-pre-training with the default mask ratio.
 
@@ -69,9 +70,10 @@ def estimate_pretraining(
         channels: input channels.
         mixed_precision: half precision where nnU-Net uses it, that is on CUDA.
         planned: builds the plan's own network where that is the partner.
+        masking: how the partner is kept from hidden voxels; `sparse` keeps more tensors.
     """
     return _estimate(
-        lambda: build_copretraining_network(shape, channels, architecture, planned=planned),
+        lambda: build_copretraining_network(shape, channels, architecture, planned=planned, masking=masking),
         shape,
         channels,
         2 * channels,

@@ -97,7 +97,7 @@ def _describe(job: Job, spec: BenchmarkSpec) -> dict[str, Any]:
         "job": job.name,
         "fingerprint": job.fingerprint,
         "scores": read_json(folder.path / SCORES),
-        "parameters": {one.kind: dict(one.parameters) for one in chain},
+        "parameters": _parameters(job),
         "done": {name: {key: facts[key] for key in _KEPT if key in facts} for name, facts in done.items()},
         "facts": {one.fingerprint: read_facts(JobFolder.of(one, spec).fold) for one in trainings},
     }
@@ -109,6 +109,11 @@ def _chain(job: Job) -> Iterator[Job]:
     yield job
     for need in job.needs:
         yield from _chain(need)
+
+
+def _parameters(job: Job) -> dict[str, dict[str, Any]]:
+    """Parameters of the job and of those whose output it uses, by stage."""
+    return {str(one.kind): dict(one.parameters) for one in reversed(list(_chain(job)))}
 
 
 def _check(file: Path, by_name: Mapping[str, Job]) -> Job:
@@ -128,8 +133,7 @@ def _check(file: Path, by_name: Mapping[str, Job]) -> Job:
             f"{file} is of job {content['job']}, which is not in this benchmark: use the same file for both"
         )
     if job.fingerprint != content["fingerprint"]:
-        here: dict[str, Any] = {str(one.kind): dict(one.parameters) for one in _chain(job)}
-        raise ValueError(f"{file} was made with other settings: {_difference(content['parameters'], here)}")
+        raise ValueError(f"{file} was made with other settings: {_difference(content['parameters'], _parameters(job))}")
     return job
 
 

@@ -57,7 +57,8 @@ class Job:
         fold: fold.
         seed: seed.
         fraction: share of the labels.
-        epochs: of the training, 0 for other stages.
+        epochs: of the training, 0 for other stages and where they are not known yet.
+        measured: those of `needs` whose time alone counts: this one trains for as long as they did.
     """
 
     kind: Kind
@@ -70,6 +71,7 @@ class Job:
     seed: int = 0
     fraction: float = 1.0
     epochs: int = 0
+    measured: tuple["Job", ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -96,10 +98,11 @@ class Job:
         return self.dataset.removeprefix("Dataset").split("_")[0]
 
     def find(self, kind: Kind) -> "Job | None":
-        """This job or one that it needs, directly or through another: the first of a stage."""
+        """This job or one whose output it uses, directly or through another: the first of a stage."""
         if self.kind == kind:
             return self
-        return next((found for job in self.needs if (found := job.find(kind)) is not None), None)
+        used = (job for job in self.needs if all(job is not one for one in self.measured))
+        return next((found for job in used if (found := job.find(kind)) is not None), None)
 
     def need(self, kind: Kind) -> "Job":
         """The same where there is one in any case.
@@ -140,7 +143,8 @@ def make_jobs(spec: BenchmarkSpec) -> list[Job]:
             jobs[job.name] = job
         for seed in spec.seeds:
             for fold in spec.folds:
-                for recipe in spec.recipes:
+                # Those that take as long as others come after them.
+                for recipe in sorted(spec.recipes, key=lambda recipe: recipe.same_time_as is not None):
                     plan = plans[base_plans(spec, recipe)]
                     for job in _of_recipe(spec, plan, recipe, fold, seed, held_out, jobs, hashes):
                         jobs[job.name] = job
@@ -200,7 +204,7 @@ def _of_recipe(
     settings = recipe_settings(spec, recipe)
     common = {"plans": base_plans(spec, recipe), "fold": fold, "device": spec.device}
     common["versions"] = library_versions("nnunetv2", "torch")
-    where = f"{plan.dataset.split('_')[0]}__{recipe.name}__fold{fold}__seed{seed}"
+    where = _where(plan, recipe.name, fold, seed)
     first = Job("pretrain", f"{where}__pretrain", plan.dataset, {}, (plan,), recipe.name, fold, seed)
     jobs: list[Job] = []
     needs: tuple[Job, ...] = (plan,)
@@ -223,17 +227,28 @@ def _of_recipe(
         if fraction < 1:
             seeded |= {"finetuning.label_fraction": fraction, "finetuning.label_seed": seed}
         of_fraction = replace(first, fraction=fraction, needs=needs)
+        measured: tuple[Job, ...] = ()
+        if recipe.same_time_as:
+            tuned = known[f"{_where(plan, recipe.same_time_as, fold, seed)}{suffix}__train"]
+            measured = (tuned.need("pretrain"), tuned)
         jobs.append(
             replace(
                 of_fraction,
                 kind="train",
                 name=f"{where}{suffix}__train",
                 parameters={**supervised, "settings": seeded},
-                epochs=_epochs(settings, "finetuning"),
+                needs=(*needs, *measured),
+                epochs=0 if measured else _epochs(settings, "finetuning"),
+                measured=measured,
             )
         )
         jobs += _scoring(spec, of_fraction, f"{where}{suffix}", jobs[-1], held_out)
     return jobs
+
+
+def _where(plan: Job, recipe: str, fold: int, seed: int) -> str:
+    """Beginning of the names of a recipe's jobs."""
+    return f"{plan.dataset.split('_')[0]}__{recipe}__fold{fold}__seed{seed}"
 
 
 def _scoring(spec: BenchmarkSpec, like: Job, where: str, training: Job, held_out: Mapping[str, str]) -> list[Job]:

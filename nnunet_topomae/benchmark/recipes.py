@@ -1,7 +1,7 @@
 """What a benchmark compares: recipes, as data. Standard library only, so that `status` is quick."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nnunet_topomae.nnunet.names import (
@@ -37,6 +37,8 @@ class Recipe:
         settings: values of the plan's `topomae` section by key, such as `pretraining.lambda2`.
         paper_row: row of the paper's tables to compare with, if any.
         adds_pretraining: without pre-training, train for as many steps more: a fair control of pre-trained recipes.
+        same_time_as: a pre-trained recipe of the same benchmark that trains the same network; train for as long as its
+            pre-training and training take.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Recipe:
     settings: Mapping[str, Any] = field(default_factory=dict)
     paper_row: str | None = None
     adds_pretraining: bool = False
+    same_time_as: str | None = None
 
 
 _FUSION: dict[str, Any] = {"trainer": FUSION_TRAINER, "pretrainer": PRETRAINER}
@@ -193,14 +196,43 @@ NOT_AVAILABLE = {
 }
 
 
+# Endings of the controls of a pre-trained recipe: the same network and training without pre-training.
+_CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "-scratch": ("", {}),
+    "-scratch-2x": (", with the steps of pre-training too", {"adds_pretraining": True}),
+    "-scratch-time": (", for as long as with pre-training", {}),
+}
+
+
 def find_recipe(name: str) -> Recipe:
-    """A recipe that ships with the package.
+    """A recipe that ships with the package, or a control of one: its name with `-scratch`, `-scratch-2x` or so.
 
     Raises:
         ValueError: there is none of that name.
     """
     if name in RECIPES:
         return RECIPES[name]
+    if (control := _control(name)) is not None:
+        return control
     if name in NOT_AVAILABLE:
         raise ValueError(f"recipe {name} is not available: {NOT_AVAILABLE[name]}")
     raise ValueError(f"no recipe {name!r}; there are {', '.join(RECIPES)}, and your own as [recipe.NAME]")
+
+
+def _control(name: str) -> Recipe | None:
+    """The control of that name, None if it belongs to no pre-trained recipe."""
+    for ending, (title, values) in _CONTROLS.items():
+        recipe = RECIPES.get(name.removesuffix(ending)) if name.endswith(ending) else None
+        if recipe is None or recipe.pretrainer is None:
+            continue
+        return replace(
+            recipe,
+            name=name,
+            title=f"{recipe.title}: from scratch{title}",
+            pretrainer=None,
+            settings={**recipe.settings, "finetuning.pretrained": "scratch"},
+            paper_row=None,
+            same_time_as=recipe.name if ending == "-scratch-time" else None,
+            **values,
+        )
+    return None

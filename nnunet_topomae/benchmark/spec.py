@@ -284,6 +284,22 @@ def _check(path: Path, spec: BenchmarkSpec) -> None:
             raise ValueError(f"{path}: {taken[0]} is set by seeds and label_fractions")
     for recipe in spec.recipes:
         _check_settings(path, {**spec.settings, **recipe.settings})
+        _check_time(path, spec, recipe)
+
+
+def _check_time(path: Path, spec: BenchmarkSpec, recipe: Recipe) -> None:
+    """A recipe that takes as long as another one needs that one here, with a pre-training, to measure its time."""
+    if recipe.same_time_as is None:
+        return
+    other = next((one for one in spec.recipes if one.name == recipe.same_time_as), None)
+    if other is None or other.pretrainer is None:
+        lacks = "is not among the recipes" if other is None else "has no pre-training"
+        raise ValueError(
+            f"{path}: recipe {recipe.name} takes as long as {recipe.same_time_as}, which {lacks}. Add it, or leave "
+            f"{recipe.name} out."
+        )
+    if recipe.pretrainer is not None or recipe.adds_pretraining:
+        raise ValueError(f"{path}: recipe {recipe.name} has same_time_as, so no pretrainer and no adds_pretraining")
 
 
 def _check_statistics(path: Path, spec: BenchmarkSpec) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nnunet_topomae.benchmark.jobs import PRESET, Job, Kind
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.benchmark.status import epoch_seconds
 from nnunet_topomae.benchmark.store import SCORES, JobFolder, variant_name
 from nnunet_topomae.files import read_json, strict_json, write_json
 from nnunet_topomae.nnunet.names import (
@@ -93,10 +94,9 @@ def write_splits(dataset: Path) -> None:
 def train(task: Task) -> list[Path]:
     """Train, continuing where an earlier attempt stopped, and validate; for pre-training too."""
     _prepare_plans(task)
-    # The fusion trainer looks for its pre-training in nnUNet_results.
-    for need in task.job.needs:
-        if need.kind == "pretrain":
-            _link_model(task, need)
+    # Fine-tuning looks for its pre-training in nnUNet_results.
+    if task.job.kind == "train" and (pretraining := task.job.find("pretrain")) is not None:
+        _link_model(task, pretraining)
     fold = task.folder.fold
     shutil.rmtree(fold / "validation", ignore_errors=True)
     resume = ["--c"] if _usable_checkpoint(fold) else []
@@ -123,7 +123,20 @@ def _prepare_plans(task: Task) -> None:
         _link(target / entry.name, entry)
     _, name, configuration = _model_of(task.job)
     plans = read_plans(source / f"{task.job.parameters['plans']}.json")
-    write_plans(make_variant(plans, name, [configuration], task.job.parameters["settings"]), target)
+    settings = {**task.job.parameters["settings"], **_settings_of_time(task)}
+    write_plans(make_variant(plans, name, [configuration], settings), target)
+
+
+def _settings_of_time(task: Task) -> dict[str, int]:
+    """As many epochs as fit into the time of the measured pre-training and training, of the length of the latter's.
+
+    Both trainings are of the same network. Their epochs count, not what comes before and after them.
+    """
+    if not task.job.measured:
+        return {}
+    pretraining, training = (epoch_seconds(JobFolder.of(job, task.spec)) for job in task.job.measured)
+    more = sum(pretraining) / (sum(training) / len(training))
+    return {"finetuning.epochs": len(training) + round(more)}
 
 
 def _link_model(task: Task, job: Job) -> None:

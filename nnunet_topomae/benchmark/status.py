@@ -54,13 +54,17 @@ def job_status(job: Job, spec: BenchmarkSpec) -> JobStatus:
         return JobStatus(job, state, job.epochs, seconds=done.get("seconds"))
     if state == "waiting" or not job.epochs:
         return JobStatus(job, state)
-    times = _epoch_seconds(folder)
+    times = epoch_seconds(folder)
     recent = times[-5:]
     return JobStatus(job, state, len(times), sum(recent) / len(recent) if recent else None)
 
 
-def _epoch_seconds(folder: JobFolder) -> list[float]:
-    """Seconds of every finished epoch, from the records of our trainers or nnU-Net's log."""
+def epoch_seconds(folder: JobFolder) -> list[float]:
+    """Seconds of every finished epoch, from the records of our trainers or nnU-Net's log.
+
+    Args:
+        folder: of a training.
+    """
     if (folder.fold / METRICS_FILE).is_file():
         return [record["seconds"] for record in read_epochs(folder.fold)]
     text = folder.log.read_text(errors="replace") if folder.log.is_file() else ""

@@ -123,7 +123,7 @@ def _check_top(plans: Any, where: str) -> None:
 
 
 def check_architecture(architecture: Any, where: str) -> None:
-    """Refuse a plan's description of nnU-Net's own network that is damaged, or is of one without strides.
+    """Refuse a plan's description of nnU-Net's own network that is damaged, or is of one without stages.
 
     Args:
         architecture: of a configuration.
@@ -133,6 +133,13 @@ def check_architecture(architecture: Any, where: str) -> None:
         ValueError: says what is allowed.
     """
     kwargs = architecture.get("arch_kwargs") if isinstance(architecture, Mapping) else None
+    name = architecture.get("network_class_name") if isinstance(kwargs, Mapping) and "strides" not in kwargs else None
+    if isinstance(name, str) and not name.endswith("UNet"):
+        raise ValueError(
+            f"{where} names {name.rpartition('.')[2]}, which has no strides, so it is no encoder and decoder of "
+            "several stages. nnunet-topomae needs plans of a PlainConvUNet or a ResidualEncoderUNet: plan with "
+            "nnU-Net's default planner or one of its ResEnc planners."
+        )
     strides = kwargs.get("strides") if isinstance(kwargs, Mapping) else None
     rows = strides if isinstance(strides, list) else []
     if not rows or not all(map(_are(_is_whole), rows)) or len({len(row) for row in rows}) > 1:

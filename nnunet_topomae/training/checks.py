@@ -37,13 +37,27 @@ def plan_differences(
         A phrase a value, as in ``patch_size: checkpoint [8, 8, 8], plan [16, 16, 16]``.
     """
     different = architecture_differences(described, own, taken)
+    different += _network_arguments(described, own) if "partner" in taken else []
     for key, value in own.items():
         theirs = described.get(key)
-        if key == "architecture" or (key in _ADDED_FACTS and key not in described):
+        if key in ("architecture", "network") or (key in _ADDED_FACTS and key not in described):
             continue
         if not _same(theirs, value):
             different.append(f"{key}: checkpoint {theirs!r}, plan {value!r}")
     return different
+
+
+def _network_arguments(described: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """In which arguments two networks of one class differ, of the plans' own networks."""
+    theirs, ours = (facts.get("network") or {} for facts in (described, own))
+    if not theirs or theirs.get("class") != ours.get("class"):
+        return []  # another partner or class, which is a difference of the architecture
+    old, new = theirs["arguments"], ours["arguments"]
+    return [
+        f"network.{key}: checkpoint {old.get(key)!r}, plan {new.get(key)!r}"
+        for key in {**old, **new}
+        if not _same(old.get(key), new.get(key))
+    ]
 
 
 def unknown_facts(described: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
@@ -62,7 +76,9 @@ def unknown_facts(described: Mapping[str, Any], own: Mapping[str, Any]) -> list[
 def architecture_differences(
     described: Mapping[str, Any], own: Mapping[str, Any], taken: Collection[str] = BRANCHES
 ) -> list[str]:
-    """What differs between the architecture sections; absent keys have their default.
+    """What differs between the architecture sections, and between the classes of the plans' own networks.
+
+    Absent keys have their default.
 
     Args:
         described: ``plan`` facts of the checkpoint.
@@ -77,11 +93,15 @@ def architecture_differences(
     theirs, ours = (_architecture(facts.get("architecture", {})) for facts in (described, own))
     free = (*_FREE_TO_DIFFER, *(_OF_UNETRPP if theirs.partner == ours.partner == "plan" else ()))
     free += () if "vit" in taken else ("vit",)
-    return [
+    different = [
         f"architecture.{key}: checkpoint {getattr(theirs, key)!r}, plan {getattr(ours, key)!r}"
         for key in vars(ours)
         if key not in free and getattr(theirs, key) != getattr(ours, key)
     ]
+    old, new = ((facts.get("network") or {}).get("class") for facts in (described, own))
+    if "partner" in taken and old and new and old != new:
+        different.append(f"network: checkpoint {old.rpartition('.')[2]!r}, plan {new.rpartition('.')[2]!r}")
+    return different
 
 
 def _architecture(section: Mapping[str, Any]) -> ArchitectureConfig:
@@ -116,11 +136,15 @@ def check_same_plan(
     """
     different = plan_differences(described, own, taken)
     if different:
-        raise ValueError(
+        message = (
             f"{file} was pre-trained with another plan ({'; '.join(different[:3])}). Pre-train with the plan you "
-            f"fine-tune with: nnUNetv2_train ... -tr {pretrainer} -p PLANS. Or adapt its weights: nnunet-topomae plan "
-            "-d ID --name NAME --set finetuning.transfer=resample"
+            f"fine-tune with: nnUNetv2_train ... -tr {pretrainer} -p PLANS"
         )
+        if not architecture_differences(described, own, taken):
+            message += (
+                ". Or adapt its weights: nnunet-topomae plan -d ID --name NAME --set finetuning.transfer=resample"
+            )
+        raise ValueError(message)
 
 
 def described_size(
@@ -140,8 +164,9 @@ def described_size(
     different = architecture_differences(described, own, taken)
     if different:
         raise ValueError(
-            f"{file} was pre-trained with another architecture ({'; '.join(different)}), which cannot be adapted. Set "
-            "the same values in this plan: nnunet-topomae plan --set architecture.KEY=VALUE."
+            f"{file} was pre-trained with another architecture ({'; '.join(different)}), which cannot be adapted. "
+            "Pre-train with these plans, or take plans of the same network with the same values: nnunet-topomae plan "
+            "--set architecture.KEY=VALUE."
         )
     architecture = _architecture(described["architecture"])
     features = (described.get("network") or {}).get("arguments", {}).get("features_per_stage")

@@ -173,10 +173,12 @@ def export_encoder(file: Path, folder: Path, which: EncoderName) -> None:
         if name.startswith(prefix)
     }
     plans = PlansManager(checkpoint["init_args"]["plans"])
+    configuration = plans.get_configuration(described["manifest"]["configuration"]).configuration
+    section = {"architecture": described["config"]["architecture"]}  # others may name files of this machine
     content = {
         "encoder": which,
         "channels": described["plan"]["channels"],
-        "configuration": plans.get_configuration(described["manifest"]["configuration"]).configuration,
+        "configuration": {**configuration, SECTION: section},
     }
     folder.mkdir(parents=True, exist_ok=True)
     with write_whole(folder / WEIGHTS_FILE) as written:
@@ -188,7 +190,7 @@ def export_encoder(file: Path, folder: Path, which: EncoderName) -> None:
             written.write(picture.read_bytes())
     size = sum(value.numel() for value in weights.values())
     curve = PLOT_FILE if picture.is_file() else None
-    write_text(folder / CARD_FILE, model_card(described, which, size, folder.name, curve))
+    write_text(folder / CARD_FILE, model_card(described, which, size, folder.name, curve, checkpoint["current_epoch"]))
 
 
 def _check_names(architecture: Mapping[str, Any], file: Path) -> None:

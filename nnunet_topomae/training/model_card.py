@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from nnunet_topomae.config import SECTION, TopoMAEConfig
+from nnunet_topomae.losses.copretraining import term_weights
+
 _CARD = """---
 library_name: nnunet-topomae
 tags: [medical-imaging, segmentation, self-supervised]
@@ -11,18 +14,18 @@ license: other
 
 # {title}
 
-Pre-trained with nnunet-topomae {version} by masked reconstruction with topological, spatial and consistency losses
-(arXiv 2406.10519). No label was used.
+Pre-trained with nnunet-topomae {version} on images alone; no label was used. Terms of its loss: {terms}. The methods
+are those of {methods}.
 
 | | |
 |---|---|
 | weights | {weights:,} |
 | data set | {dataset}, fold {fold} |
-| images read | {cases} training cases, {unlabeled} unlabelled images |
+| images read | {images} |
 | plans, configuration | {plans}, {configuration} |
 | patch | {patch} voxels of {spacing} mm |
 | channels, normalisation | {channels}, {normalisation} |
-| epochs | {epochs} of {iterations} steps |
+| epochs | {epochs} of {planned}, {iterations} steps each |
 | versions | {versions} |
 {curve}
 ## Use
@@ -42,7 +45,7 @@ vector = {vector}
 
 {placeholder}
 
-The encoder has seen the images that are counted above. Do not test it on them. It was not made for diagnosis, and
+The encoder has seen the images that the table counts. Do not test it on them. It was not made for diagnosis, and
 nothing is known of its quality on other scanners, regions of the body and groups of patients: measure it on yours.
 """
 # What the author of an encoder has to replace before it is handed on.
@@ -54,7 +57,22 @@ _VECTORS = {
 }
 
 
-def model_card(described: Mapping[str, Any], which: str, weights: int, folder: str, curve: str | None) -> str:
+# Terms of the loss by the first part of their names (losses.copretraining.term_weights), with the work they are from.
+_TOPOMAE, _VECTORPOSE = "arXiv 2406.10519", "VectorPOSE (Zhang et al. 2022)"
+_TERMS = {
+    "mse": ("masked reconstruction", _TOPOMAE),
+    "topo": ("topology", _TOPOMAE),
+    "spa": ("key points", _TOPOMAE),
+    "rec": ("consistency with the other network", _TOPOMAE),
+    "clean": ("reconstruction of corrupted crops", _VECTORPOSE),
+    "edge": ("boundaries", _VECTORPOSE),
+    "vec": ("vectors", _VECTORPOSE),
+}
+
+
+def model_card(
+    described: Mapping[str, Any], which: str, weights: int, folder: str, curve: str | None, epochs: int
+) -> str:
     """The card as Markdown. It counts images and names none of them.
 
     Args:
@@ -63,7 +81,9 @@ def model_card(described: Mapping[str, Any], which: str, weights: int, folder: s
         weights: number of the encoder's weights.
         folder: name of the folder that the encoder is written to.
         curve: name of a picture of the losses in the same folder, None without one.
+        epochs: done.
     """
+    terms = _terms(described["config"], which)
     plan, manifest, section = described["plan"], described["manifest"], described["config"]["pretraining"]
     network = plan.get("network")
     partner = "UNETR++" if network is None else network["class"].rpartition(".")[2]
@@ -74,15 +94,17 @@ def model_card(described: Mapping[str, Any], which: str, weights: int, folder: s
         weights=weights,
         dataset=manifest["dataset"],
         fold=manifest["fold"],
-        cases=len(manifest["cases"]),
-        unlabeled=len(manifest.get("unlabeled", ())),
+        terms=", ".join(dict.fromkeys(name for name, _ in terms)),
+        methods=" and ".join(dict.fromkeys(source for _, source in terms)),
+        images=_images(manifest),
         plans=manifest["plans_name"],
         configuration=manifest["configuration"],
         patch=" x ".join(map(str, plan["patch_size"])),
         spacing=" x ".join(f"{value:g}" for value in plan["spacing"]),
         channels=plan["channels"],
         normalisation=", ".join(plan["normalization"]),
-        epochs=section["epochs"],
+        epochs=epochs,
+        planned=section["epochs"],
         iterations=section["iterations_per_epoch"],
         versions=", ".join(f"{key} {value}" for key, value in described["versions"].items() if value),
         curve=f"\n![Losses over the epochs]({curve})\n" if curve else "",
@@ -91,3 +113,22 @@ def model_card(described: Mapping[str, Any], which: str, weights: int, folder: s
         size=", ".join(map(str, plan["patch_size"])),
         vector=_VECTORS[which],
     )
+
+
+def _terms(section: Mapping[str, Any], which: str) -> list[tuple[str, str]]:
+    """What the terms with a weight say about one encoder, and where they are published."""
+    config = TopoMAEConfig.from_configuration({SECTION: section})
+    weights = term_weights(config.pretraining, config.topology, config.architecture.has_vit)
+    kinds = {name.partition("_")[0] for name, weight in weights.items() if weight and name.endswith((which, "consis"))}
+    return [words for kind, words in _TERMS.items() if kind in kinds]
+
+
+def _images(manifest: Mapping[str, Any]) -> str:
+    """How many images the weights have seen, those of what the pre-training started from included."""
+    counted = f"{len(manifest['cases'])} training cases, {len(manifest.get('unlabeled', ()))} unlabelled images"
+    elsewhere = sum("/" in case for case in manifest.get("sources", ()))  # their data set stands before them
+    if elsewhere:
+        counted += f", {elsewhere} images of other data sets"
+    if unlisted := len(manifest.get("unlisted", ())):
+        counted += f", and unknown ones: training started from {unlisted} checkpoint that lists none"
+    return counted

@@ -11,7 +11,13 @@ from nnunetv2.run import run_training
 from torch import nn
 
 from nnunet_topomae.config import FROM_SCRATCH
-from nnunet_topomae.nnunet.names import FINAL_CHECKPOINT, PRETRAINER, VECTORPOSE_PRETRAINER
+from nnunet_topomae.nnunet.names import (
+    FINAL_CHECKPOINT,
+    FUSION_TRAINER,
+    PRETRAINED_NNUNET_TRAINER,
+    PRETRAINER,
+    VECTORPOSE_PRETRAINER,
+)
 from nnunet_topomae.training.checkpoints import ENTRY
 from nnunet_topomae.training.checks import images_of
 from nnunet_topomae.training.loading import load_checkpoint_file
@@ -75,7 +81,7 @@ def check_origin_of_weights(trainer: Receiver) -> None:
     if trainer.given_weights is not None and not trainer.takes_pretrained_weights:
         raise ValueError(
             f"{name} starts from scratch, so it takes no -pretrained_weights ({trainer.given_weights}). Leave the "
-            "option out, or fine-tune with -tr TopoMAEFusionTrainer."
+            f"option out, or fine-tune with -tr {FUSION_TRAINER} or {PRETRAINED_NNUNET_TRAINER}."
         )
     if trainer.weights_loaded:
         raise ValueError(
@@ -169,6 +175,18 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def origin_of(checkpoint: Mapping[str, Any]) -> str:
+    """A sentence about who has written a file that is no pre-training, as far as it says so, and a space.
+
+    Args:
+        checkpoint: content of the file.
+    """
+    if "pretraining" in checkpoint:
+        return "`nnunet-topomae export-weights` has written it, for -tr nnUNetTrainer. "
+    trainer = checkpoint.get("trainer_name")
+    return f"-tr {trainer} has written it. " if isinstance(trainer, str) else ""
+
+
 def check_pretraining(checkpoint: Mapping[str, Any], file: Path) -> None:
     """Refuse what is no checkpoint of a pre-training.
 
@@ -183,7 +201,9 @@ def check_pretraining(checkpoint: Mapping[str, Any], file: Path) -> None:
     if not isinstance(described, dict) or described.get("role") != "pretraining":
         raise ValueError(
             f"{file} is not a checkpoint of {PRETRAINER} or {VECTORPOSE_PRETRAINER} (it has no '{ENTRY}' entry with "
-            "the role 'pretraining'), so nothing says which cases its weights have seen"
+            f"the role 'pretraining'), so nothing says which cases its weights have seen. {origin_of(checkpoint)}Name "
+            f"the {FINAL_CHECKPOINT} of a pre-training. Other weights: nnUNetv2_train ... -tr nnUNetTrainer "
+            "-pretrained_weights FILE"
         )
     images_of(described, file)
     absent = [key for key in ("plan", "config") if not isinstance(described.get(key), dict)]

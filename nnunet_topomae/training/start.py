@@ -24,7 +24,7 @@ from nnunet_topomae.training.checks import (
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.loading import load_checkpoint_file
 from nnunet_topomae.training.resample import NetworkSize
-from nnunet_topomae.training.sources import check_pretraining
+from nnunet_topomae.training.sources import check_pretraining, origin_of
 from nnunet_topomae.training.transfer import (
     Parts,
     Transfer,
@@ -128,7 +128,8 @@ def start_from(file: Path, beginner: Beginner, log: Callable[[str], None]) -> St
     else:
         raise ValueError(
             f"this pre-training is to start from {file}, which is no checkpoint of {PRETRAINER} or "
-            f"{VECTORPOSE_PRETRAINER} (no entry '{ENTRY}') and none of nnssl (no entry '{NNSSL_ENTRY}')"
+            f"{VECTORPOSE_PRETRAINER} (no entry '{ENTRY}') and none of nnssl (no entry '{NNSSL_ENTRY}'). "
+            f"{origin_of(checkpoint)}Name such a checkpoint, or leave out pretraining.start and -pretrained_weights."
         )
     log(f"pre-training starts from {file}: {result}")
     return result, source, images

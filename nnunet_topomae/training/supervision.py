@@ -1,8 +1,10 @@
 """What all supervised trainings do, those of nnU-Net's own networks too: functions that take the trainer."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -43,6 +45,21 @@ def choose_mirror_axes(
     # None, not an empty tuple, stands for no mirroring in nnU-Net's predictor.
     trainer.inference_allowed_mirroring_axes = axes if chosen is None else (chosen or None)
     return (*others, trainer.inference_allowed_mirroring_axes)
+
+
+def build_loss(build: Callable[[], Any]) -> Any:
+    """nnU-Net's loss, which gives the coarsest output no weight. Here the only one that there is gets all of it.
+
+    The U-Net of a plan with two stages has one output, and nnU-Net then divides 0 by 0.
+
+    Args:
+        build: nnU-Net's ``_build_loss``.
+    """
+    with np.errstate(invalid="ignore"):
+        loss = build()
+    if len(getattr(loss, "weight_factors", ())) == 1:
+        loss.weight_factors = (1.0,)
+    return loss
 
 
 def record_training_cases(trainer: Any) -> ImagesRead:

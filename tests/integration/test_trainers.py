@@ -14,6 +14,7 @@ from contextlib import chdir, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from runpy import run_path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -626,6 +627,18 @@ def test_a_process_that_dies_ends_the_others_with_a_message(workspace: Path) -> 
             machine.kill()
 
 
+def _own_network(root: Path, name: str, pretrainer: str, architecture: dict[str, Any], section: dict[str, Any]) -> str:
+    """Plans that pre-train nnU-Net's own network for an epoch."""
+    _variant(root, name, epochs=1, pretrainer=pretrainer)
+    file = root / "preprocessed" / DATASET / f"{name}.json"
+    plans = json.loads(file.read_text())
+    values = plans["configurations"]["3d_fullres"]["topomae"]
+    values["architecture"] |= {"partner": "plan", **architecture}
+    values["pretraining"] |= {"epochs": 1, **section}
+    file.write_text(json.dumps(plans))
+    return name
+
+
 @pytest.mark.parametrize(
     ("trainer", "architecture", "section", "expected"),
     [
@@ -638,13 +651,7 @@ def test_nnunets_own_network_is_pre_trained_and_trained(
 ) -> None:
     import torch
 
-    name = _variant(workspace, f"ownNetwork{trainer}", epochs=1, pretrainer=trainer)
-    file = workspace / "preprocessed" / DATASET / f"{name}.json"
-    plans = json.loads(file.read_text())
-    values = plans["configurations"]["3d_fullres"]["topomae"]
-    values["architecture"] |= {"partner": "plan", **architecture}
-    values["pretraining"] |= {"epochs": 1, **section}
-    file.write_text(json.dumps(plans))
+    name = _own_network(workspace, f"ownNetwork{trainer}", trainer, architecture, section)
     _train(trainer, name)
     (epoch,) = (_fold(workspace, trainer, name) / "metrics.jsonl").read_text().splitlines()
     terms = json.loads(epoch)["train"]
@@ -655,3 +662,63 @@ def test_nnunets_own_network_is_pre_trained_and_trained(
     assert (fold / "validation" / "summary.json").is_file()
     weights = torch.load(fold / "checkpoint_final.pth", weights_only=False)["network_weights"]
     assert not any(key.startswith(("vit_encoder", "masking")) for key in weights)
+
+
+# nnU-Net's commands, with two steps per epoch. The first argument says which one.
+STOCK = """
+import sys
+from importlib.util import find_spec
+
+assert find_spec("nnunet_topomae") is None, "this environment is to be without the package"
+from nnunetv2.inference.predict_from_raw_data import predict_entry_point
+from nnunetv2.run.run_training import run_training_entry
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+initialize = nnUNetTrainer.initialize
+
+
+def short(self):
+    self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 2, 1
+    initialize(self)
+
+
+nnUNetTrainer.initialize = short
+if __name__ == "__main__":
+    {"train": run_training_entry, "predict": predict_entry_point}[sys.argv.pop(1)]()
+"""
+
+
+def test_stock_nnunet_without_this_package_trains_validates_and_predicts_from_exported_weights(
+    workspace: Path, tmp_path: Path
+) -> None:
+    from nnunet_topomae.cli import main
+
+    name = _own_network(workspace, "exported", "TopoMAEPretrainer", {"vit": "none"}, {})
+    _train("TopoMAEPretrainer", name)
+    checkpoint, weights = _fold(workspace, "TopoMAEPretrainer", name) / "checkpoint_final.pth", tmp_path / "weights.pth"
+    assert main(["export-weights", str(checkpoint), "--for", "nnUNetTrainer", "-o", str(weights)]) == 0
+    environment = run_path(str(Path(__file__).with_name("test_installed_wheel.py")))["Environment"](tmp_path / "stock")
+    script = tmp_path / "stock.py"
+    script.write_text(STOCK)
+    variables = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+    def run(*arguments: str) -> str:
+        command = [environment.python, script, *arguments, "-device", "cpu"]
+        done = subprocess.run(
+            command, env={**variables, "nnUNet_n_proc_DA": "0"}, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    said = run(
+        "train", "901", "3d_fullres", "0", "-p", name, "-tr", "nnUNetTrainer", "-pretrained_weights", str(weights)
+    )
+    assert f"Loading pretrained weights from file  {weights}" in said
+    fold = _fold(workspace, "nnUNetTrainer", name)
+    assert (fold / "checkpoint_final.pth").is_file() and (fold / "validation" / "summary.json").is_file()
+    images, predicted = tmp_path / "images", tmp_path / "predicted"
+    images.mkdir()
+    (images / "c1_0000.nii.gz").symlink_to(workspace / "raw" / DATASET / "imagesTr" / "c1_0000.nii.gz")
+    model = ["-d", "901", "-c", "3d_fullres", "-p", name, "-tr", "nnUNetTrainer", "-f", "0", "--disable_tta"]
+    run("predict", "-i", str(images), "-o", str(predicted), *model, "-npp", "0", "-nps", "0")
+    assert sitk.ReadImage(str(predicted / "c1.nii.gz")).GetSize() == SHAPE[::-1]

@@ -14,7 +14,7 @@ from nnunet_topomae.architectures.build import (
     build_unetr,
     build_unetrpp,
 )
-from nnunet_topomae.architectures.memory import estimate_finetuning, estimate_pretraining
+from nnunet_topomae.architectures.memory import estimate_finetuning, estimate_pretraining, saved_tensor_bytes
 from nnunet_topomae.architectures.partner import adopt, build_partner
 from nnunet_topomae.architectures.roles import check_declarations
 from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
@@ -203,6 +203,18 @@ def test_memory_counts_the_plans_network(plan_shape, plan_architecture, architec
     ):
         small, large = estimate(plan_shape, PLAIN), estimate(shape, wide)
         assert large.fixed > small.fixed and large.per_sample > small.per_sample
+
+
+def test_memory_counts_what_sparse_masking_keeps(plan_shape, plan_architecture, planned, crop) -> None:  # type: ignore[no-untyped-def]
+    """The estimate, without data, equals the tensors that autograd keeps with data."""
+    estimates, kept = [], []
+    for masking in ("zero", "sparse"):
+        alone = replace(plan_architecture, vit="none")
+        estimates.append(estimate_pretraining(plan_shape, alone, 1, False, planned, masking).per_sample)
+        network = build_copretraining_network(plan_shape, 1, alone, planned=planned, masking=masking)
+        kept.append(saved_tensor_bytes(network, crop(plan_shape, 2, 1))[0] // 2)
+    assert kept[1] > 1.1 * kept[0]
+    assert estimates[1] - estimates[0] == pytest.approx(kept[1] - kept[0], rel=0.05)
 
 
 class _Headless(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nnunet_topomae.benchmark.jobs import recipe_settings
-from nnunet_topomae.benchmark.recipes import find_recipe
+from nnunet_topomae.benchmark.recipes import RECIPES, find_recipe
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss
@@ -97,3 +97,24 @@ def test_a_control_trains_for_the_steps_of_pre_training_too(name: str) -> None:
     assert find_recipe(f"{name}-2x").pretrainer is None
     defaults = BenchmarkSpec("b", Path("b"), (1,), chosen, (name,))
     assert recipe_settings(defaults, find_recipe(f"{name}-2x"))["finetuning.epochs"] == 1200
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.pretrainer])
+def test_every_pre_trained_recipe_has_controls_from_scratch(name: str) -> None:
+    """The same trainer, plans and network; as many steps as fine-tuning, as both trainings, or for as long as both."""
+    recipe = find_recipe(name)
+    for ending, adds, time in (("", False, None), ("-2x", True, None), ("-time", False, name)):
+        control, config = find_recipe(f"{name}-scratch{ending}"), _config(f"{name}-scratch{ending}")
+        assert (control.trainer, control.plans) == (recipe.trainer, recipe.plans)
+        assert config.architecture == _config(name).architecture and config.finetuning.pretrained == "scratch"
+        assert control.pretrainer is None and control.paper_row is None
+        assert (control.adds_pretraining, control.same_time_as) == (adds, time)
+        assert control.title.startswith(f"{recipe.title}: from scratch")
+
+
+@pytest.mark.parametrize(
+    "name", ["nnunet-scratch", "unetrpp-scratch-time", "other-scratch", "-scratch", "full-scratch-3x"]
+)
+def test_only_pre_trained_recipes_have_controls(name: str) -> None:
+    with pytest.raises(ValueError, match=f"no recipe '{name}'"):
+        find_recipe(name)

@@ -1,5 +1,6 @@
 """The benchmark's file, and the jobs that it asks for."""
 
+import json
 import os
 
 import pytest
@@ -9,6 +10,8 @@ from nnunet_topomae.benchmark import content
 from nnunet_topomae.benchmark.jobs import make_jobs
 from nnunet_topomae.benchmark.primary import Primary
 from nnunet_topomae.benchmark.spec import read_spec
+from nnunet_topomae.benchmark.stages import Task, train
+from nnunet_topomae.benchmark.store import JobFolder
 from nnunet_topomae.config import TopoMAEConfig
 
 
@@ -305,3 +308,76 @@ def test_lengths_that_the_file_does_not_name_are_the_plans_defaults(raw, tmp_pat
     defaults = TopoMAEConfig()
     assert (epochs["pretrain"], epochs["train"]) == (defaults.pretraining.epochs, defaults.finetuning.epochs)
     assert epochs["pretrain"] != epochs["train"]
+
+
+def test_a_control_waits_for_the_times_that_it_is_to_take(raw, tmp_path):
+    recipes = '["full-scratch-time", "full"]\nlabel_fractions = [1.0, 0.5]\n'
+    jobs = {job.name: job for job in jobs_of(tmp_path, f"{HEAD}recipes = {recipes}")}
+    for suffix in ("", "__labels0.5"):
+        control = jobs[f"Dataset005__full-scratch-time__fold0__seed0{suffix}__train"]
+        tuned = jobs[f"Dataset005__full__fold0__seed0{suffix}__train"]
+        pretraining = jobs["Dataset005__full__fold0__seed0__pretrain"]
+        assert control.measured == (pretraining, tuned) and control.epochs == 0
+        assert [need.name for need in control.needs[1:]] == [pretraining.name, tuned.name]
+        order = list(jobs)
+        assert order.index(control.name) > order.index(tuned.name)
+        # Nothing but their time is taken from them.
+        assert control.find("pretrain") is None
+        score = jobs[control.name.replace("__train", "__score")]
+        assert score.need("train") is control and score.find("pretrain") is None
+
+
+def test_a_control_trains_for_as_long_as_pre_training_and_fine_tuning_took(raw, tmp_path):
+    """Pre-training: 6 epochs of 10 s. Fine-tuning: 5 epochs of 4 s. So the control has 5 + 15 epochs."""
+    text = f'{HEAD}recipes = ["full", "full-scratch-time"]\n[settings.finetuning]\nepochs = 5\n'
+    made = jobs_of(tmp_path, text)
+    jobs = {job.kind: job for job in made if job.recipe in ("", "full")}
+    control = next(job for job in made if job.measured)
+    spec = read_spec(tmp_path / "b.toml")
+    plans = {
+        "plans_name": "TopoMAEPlans",
+        "configurations": {
+            "3d_fullres": {
+                "batch_size": 2,
+                "patch_size": [32, 32, 32],
+                "architecture": {"arch_kwargs": {"strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]}},
+            }
+        },
+    }
+    dataset = JobFolder.of(jobs["plan"], spec).dataset
+    dataset.mkdir(parents=True)
+    (dataset / "TopoMAEPlans.json").write_text(json.dumps(plans))
+    for name, epochs, seconds in (("pretrain", 6, 10.0), ("train", 5, 4.0)):
+        folder = JobFolder.of(jobs[name], spec).fold
+        folder.mkdir(parents=True)
+        record = {"seconds": seconds, "train": {}, "validation": {}}
+        lines = [json.dumps({"epoch": epoch, **record}) for epoch in range(epochs)]
+        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    commands = []
+    train(Task(control, spec, lambda *command: commands.append(command)))
+    folder = JobFolder.of(control, spec)
+    written = json.loads((folder.dataset / "TopoMAEPlans_benchmark.json").read_text())
+    section = written["configurations"]["3d_fullres"]["topomae"]["finetuning"]
+    assert (section["epochs"], section["pretrained"]) == (20, "scratch")
+    assert not folder.results.exists()  # no pre-training was linked
+    assert commands[0][:6] == ("nnUNetv2_train", "005", "3d_fullres", "0", "-tr", "TopoMAEFusionTrainer")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("recipes = ['full-scratch-time']\n", "takes as long as full, which is not among the recipes. Add it, or"),
+        (
+            "recipes = ['full', 'mine']\n[recipe.mine]\nbase = 'full'\nsame_time_as = 'full'\n",
+            "recipe mine has same_time_as, so no pretrainer",
+        ),
+        (
+            "recipes = ['nnunet', 'mine']\n[recipe.mine]\nbase = 'nnunet'\nsame_time_as = 'nnunet'\n",
+            "takes as long as nnunet, which has no pre-training",
+        ),
+        ("recipes = ['full', 'mine']\n[recipe.mine]\nbase = 'full'\nsame_time_as = 3\n", "must be of type str"),
+    ],
+)
+def test_a_recipe_that_takes_as_long_as_another_needs_that_one(raw, tmp_path, text, says):
+    with pytest.raises(ValueError, match=says):
+        jobs_of(tmp_path, HEAD + text)

@@ -185,8 +185,39 @@ def test_another_partner_is_refused_with_both_sides() -> None:
     file = _pretrain()
     wider = _plans(pretrained=str(file))
     wider["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 6, 8, 12]
-    with pytest.raises(ValueError, match=r"network: checkpoint .*8, 10\].* plan .*8, 12\]"):
+    features = r"\(network.features_per_stage: checkpoint \[4, 6, 8, 10\], plan \[4, 6, 8, 12\]\).* Or adapt"
+    with pytest.raises(ValueError, match=features):
         _trainer(PretrainedNNUNetTrainer, wider).on_train_start()
+
+
+@pytest.mark.parametrize("kind", [PretrainedNNUNetTrainer, TopoMAEFusionTrainer, TopoMAEPretrainer])
+@pytest.mark.parametrize("transfer", ["same_plan", "resample"])
+def test_a_network_of_another_class_is_refused_and_never_taken_in_part(kind: Any, transfer: str) -> None:
+    """Layers of a plain and of a residual encoder have other names, so all of the encoder would start fresh."""
+    trainer = _trainer(kind, _plans(transfer=transfer))
+    trainer.given_weights = _pretrain(residual=True)
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    with pytest.raises(ValueError, match="network: checkpoint 'ResidualEncoderUNet', plan 'PlainConvUNet'") as error:
+        trainer.on_train_start()
+    assert "transfer=resample" not in str(error.value)  # would not help
+    assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
+
+
+def test_weights_for_stock_nnunet_are_no_pre_training_and_the_error_says_whose_they_are(tmp_path: Path) -> None:
+    stock, exported = tmp_path / "stock.pth", tmp_path / "exported.pth"
+    _trainer(nnUNetTrainer, _plans()).save_checkpoint(str(stock))
+    assert main(["export-weights", str(_pretrain()), "--for", "nnUNetTrainer", "-o", str(exported)]) == 0
+    cures = {
+        PretrainedNNUNetTrainer: "Name the checkpoint_final.pth of a pre-training",
+        TopoMAEPretrainer: "Name such a checkpoint, or leave out pretraining.start",
+    }
+    for kind, cure in cures.items():
+        for file, says in ((stock, "-tr nnUNetTrainer has written it"), (exported, "export-weights` has written it")):
+            trainer = _trainer(kind, _plans())
+            trainer.given_weights = file
+            with pytest.raises(ValueError, match=f"{file.name}.* no checkpoint|{file.name} is not a") as error:
+                trainer.on_train_start()
+            assert says in str(error.value) and cure in str(error.value)
 
 
 def test_a_checkpoint_of_unetrpps_other_sizes_does_not_matter() -> None:
@@ -210,6 +241,19 @@ def test_another_number_of_stages_is_adapted() -> None:
     assert torch.equal(own["encoder.stages.2.0.convs.0.conv.weight"], weights["encoder.stages.2.0.convs.0.conv.weight"])
     # Stages of the decoder are numbered from the coarsest one on.
     assert torch.equal(own["decoder.transpconvs.0.weight"], weights["decoder.transpconvs.1.weight"])
+
+
+@pytest.mark.parametrize("kind", [PretrainedNNUNetTrainer, TopoMAEFusionTrainer, SeededNNUNetTrainer])
+def test_a_network_of_two_stages_has_a_loss(kind: Any) -> None:
+    """Its only output is the coarsest one too, which nnU-Net gives no weight."""
+    plans = _plans(pretrained="scratch")
+    arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    arguments |= {"n_stages": 2, "features_per_stage": [4, 6], "strides": [[1, 1, 1], [2, 2, 2]]}
+    arguments |= {"kernel_sizes": [[3, 3, 3]] * 2, "n_conv_per_stage": [1] * 2, "n_conv_per_stage_decoder": [1]}
+    trainer = _trainer(kind, plans)
+    outputs = trainer.network(torch.rand(2, 1, 16, 24, 32))
+    loss = trainer.loss(outputs, [torch.zeros(2, 1, 16, 24, 32)])
+    assert len(outputs) == 1 and loss == trainer.loss.loss(outputs[0], torch.zeros(2, 1, 16, 24, 32))
 
 
 @pytest.mark.slow
@@ -389,6 +433,19 @@ def test_a_2d_plan_is_refused(kind: Any) -> None:
         kind(plans, "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("kind", [TopoMAEPretrainer, PretrainedNNUNetTrainer, TopoMAEFusionTrainer])
+def test_a_plan_of_primus_is_refused(kind: Any) -> None:
+    """As such a plan is: its network has no stages, so no list of strides either."""
+    plans = _plans()
+    plans["configurations"]["3d_fullres"]["architecture"] = {
+        "network_class_name": "dynamic_network_architectures.architectures.primus.PrimusS",
+        "arch_kwargs": {"patch_embed_size": [8, 8, 8], "input_shape": [16, 24, 32]},
+        "_kw_requires_import": [],
+    }
+    with pytest.raises(ValueError, match=r"Plans.json: .* names PrimusS, .* no encoder and decoder.* ResEnc planners"):
+        kind(plans, "3d_fullres", 0, DESCRIPTION, torch.device("cpu"))
+
+
 def test_what_stock_nnunet_cannot_take_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = _pretrain(partner="unetrpp")
     assert main(["export-weights", str(file), "--for", "nnUNetTrainer"]) == 2
@@ -433,6 +490,31 @@ def test_an_exported_encoder_computes_the_same(tmp_path: Path, which: str, part:
         (folder / "config.json").write_text(json.dumps(changed))
         with pytest.raises(ValueError, match=f"config.json names '{name}'.*Do not use this file"):
             load_encoder(folder)
+
+
+def test_a_model_card_says_what_has_trained_the_encoder(tmp_path: Path) -> None:
+    """The terms of its own loss, the epochs that were done, and images that nobody has listed."""
+    folder = tmp_path / "encoder"
+    cases: list[tuple[Any, dict[str, str], str, str]] = [
+        (TopoMAEPretrainer, {}, "partner", "masked reconstruction, topology, key points, consistency with the other"),
+        (TopoMAEPretrainer, {"vit": "none"}, "partner", "masked reconstruction, topology, key points. The methods"),
+        (VectorPOSEPretrainer, {}, "partner", "reconstruction of corrupted crops, boundaries, vectors. The methods"),
+        (VectorPOSEPretrainer, {"tasks": "vectors"}, "partner", "Terms of its loss: vectors. The methods"),
+    ]
+    for kind, architecture, which, terms in cases:
+        file = _pretrain(kind, **architecture)
+        assert main(["export-encoder", str(file), "--encoder", which, "-o", str(folder)]) == 0
+        card = " ".join((folder / "README.md").read_text().split())
+        assert terms in card and "| epochs | 1 of 200, 250 steps each |" in card
+        assert ("arXiv 2406.10519" in card) == (kind is TopoMAEPretrainer)
+    start = _nnssl(tmp_path / "of_a_patient.pth", _beginning(None, residual=True).network)
+    trainer = _beginning(start, residual=True)
+    trainer.on_train_start()
+    trainer.save_checkpoint(str(tmp_path / "started.pth"))
+    assert main(["export-encoder", str(tmp_path / "started.pth"), "-o", str(folder)]) == 0
+    assert "and unknown ones: training started from 1 checkpoint that lists none" in (folder / "README.md").read_text()
+    assert not any("of_a_patient" in path.read_text() for path in (folder / "README.md", folder / "config.json"))
+    load_encoder(folder)
 
 
 def _as_list(output: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
