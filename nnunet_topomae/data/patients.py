@@ -46,7 +46,7 @@ class Patients:
 
         Args:
             rule: the plan's `pretraining.patients`.
-            folder: the preprocessed data set.
+            folder: the data set, raw or preprocessed.
         """
         table = folder / PATIENTS_FILE
         return cls(str(table) if rule is None and table.is_file() else rule)
