@@ -177,7 +177,8 @@ def _comparison_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
     lines: list[str] = []
     for metric, baseline, contrasts in exploratory_contrasts(table):
         lines += [
-            f"{COMPARED[metric].label}, difference to {titles[baseline]} (exploratory):",
+            f"{COMPARED[metric].label}, difference to {titles[baseline]} (exploratory"
+            f"{'' if COMPARED[metric].higher_is_better else ', lower is better'}):",
             "",
             "| recipe | difference | 95 % interval | p | p (Holm) | p, fold means | detectable | wins "
             "| paper's t-test p | verdict |",
