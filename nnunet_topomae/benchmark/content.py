@@ -10,20 +10,25 @@ from typing import Any
 
 import nnunet_topomae
 from nnunet_topomae.files import hash_file, hash_json, read_json, write_json
-from nnunet_topomae.nnunet.names import DATASET_FILE, SPLITS_FILE
+from nnunet_topomae.nnunet.names import DATASET_FILE, PATIENTS_FILE, SPLITS_FILE
 
 CACHE = "hashes.json"
 # nnU-Net's folders of held-out cases.
 HELD_OUT = ("imagesTs", "labelsTs")
 # Code that each stage runs, as modules and folders of the package. Reports and the benchmark itself change no result.
-_NETWORKS = ("architectures", "config", "geometry.py", "types.py", "nnunet", "plans")
-_TRAINING = (*_NETWORKS, "masking.py", "data", "losses", "topology", "trainers", "training")
+_NETWORKS = (
+    *("architectures", "config", "datasets/splits.py", "geometry.py", "masking.py", "nnunet", "plans"),
+    *("training/failures.py", "types.py", "vectors.py"),
+)
+_TRAINING = (*_NETWORKS, "data", "datasets/unlabeled.py", "losses", "topology", "trainers", "training")
 CODE: Mapping[str, Sequence[str]] = {
     "plan": _NETWORKS,
     "pretrain": _TRAINING,
     "train": _TRAINING,
     "predict": _TRAINING,
-    "score": ("evaluation", "nnunet/scoring.py"),
+    "score": ("evaluation/metrics.py", "evaluation/surface.py", "nnunet/scoring.py"),
+    # What a score needs in addition to count Betti numbers.
+    "betti": ("geometry.py", "topology", "types.py"),
 }
 
 
@@ -76,7 +81,7 @@ def code_state(stage: str, by: str) -> str:
     """What stands for the code of a stage.
 
     Args:
-        stage: of a job.
+        stage: of a job, or another key of :data:`CODE`.
         by: `source`, the text of its modules, or `version`, the version of the package.
     """
     if by == "version":
@@ -122,7 +127,7 @@ def held_out_fingerprint(folder: Path, hashes: ContentHashes) -> str:
 
 
 def data_fingerprint(folder: Path, hashes: ContentHashes) -> str:
-    """Hash of dataset.json, the splits, and the contents of all training images and label maps.
+    """Hash of dataset.json, the splits, the patients, and the contents of all training images and label maps.
 
     Args:
         folder: the data set in nnUNet_raw.
@@ -133,17 +138,18 @@ def data_fingerprint(folder: Path, hashes: ContentHashes) -> str:
     }
     small = {
         name: (folder / name).read_text(encoding="utf-8")
-        for name in (DATASET_FILE, SPLITS_FILE)
+        for name in (DATASET_FILE, SPLITS_FILE, PATIENTS_FILE)
         if (folder / name).is_file()
     }
     return digest([listing, small])
 
 
-def hash_weights(name: str, hashes: ContentHashes) -> str:
-    """Hash of a file of pre-trained weights.
+def hash_named(key: str, name: str, hashes: ContentHashes) -> str:
+    """Hash of a file that a setting names.
 
     Args:
-        name: the file, as the plan value `finetuning.pretrained` names it.
+        key: of the setting, for the error.
+        name: its value.
         hashes: of files.
 
     Raises:
@@ -151,7 +157,5 @@ def hash_weights(name: str, hashes: ContentHashes) -> str:
     """
     file = Path(name)
     if not file.is_file():
-        raise FileNotFoundError(
-            f"finetuning.pretrained = {name!r} is not a file; name a checkpoint of the pre-training"
-        )
+        raise FileNotFoundError(f"{key} = {name!r} is not a file")
     return hashes.of(file)

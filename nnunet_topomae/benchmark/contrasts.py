@@ -62,19 +62,24 @@ def case_table(entries: Sequence[Entry], metric: str, held_out: bool) -> CaseTab
     )
 
 
-def make_design(spec: BenchmarkSpec, table: CaseTable, fraction: float) -> Design:
+def make_design(spec: BenchmarkSpec, dataset: str, table: CaseTable, fraction: float) -> Design:
     """What the statistics have to know about a table.
 
+    Which cases are of one patient says `pretraining.patients` in the settings, otherwise `patients.json` of the data
+    set, as in training. A table of patients may leave out held-out cases: each of those is then a patient of its own.
+
     Args:
-        spec: the benchmark; `pretraining.patients` in its settings says which cases are of one patient.
+        spec: the benchmark.
+        dataset: name of the data set.
         table: scores of any recipe.
         fraction: share of the labels; below 1, trainings of one fold and seed have the same labelled cases.
     """
-    patients = Patients(spec.settings.get("pretraining.patients"))
+    patients = Patients.of_dataset(spec.settings.get("pretraining.patients"), spec.raw_folder() / dataset)
+    listed = patients.table if spec.held_out else None
     return Design(
         case_folds=None if spec.held_out else table.folds,
         training_folds=table.folds if spec.held_out else None,
-        patients=[patients.of(case) for case in table.cases],
+        patients=[patients.of(case) if listed is None else listed.get(case, case) for case in table.cases],
         paired=fraction < 1,
     )
 

@@ -27,10 +27,12 @@ class Import:
     Attributes:
         taken: names of jobs whose scores are new here.
         known: names of jobs that are done here already; nothing of them was changed.
+        differing: jobs among them whose scores here are not the same.
     """
 
     taken: Sequence[str]
     known: Sequence[str]
+    differing: Sequence[Job]
 
 
 def export_scores(spec: BenchmarkSpec, jobs: Sequence[Job], folder: Path) -> list[Path]:
@@ -73,18 +75,20 @@ def import_scores(spec: BenchmarkSpec, jobs: Sequence[Job], folder: Path) -> Imp
         raise FileNotFoundError(f"{folder} holds no exported scores (*.json)")
     by_name = {job.name: job for job in jobs if job.kind == "score"}
     found = [(_check(file, by_name), read_json(file)) for file in files]
-    taken, known = [], []
+    taken, known, differing = [], [], []
     for job, content in found:
         target = JobFolder.of(job, spec)
         if target.done():
             known.append(job.name)
+            if read_json(target.path / SCORES) != content["scores"]:
+                differing.append(job)
             continue
         with target.lease():
             write_json(target.path / IMPORTED, content)
             write_json(target.path / SCORES, content["scores"])
             target.finish([target.path / IMPORTED, target.path / SCORES], content["done"][job.fingerprint])
         taken.append(job.name)
-    return Import(taken, known)
+    return Import(taken, known, differing)
 
 
 def _describe(job: Job, spec: BenchmarkSpec) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from nnunet_topomae.benchmark.content import (
     code_state,
     data_fingerprint,
     digest,
-    hash_weights,
+    hash_named,
     held_out_fingerprint,
     library_versions,
 )
@@ -37,8 +37,8 @@ UNSUPERVISED = ("pretraining.", "topology.")
 # A training without pre-training sees it too: it refuses folds with a patient on both sides.
 PATIENTS = "pretraining.patients"
 PRETRAINED = "finetuning.pretrained"
-# Values of it that are no file.
-_NO_FILE = (None, "scratch")
+# Where a job's parameters hold the content of a file that a setting names.
+FILES = {"pretrained": PRETRAINED, "patients": PATIENTS}
 # What stands for a planner where a preset plans.
 PRESET = "preset "
 
@@ -77,8 +77,9 @@ class Job:
     def fingerprint(self) -> str:
         """Hash of the parameters, the stage's version and all that is needed."""
         parameters = dict(self.parameters)
-        if "pretrained" in parameters:  # the content of a file counts, not its place
-            parameters["settings"] = {key: value for key, value in parameters["settings"].items() if key != PRETRAINED}
+        named = [FILES[key] for key in FILES if key in parameters]
+        if named:  # the content of a file counts, not its place
+            parameters["settings"] = {key: value for key, value in parameters["settings"].items() if key not in named}
         return digest(
             {
                 "stage": [self.kind, STAGE_VERSIONS[self.kind]],
@@ -211,6 +212,7 @@ def _of_recipe(
     if recipe.pretrainer:
         unsupervised = {key: value for key, value in settings.items() if not key.startswith(SUPERVISED)}
         parameters = {"trainer": recipe.pretrainer, "settings": {**unsupervised, "pretraining.seed": seed}, **common}
+        parameters |= _named_files(unsupervised, hashes)
         parameters["code"] = code_state("pretrain", spec.code)
         own = replace(first, parameters=parameters, epochs=_epochs(settings, "pretraining"))
         shared = (job for job in known.values() if job.kind == "pretrain" and job.fingerprint == own.fingerprint)
@@ -219,8 +221,7 @@ def _of_recipe(
     else:
         settings = {k: v for k, v in settings.items() if not k.startswith(UNSUPERVISED) or k == PATIENTS}
     supervised = {"trainer": recipe.trainer, **common, "code": code_state("train", spec.code)}
-    if (weights := settings.get(PRETRAINED)) not in _NO_FILE:
-        supervised["pretrained"] = hash_weights(str(weights), hashes)
+    supervised |= _named_files(settings, hashes)
     for fraction in spec.label_fractions:
         suffix = "" if fraction == 1 else f"__labels{fraction:g}"
         seeded = {**settings, "finetuning.seed": seed}
@@ -251,10 +252,22 @@ def _where(plan: Job, recipe: str, fold: int, seed: int) -> str:
     return f"{plan.dataset.split('_')[0]}__{recipe}__fold{fold}__seed{seed}"
 
 
+def _named_files(settings: Mapping[str, Any], hashes: ContentHashes) -> dict[str, str]:
+    """Hashes of the weights and of the table of patients that settings name, by their keys in :data:`FILES`."""
+    found = {}
+    if (weights := settings.get(PRETRAINED)) not in (None, "scratch"):
+        found["pretrained"] = hash_named(PRETRAINED, str(weights), hashes)
+    if str(rule := settings.get(PATIENTS)).endswith(".json"):
+        found["patients"] = hash_named(PATIENTS, str(rule), hashes)
+    return found
+
+
 def _scoring(spec: BenchmarkSpec, like: Job, where: str, training: Job, held_out: Mapping[str, str]) -> list[Job]:
     """The score of a training, after the prediction of held-out cases where these are asked for."""
     scoring: dict[str, Any] = {"tolerance": spec.tolerance, "betti": spec.betti}
     scoring["code"] = code_state("score", spec.code)
+    if spec.betti:
+        scoring["betti_code"] = code_state("betti", spec.code)
     if not held_out:
         return [replace(like, kind="score", name=f"{where}__score", parameters=scoring, needs=(training,))]
     images = {"imagesTs": held_out["imagesTs"], "code": code_state("predict", spec.code)}

@@ -159,6 +159,7 @@ class Results:
         published_source: where the published numbers are from.
         machine: where the jobs were done, several values with a semicolon between them.
         versions: of packages, and the commit of the checkout; likewise.
+        stated_late: finished trainings that began while the file named another primary comparison or margin, or none.
     """
 
     spec: BenchmarkSpec
@@ -167,6 +168,7 @@ class Results:
     published_source: str
     machine: Mapping[str, str]
     versions: Mapping[str, str]
+    stated_late: int = 0
 
     @property
     def recipes(self) -> dict[str, Recipe]:

@@ -166,7 +166,8 @@ class LocalScheduler:
                 again.append(job)
             elif code == CHANGED:
                 raise RuntimeError(
-                    f"{self.file}, the data or the code were changed during the run: {job.name} is another job now. "
+                    f"{self.file}, the data or the code were changed during the run: {job.name} is another job now, "
+                    "or none. "
                     "What runs is stopped. Run again, and it continues with what there is now."
                 )
             elif code == UNFINISHED:

@@ -33,7 +33,7 @@ def batch_script(file: Path, job: Job) -> str:
         file: the benchmark's file.
         job: what the script does.
     """
-    command = shlex.join(job_command(file, job))
+    command = shlex.join([*job_command(file, job), "--fingerprint", job.fingerprint])
     return "\n".join(
         [
             "#!/bin/bash",

@@ -3,7 +3,7 @@
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,11 @@ class BenchmarkSpec:
     def baseline(self) -> str:
         """The first baseline."""
         return self.baselines[0]
+
+    @property
+    def stated(self) -> dict[str, Any] | None:
+        """What the file says beforehand: the primary comparison and its margin; None without one."""
+        return None if self.primary is None else {**asdict(self.primary), "margin": self.margin}
 
     def raw_folder(self) -> Path:
         """nnU-Net's folder of raw data.
@@ -213,12 +218,9 @@ def _own_recipe(path: Path, name: str, values: dict[str, Any]) -> Recipe:
         if key in values:
             check_name(values[key], f"{path}: recipe.{name}.{key}")
     for key, value in values.items():
-        _convert(path, f"recipe.{name}.{key}", value, dict if key == "settings" else str)
+        kind = {"settings": dict, "adds_pretraining": bool}.get(key, str)
+        _convert(path, f"recipe.{name}.{key}", value, kind)
     settings = _flatten(values.pop("settings", {}))
-    for key, value in values.items():
-        kind = bool if key == "adds_pretraining" else str
-        if not isinstance(value, kind):
-            raise ValueError(f"{path}: recipe.{name}.{key} = {value!r} must be of type {kind.__name__}")
     if "base" in values:
         base = find_recipe(values.pop("base"))
         inherited = {field.name: getattr(base, field.name) for field in fields(Recipe)}

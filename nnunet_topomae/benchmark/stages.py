@@ -21,6 +21,7 @@ from nnunet_topomae.nnunet.names import (
     DATASET_FILE,
     FINAL_CHECKPOINT,
     LATEST_CHECKPOINT,
+    PATIENTS_FILE,
     PREVIOUS_CHECKPOINT,
     SPLITS_FILE,
 )
@@ -77,6 +78,8 @@ def make_plan(task: Task) -> list[Path]:
     else:
         task.command("nnUNetv2_plan_and_preprocess", "-pl", planner, *what)
     write_splits(folder.dataset)
+    if (patients := task.raw / PATIENTS_FILE).is_file():  # stock nnU-Net's planners leave it out
+        shutil.copyfile(patients, folder.dataset / PATIENTS_FILE)
     return [folder.dataset / name for name in (f"{plans}.json", SPLITS_FILE, DATASET_FILE)]
 
 

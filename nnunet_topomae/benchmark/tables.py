@@ -20,9 +20,8 @@ from nnunet_topomae.benchmark.exchange import read_known
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.results import Contrast, Cost, JobRecord, Results, Row, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.evaluation.metrics import METRICS, StructureScore, summarise
+from nnunet_topomae.evaluation.metrics import SUMMARISED, StructureScore, summarise
 from nnunet_topomae.evaluation.statistics import rank_shares
-from nnunet_topomae.nnunet.provenance import describe_machine, describe_versions
 
 COUNTS = ("missed", "spurious")
 # Listed for every case and structure.
@@ -52,12 +51,12 @@ def summarise_recipe(entries: Sequence[Entry]) -> Row:
             float((sum if metric in COUNTS else _nanmean)([means[name][metric] for name in structures]))
             for means in per_seed
         ]
-        for metric in METRICS
+        for metric in SUMMARISED
     }
     by_case = _by_case(entries)
     return Row(
         structures={
-            name: {metric: _nanmean([means[name][metric] for means in per_seed]) for metric in METRICS}
+            name: {metric: _nanmean([means[name][metric] for means in per_seed]) for metric in SUMMARISED}
             for name in structures
         },
         mean={metric: _nanmean(values) for metric, values in overall.items()},
@@ -131,15 +130,16 @@ def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[En
             preset = spec.paper.get(str(int(chosen[0].job.dataset_id))) if chosen else None
             tables.append(_table(spec, dataset, fraction, chosen, published.get(preset, []) if preset else []))
     done = read_known(spec, jobs).done
-    origins = [facts["provenance"] for facts in done.values() if "provenance" in facts]
+    origins = {made_by: facts["provenance"] for made_by, facts in done.items() if "provenance" in facts}
+    trainings = [origins[job.fingerprint] for job in jobs if job.kind == "train" and job.fingerprint in origins]
     return Results(
         spec,
         correct_together(tables),
         [_job_record(spec, job, done.get(job.fingerprint, {})) for job in jobs],
         published["source"],
-        _merge([origin["machine"] for origin in origins]) or describe_machine(),
-        _merge([{**origin["versions"], "commit": origin["commit"] or "-"} for origin in origins])
-        or describe_versions(),
+        _merge([origin["machine"] for origin in origins.values()]),
+        _merge([{**origin["versions"], "commit": origin["commit"] or "-"} for origin in origins.values()]),
+        sum(origin.get("primary") != spec.stated for origin in trainings),
     )
 
 
@@ -172,7 +172,7 @@ def _table(
     for metric in compared_metrics(spec) if by_recipe else ():
         found = {name: case_table(of_recipe, metric, spec.held_out) for name, of_recipe in by_recipe.items()}
         first = next(iter(found.values()))
-        design = make_design(spec, first, fraction)
+        design = make_design(spec, dataset, first, fraction)
         cases, patients = first.cases, set(design.patients or ())
         scores = {name: one.scores for name, one in found.items()}
         values[metric] = {name: one.tolist() for name, one in scores.items()}

@@ -25,6 +25,12 @@ ATTEMPTS = "attempts.json"
 # Between two notes of what a running attempt has taken: this much may be missing after kill -9.
 BOOKING_SECONDS = 30.0
 DONE, FAILED, BUSY, WAITING, UNFINISHED, CHANGED = 0, 1, 75, 76, 77, 78
+# Why a job was not even started.
+REASONS = {
+    BUSY: "another process is running this job",
+    WAITING: "a job that it needs has not finished",
+    CHANGED: "the file, the data or the code were changed since it was submitted: it is another job now",
+}
 # Less than the scheduler and SLURM give an interrupted job.
 SAVE_SECONDS = 15.0
 
@@ -123,13 +129,14 @@ class Worker:
         self.folder.finish(outputs, facts)
 
     def _provenance(self) -> dict[str, Any]:
-        """What the result was made with and where."""
+        """What the result was made with and where, and which primary comparison the file named at the start."""
         device = self.job.parameters.get("device")
         return {
             "versions": describe_versions(),
             "commit": describe_commit(),
             "machine": describe_machine(gpu=device == "cuda"),
             "device": device,
+            "primary": self.spec.stated,
         }
 
     def command(self, program: str, *arguments: str) -> None:

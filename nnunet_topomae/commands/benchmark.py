@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from nnunet_topomae.benchmark.jobs import Job, make_jobs
+from nnunet_topomae.benchmark.jobs import Job, make_jobs, names
 from nnunet_topomae.benchmark.spec import BenchmarkSpec, read_spec
 
 Action = Callable[[argparse.Namespace, BenchmarkSpec, list[Job]], int]
@@ -47,20 +47,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what is asked for."""
-    spec = read_spec(args.b)
-    return int(args.do(args, spec, make_jobs(spec)))
+    try:
+        spec = read_spec(args.b)
+        jobs = make_jobs(spec)
+    except (ValueError, OSError) as error:
+        from nnunet_topomae.benchmark.work import CHANGED
+
+        if getattr(args, "fingerprint", None) is None:
+            raise
+        # Whoever asks for a fingerprint could read the file: it is being edited, or the data are.
+        print(f"error: {error}", file=sys.stderr)
+        return CHANGED
+    return int(args.do(args, spec, jobs))
 
 
 def _job(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
-    from nnunet_topomae.benchmark.work import CHANGED, Worker
+    from nnunet_topomae.benchmark.work import CHANGED, REASONS, Worker
 
     found = [job for job in jobs if job.name == args.name]
     if args.fingerprint and (not found or found[0].fingerprint != args.fingerprint):
+        print(f"{args.name}: {REASONS[CHANGED]}", file=sys.stderr)
         return CHANGED
     if not found:
         raise ValueError(f"{args.b} has no job {args.name}; `benchmark plan --dry` lists them")
     try:
-        return Worker(found[0], spec).run()
+        code = Worker(found[0], spec).run()
+        if code in REASONS:
+            print(f"{args.name}: {REASONS[code]}", file=sys.stderr)
+        return code
     except (ValueError, OSError, RuntimeError) as error:
         # Not 2, which is the shell's code for wrong arguments: schedulers tell failures apart by the code.
         print(f"error: {error}", file=sys.stderr)
@@ -136,6 +150,12 @@ def _import_scores(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job
 
     found = import_scores(spec, jobs, args.i)
     print(f"{len(found.taken)} scores taken, {len(found.known)} were here already")
+    if found.differing:
+        print(
+            f"{len(found.differing)} of those have other values in {args.i}: {names(found.differing)}. "
+            "Those that were here first are kept. On a GPU, repeated trainings differ: import from one machine only "
+            "what no other has done."
+        )
     return 0
 
 

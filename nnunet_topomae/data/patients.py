@@ -47,7 +47,7 @@ class Patients:
 
         Args:
             rule: the plan's `pretraining.patients`.
-            folder: the preprocessed data set.
+            folder: the data set, raw or preprocessed.
             complete: whether the converter's table must name every case; it names no unlabelled images.
         """
         table = folder / PATIENTS_FILE

@@ -63,8 +63,14 @@ class StructureScore:
     paper_hd95: float = float("nan")
     betti_error: float = float("nan")
 
+    @property
+    def absolute_volume_error(self) -> float:
+        """Size of the volume error in ml, whose mean over cases does not cancel."""
+        return abs(self.volume_error)
+
 
 METRICS = tuple(field.name for field in fields(StructureScore))
+SUMMARISED = (*METRICS, "absolute_volume_error")
 
 
 def dice(truth: Mask, prediction: Mask) -> float:
@@ -290,7 +296,7 @@ def summarise(scores: Sequence[StructureScore]) -> dict[str, float | int]:
         `cases`; `missed` and `spurious` as counts.
     """
     summary: dict[str, float | int] = {"cases": len(scores)}
-    for metric in METRICS:
+    for metric in SUMMARISED:
         values = [float(getattr(score, metric)) for score in scores]
         if metric in ("missed", "spurious"):
             summary[metric] = int(sum(values))

@@ -35,7 +35,7 @@ class Comparison:
         p: of no difference; below 0.05 exactly where the interval excludes 0.
         adjusted_p: the same after Holm's correction for all comparisons that are made together.
         fold_p: t-test over the means of the folds, the conservative check; NaN with one fold or held-out cases.
-        detectable: the smallest true difference that would be shown with a probability of 80 %, uncorrected.
+        detectable: the true difference that about three of four such benchmarks would show, uncorrected.
         wilcoxon_p: signed-rank test on the cases' means; takes trainings as given, so it is no evidence for a recipe.
         rank_biserial: effect size of Wilcoxon's test, -1 to 1.
         standardised: mean difference of the cases divided by its standard deviation.
@@ -79,6 +79,8 @@ class Comparison:
         """One honest phrase."""
         if self.patients < FEWEST_PATIENTS:
             return f"too few patients to test ({self.patients}, at least {FEWEST_PATIENTS})"
+        if not self.testable and min(self.seeds) > 1:
+            return "two pairs of trainings: too few to test (repeat with other seeds)"
         if not self.testable:
             return "one training each: may be luck (repeat with other seeds)"
         if not self.shown:

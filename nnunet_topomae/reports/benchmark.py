@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nnunet_topomae
 from nnunet_topomae.benchmark.collect import Entry, collect
 from nnunet_topomae.benchmark.compared import COMPARED
 from nnunet_topomae.benchmark.jobs import Job
@@ -99,6 +100,7 @@ def write_benchmark_report(
         worst=worst,
         trainings={key: make_training_panels(spec, found, images) for key, found in of_table.items()},
         listed_lines=LISTED_LINES,
+        version=nnunet_topomae.__version__,
     )
     contents = {
         "report.html": page,

@@ -32,8 +32,9 @@ def markdown(results: Results, pictures: Mapping[str, Sequence[tuple[str, Pictur
     titles = results.titles
     lines = [f"# Benchmark {results.spec.name}", ""]
     lines += [
-        f"{results.spec.configuration}, {results.spec.device}; {results.machine['processor']}, "
-        f"{results.machine['cores']} cores.",
+        f"{results.spec.configuration}, {results.spec.device}; "
+        + ", ".join(f"{name} {value}" for name, value in results.machine.items())
+        + ".",
         "",
     ]
     if results.missing:
@@ -176,7 +177,8 @@ def _comparison_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
     lines: list[str] = []
     for metric, baseline, contrasts in exploratory_contrasts(table):
         lines += [
-            f"{COMPARED[metric].label}, difference to {titles[baseline]} (exploratory):",
+            f"{COMPARED[metric].label}, difference to {titles[baseline]} (exploratory"
+            f"{'' if COMPARED[metric].higher_is_better else ', lower is better'}):",
             "",
             "| recipe | difference | 95 % interval | p | p (Holm) | p, fold means | detectable | wins "
             "| paper's t-test p | verdict |",
@@ -216,10 +218,12 @@ def latex(results: Results) -> str:
             " & ".join(["Method", "Dice (\\%)", f"HD95 ({unit})", *map(_escape, structures)]) + " \\\\",
             "\\hline",
         ]
-        best = max(row.mean["dice"] for row in table.rows.values())
+        compared = table.compared("dice", results.spec.baseline)
+        shown = [name for name, found in compared.items() if found.shown]
         for name, row in table.rows.items():
-            dice = format_number(100 * row.mean["dice"], 2)
-            cells = [_escape(titles[name]), f"\\textbf{{{dice}}}" if row.mean["dice"] == best else dice]
+            spread = row.seed_sd["dice"]
+            dice = format_number(100 * row.mean["dice"], 2) + ("" if spread is None else f" $\\pm$ {100 * spread:.2f}")
+            cells = [_escape(titles[name]), dice + ("$^{\\dagger}$" if name in shown else "")]
             cells.append(format_number(row.mean[metric], 2))
             values = [row.structures[structure]["dice"] for structure in structures]
             cells += [format_number(100 * value, 2) for value in values]
@@ -230,8 +234,14 @@ def latex(results: Results) -> str:
             cells = [f"{_escape(item['system'])} (published)", f"{item['dice']:.2f}{mark}"]
             cells.append(format_number(item["hd95"], 2))
             lines.append(" & ".join([*cells, *["–"] * len(structures)]) + " \\\\")
-        for note in published_notes(table):
-            lines.append(f"\\multicolumn{{{len(structures) + 3}}}{{l}}{{\\footnotesize {_escape(note)}}} \\\\")
+        notes = [_escape(note) for note in published_notes(table)]
+        if any(row.seed_sd["dice"] is not None for row in table.rows.values()):
+            notes.append("$\\pm$ Standard deviation over seeds.")
+        if shown:
+            baseline = _escape(titles[results.spec.baseline])
+            notes.append(f"$\\dagger$ A difference of Dice to {baseline} is shown (corrected p below 0.05).")
+        for note in notes:
+            lines.append(f"\\multicolumn{{{len(structures) + 3}}}{{l}}{{\\footnotesize {note}}} \\\\")
         parts.append("\n".join([*lines, "\\hline", "\\end{tabular}", ""]))
     return "\n".join(parts)
 

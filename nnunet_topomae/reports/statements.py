@@ -1,7 +1,7 @@
 """What a benchmark's comparisons say, as sentences: the same in the page and in Markdown."""
 
 from nnunet_topomae.benchmark.compared import COMPARED
-from nnunet_topomae.benchmark.results import Contrast, Results, Table
+from nnunet_topomae.benchmark.results import Contrast, Cost, Results, Table
 from nnunet_topomae.evaluation.statistics import Comparison
 from nnunet_topomae.reports.page import format_p
 
@@ -76,16 +76,34 @@ def _statement(results: Results, table: Table, contrast: Contrast, family: int) 
             f"Conservative check, t-test over the means of {found.folds} folds: p {_equals(found.fold_p)}."
         )
     sentences.append(f"It rests on {extent(results, table)}.")
+    costs = (f"“{titles[name]}” {_cost(table.rows[name].cost)}" for name in (contrast.recipe, contrast.baseline))
+    sentences.append(f"Cost of a training: {'; '.join(costs)}.")
+    if results.stated_late:
+        sentences.append(
+            f"It was not stated beforehand for all trainings: {results.stated_late} began while the benchmark's file "
+            "named another primary comparison or margin, or none."
+        )
     if found.testable:
         digits = COMPARED[metric].digits
         sentences.append(
-            f"A true difference of {found.detectable:.{digits}f} would have been shown with a probability of 80 %; "
+            f"About three of four such benchmarks would show a true difference of {found.detectable:.{digits}f}; "
             f"observed differences below {(found.high - found.low) / 2:.{digits}f} could not have been shown."
         )
     if results.spec.margin is not None:
         said = found.against_margin(results.spec.margin)
         sentences.append(f"By the margin of {results.spec.margin:g} in the benchmark's file: {said}.")
     return sentences + [f"{text[0].upper()}{text[1:]}." for text in found.caveats]
+
+
+def _cost(cost: Cost) -> str:
+    """What two recipes may be equal in: steps, operations, time."""
+    parts = []
+    if cost.steps is not None and cost.pretraining_steps is not None:
+        before = f", {cost.pretraining_steps} of pre-training" if cost.pretraining_steps else ""
+        parts.append(f"{cost.steps + cost.pretraining_steps} steps{before}")
+    if cost.total_macs is not None:
+        parts.append(f"{cost.total_macs / 1e12:.1f} T multiply-adds")
+    return ", ".join([*parts, f"{cost.hours:.2f} h"])
 
 
 def exploratory_contrasts(table: Table) -> list[tuple[str, str, list[Contrast]]]:
@@ -98,13 +116,23 @@ def exploratory_contrasts(table: Table) -> list[tuple[str, str, list[Contrast]]]
 
 
 def caveats(table: Table) -> list[str]:
-    """What the exploratory comparisons of a table cannot know, each once, with the number of comparisons it is for."""
+    """What the exploratory comparisons of a table cannot know, each once, with the number of comparisons it is for.
+
+    A last note says where differences are not those of the means in the table of scores.
+    """
     counts: dict[str, int] = {}
     tested = [one.found for one in table.contrasts if not one.primary and one.found.testable]
     for found in tested:
         for text in found.caveats:
             counts[text] = counts.get(text, 0) + 1
-    return [f"{text} ({number} of {len(tested)} comparisons)" for text, number in counts.items()]
+    notes = [f"{text} ({number} of {len(tested)} comparisons)" for text, number in counts.items()]
+    listed = (score for row in table.rows.values() for case in row.by_case.values() for score in case.values())
+    if any(score["dice"] != score["dice"] for score in listed):
+        notes.append(
+            "a structure that neither truth nor prediction has counts as perfect in comparisons, and not at all in the "
+            "table of scores; so differences are not exactly those of the means there"
+        )
+    return notes
 
 
 def _equals(p: float) -> str:

@@ -192,14 +192,20 @@ def test_a_change_redoes_what_depends_on_it_and_nothing_else(small):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_file_that_changes_during_a_run_stops_it(small):
+@pytest.mark.parametrize("half", [False, True])
+def test_a_file_that_changes_during_a_run_stops_it(small, half):
+    """Also where it is read while an editor has written half of it."""
     go_on = small.root / "go_on"
     small.behave(TopoMAEPretrainer={"until": str(go_on)})
     driver = small.start("run")
     small.wait_for(lambda: list(small.folder(PRETRAIN).path.rglob("metrics.jsonl")), 120)
-    small.file.write_text(small.file.read_text().replace("epochs = 3", "epochs = 4"))
+    before, job = small.file.read_text(), small.folder(TRAIN)
+    after = before.replace("epochs = 3", "epochs = 4")
+    small.file.write_text(after[: after.index("epochs = 4") + 8] if half else after)
     go_on.touch()
     assert driver.wait(60) == 2
+    assert job.state() == "waiting"
+    small.file.write_text(after)
     assert set(small.done()) == {"Dataset005__TopoMAEPlans__plan", PRETRAIN}
 
 
@@ -324,12 +330,12 @@ def test_changed_outputs_are_not_built_upon(small):
 
 @pytest.mark.slow
 def test_exit_codes_of_a_single_job(small):
-    assert small.call("job", TRAIN, code=76) == ""  # too early
+    assert small.call("job", TRAIN, code=76) == f"{TRAIN}: a job that it needs has not finished\n"
     small.call("job", "Dataset005__TopoMAEPlans__plan")
     small.behave(TopoMAEPretrainer={"seconds": 1.0})
     first = small.start("job", PRETRAIN)
     small.wait_for(lambda: small.folder(PRETRAIN).state() == "running")
-    small.call("job", PRETRAIN, code=75)  # busy
+    assert "another process is running this job" in small.call("job", PRETRAIN, code=75)
     assert first.wait(60) == 0
     small.behave(TopoMAEFusionTrainer={"fails": True})
     assert "failed (1)" in small.call("job", TRAIN, code=1)
@@ -409,7 +415,8 @@ def test_submitting_to_slurm(small):
     assert "--dependency=afterok:100\n" in scripts[1]
     assert "--dependency=afterok:100:101" in scripts[2]
     assert all("--partition=gpu" in text and "--requeue" in text and "--signal=B:USR1@120" in text for text in scripts)
-    assert f"benchmark job -b {small.file} {TRAIN} &" in scripts[2]
+    fingerprint = small.folder(TRAIN).path.name
+    assert f"benchmark job -b {small.file} {TRAIN} --fingerprint {fingerprint} &" in scripts[2]
     # The script itself, without SLURM: passes the warning on and asks for another turn.
     control = small.bin / "scontrol"
     control.write_text(f'#!/bin/bash\necho "$@" > {small.root}/requeued\n')

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -147,6 +148,9 @@ def test_the_statistics_keep_their_promise(repository: Path) -> None:
     assert all(0.02 < row["rates"]["ours"] < 0.07 for row in tables["no difference"])
     power = {(row["what"], row["cases"], row["seeds"]): row["rates"]["ours"] for row in tables["a difference"]}
     assert power["+2 points", 40, 2] >= 0.75 and power["+2 points, shared labels", 40, 3] >= 0.75
+    # What the reports call detectable: "about three of four such benchmarks would show it".
+    shown = [row["detectable"]["shown"] for row in tables["no difference"]]
+    assert 0.7 < statistics.median(shown) < 0.8 and min(shown) > 0.55 and max(shown) < 0.85
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from nnunet_topomae.benchmark.stages import _link
 from nnunet_topomae.benchmark.status import describe
 from nnunet_topomae.benchmark.store import JobFolder, jobs_to_do
 from nnunet_topomae.benchmark.tables import _merge
+from nnunet_topomae.cli import main
 from nnunet_topomae.files import hash_json
 
 
@@ -58,9 +59,30 @@ def test_scores_of_another_machine_make_the_same_report(finished_demo, elsewhere
         )
         assert (one.pretraining is None) == (other.pretraining is None)
     # Again, and onwards to a third machine.
-    assert len(import_scores(spec, jobs, exported).known) == 2
+    again = import_scores(spec, jobs, exported)
+    assert len(again.known) == 2 and not again.differing
     for file in export_scores(spec, jobs, tmp_path / "onwards"):
         assert json.loads(file.read_text()) == json.loads((exported / file.name).read_text())
+
+
+@pytest.mark.slow
+def test_other_scores_of_a_job_are_named_and_not_taken(elsewhere, exported, finished_demo, capsys):
+    spec, jobs = elsewhere
+    file = max(exported.iterdir())
+    content = json.loads(file.read_text())
+    case = next(iter(content["scores"]["scores"].values()))
+    next(iter(case.values()))["dice"] = 0.123
+    content["sha256"] = hash_json({key: value for key, value in content.items() if key != "sha256"})
+    (exported / "z_copy.json").write_text(json.dumps(content))
+    found = import_scores(spec, jobs, exported)
+    assert len(found.taken) == 2 and found.known == [job.name for job in found.differing] == [file.stem]
+    kept = [score.dice for entry in collect(spec, jobs) for of in entry.scores.values() for score in of.values()]
+    assert 0.123 not in kept
+    toml = spec.out / finished_demo.name
+    assert main(["benchmark", "import-scores", "-b", str(toml), "-i", str(exported)]) == 0
+    said = capsys.readouterr().out
+    assert "0 scores taken, 3 were here already" in said and f"1 of those have other values in {exported}" in said
+    assert file.stem in said
 
 
 @pytest.mark.slow

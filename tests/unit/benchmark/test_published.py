@@ -103,7 +103,7 @@ def test_an_average_that_does_not_fit_is_marked_in_every_format() -> None:
     assert "| UNETR | – | 76.00 | – | – | – |" in text
     assert "\\* UNETR++: the mean of the paper's own columns is 82.84." in text
     tex = latex(results)
-    assert "Method & Dice (\\%) & HD95 (voxels) & organ" in tex and "from scratch & \\textbf{80.00} & 3.00" in tex
+    assert "Method & Dice (\\%) & HD95 (voxels) & organ" in tex and "from scratch & 80.00 $\\pm$ 1.00 & 3.00" in tex
     assert "UNETR++ (published) & 83.28$^*$ & – & – \\\\" in tex
     assert "\\multicolumn{4}{l}{\\footnotesize * nnU-Net: the mean of the paper's own columns is 83.00.} \\\\" in tex
 

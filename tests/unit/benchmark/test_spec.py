@@ -1,5 +1,6 @@
 """The benchmark's file, and the jobs that it asks for."""
 
+import ast
 import json
 import os
 
@@ -127,6 +128,32 @@ def test_content_counts_and_not_the_time_of_a_file(raw, tmp_path):
     assert not fingerprints(tmp_path, text).items() & before.items()
 
 
+def test_tables_of_patients_count_by_content(raw, tmp_path):
+    """That of the data set for everything, one that a setting names for the trainings, wherever it lies."""
+    text = "recipes = ['unetrpp']\n"
+    before = fingerprints(tmp_path, text)
+    (raw / "patients.json").write_text('{"case": "first"}')
+    with_table = fingerprints(tmp_path, text)
+    assert not with_table.items() & before.items()
+    (raw / "patients.json").write_text('{"case": "other"}')
+    assert not fingerprints(tmp_path, text).items() & with_table.items()
+    table = tmp_path / "own.json"
+    table.write_text('{"case": "first"}')
+    text = "recipes = ['full']\n[settings.pretraining]\npatients = '{}'\n"
+    before = fingerprints(tmp_path, text.format(table))
+    moved = table.rename(tmp_path / "moved.json")
+    assert fingerprints(tmp_path, text.format(moved)) == before
+    moved.write_text('{"case": "other"}')
+    after = fingerprints(tmp_path, text.format(moved))
+    assert {name.rpartition("__")[2] for name in before if before[name] != after[name]} == {
+        "pretrain",
+        "train",
+        "score",
+    }
+    with pytest.raises(FileNotFoundError, match=r"pretraining.patients = '.*own.json' is not a file"):
+        fingerprints(tmp_path, text.format(table))
+
+
 def test_files_are_hashed_once(raw, tmp_path, monkeypatch):
     text = "recipes = ['unetrpp']\n"
     before, read = fingerprints(tmp_path, text), []
@@ -175,6 +202,62 @@ def test_code_and_versions_count(raw, tmp_path, monkeypatch):
     assert changed_after("library_versions", lambda *names: {name: newer[name] for name in names}) == {"train", "score"}
     assert content.code_state("train", "version") == nnunet_topomae.__version__
     assert fingerprints(tmp_path, f"code = 'version'\n{text}") != before
+
+
+def imported(files, root):
+    """Modules of the package that files import, at any depth and also inside functions."""
+    found, to_read = set(), list(files)
+    while to_read:
+        file = to_read.pop()
+        if file in found:
+            continue
+        found.add(file)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module, *(f"{node.module}.{one.name}" for one in node.names)]
+            for parts in (name.split(".")[1:] for name in names if name.startswith("nnunet_topomae.")):
+                places = [base.joinpath(*parts) for base in (root / "nnunet_topomae", root)]
+                to_read += [place / "__init__.py" for place in places if (place / "__init__.py").is_file()]
+                to_read += [place.with_suffix(".py") for place in places if place.with_suffix(".py").is_file()]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("stages", "starts"),
+    [
+        (["plan"], ["plans/*.py"]),
+        (["train"], ["plans/*.py", "trainers/*.py"]),
+        (["score", "betti"], ["nnunet_topomae/nnunet/scoring.py"]),
+    ],
+)
+def test_the_code_of_a_stage_is_all_that_it_runs(repository, stages, starts):
+    run = imported([file for pattern in starts for file in repository.glob(pattern)], repository)
+    hashed = {path.resolve() for stage in stages for _, path in content._modules(content.CODE[stage])}
+    # Files are read and written, in the end, as they are; DICOM is read before a benchmark begins.
+    unimportant = {"nnunet_topomae/files.py", "nnunet_topomae/datasets/dicom.py"}
+    missing = {
+        str(file.relative_to(repository))
+        for file in run - hashed
+        if ast.parse(file.read_text(encoding="utf-8")).body[1:]
+    }
+    assert missing <= unimportant
+    # What statistics and pages are made with decides no score.
+    package = repository / "nnunet_topomae"
+    assert package / "evaluation" / "statistics.py" not in hashed
+    assert not any(path.is_relative_to(package / "reports") for path in hashed)
+
+
+def test_betti_numbers_count_where_they_are_measured(raw, tmp_path, monkeypatch):
+    code = content.code_state
+    for betti, expected in ((True, {"score"}), (False, set())):
+        text = f"recipes = ['unetrpp']\nbetti = {str(betti).lower()}\n"
+        before = fingerprints(tmp_path, text)
+        with monkeypatch.context() as patch:
+            new = lambda stage, by: "new" if stage == "betti" else code(stage, by)  # noqa: E731
+            patch.setattr("nnunet_topomae.benchmark.jobs.code_state", new)
+            after = fingerprints(tmp_path, text)
+        assert {name.rpartition("__")[2] for name in before if before[name] != after[name]} == expected
 
 
 def test_identical_pretrainings_run_once(raw, tmp_path):
@@ -274,6 +357,20 @@ def test_own_recipes(tmp_path):
     light = read_spec(file).recipe("light")
     assert light.settings == {"topology.weight": 10}
     assert (light.trainer, light.pretrainer) == ("TopoMAEFusionTrainer", "TopoMAEPretrainer")
+
+
+def test_an_own_control_trains_for_the_steps_of_pre_training_too(raw, tmp_path):
+    """The example of docs/benchmark.md, which needs no pre-training of its own."""
+    text = (
+        "recipes = ['fusion-nnunet', 'scratch']\n[recipe.scratch]\ntrainer = 'TopoMAEFusionTrainer'\n"
+        "plans = 'nnUNetPlans'\nadds_pretraining = true\n"
+        "settings = { architecture = { partner = 'plan' }, finetuning = { pretrained = 'scratch' } }\n"
+        "[settings.pretraining]\nepochs = 7\niterations_per_epoch = 20\n"
+        "[settings.finetuning]\nepochs = 3\niterations_per_epoch = 10\n"
+    )
+    trained = {job.recipe: job for job in jobs_of(tmp_path, HEAD + text) if job.kind == "train"}
+    assert {name: job.epochs for name, job in trained.items()} == {"fusion-nnunet": 3, "scratch": 3 + 14}
+    assert trained["scratch"].find("pretrain") is None
 
 
 def test_a_preset_plans_and_sets(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from nnunet_topomae.benchmark.results import Cost, JobRecord, Results, Row, Tabl
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.evaluation.nested import Design
 from nnunet_topomae.reports import benchmark
-from nnunet_topomae.reports.formats import markdown
+from nnunet_topomae.reports.formats import latex, markdown
 from nnunet_topomae.reports.page import render
 from nnunet_topomae.reports.statements import (
     caveats,
@@ -57,7 +57,13 @@ def test_the_primary_comparison_says_what_it_rests_on_and_what_it_could_show():
     assert sentences[0].endswith("p < 0.0001, higher.")
     text = " ".join(sentences)
     assert "40 cases of 30 patients, 5 folds with 2 seeds: 10 trainings per recipe" in text
-    assert f"A true difference of {found.detectable:.4f} would have been shown" in text
+    assert f"About three of four such benchmarks would show a true difference of {found.detectable:.4f};" in text
+    cost = "140 steps, 100 of pre-training, 3000.0 T multiply-adds, 1.50 h"
+    first, second = "“fusion, all losses”", "“fusion network from scratch”"
+    assert f"Cost of a training: {first} {cost}; {second} {cost}." in text
+    assert "beforehand" not in text
+    late = " ".join(*primary_statements(replace(results, stated_late=3)))
+    assert "It was not stated beforehand for all trainings: 3 began while" in late
     assert "By the margin of 0.015 in the benchmark's file: the difference is larger than the margin." in text
     assert f"**{sentences[0]}** {sentences[1]}" in markdown(results, {})
 
@@ -69,19 +75,19 @@ def test_a_metric_of_one_line_is_compared_and_reported(monkeypatch):
     assert "volume_error" in compared_metrics(results.spec)
     ((said, *_),) = primary_statements(results)
     assert re.match(r"Volume error ml on D, .*: \+0\.\d .*, higher \(lower is better\)\.$", said)
-    assert "Volume error ml, difference to UNETR++" in markdown(results, {})
+    heading_ = "difference to UNETR++ from scratch (exploratory, lower is better)"
+    assert f"Volume error ml, {heading_}:" in markdown(results, {})
     (table,) = results.tables
     shown = {"heading": heading, "interval": interval, "signed": signed, "caveats": caveats}
-    ranks = {"volume_error": {name: [0.5] for name in NAMES}}
     page = render(
         "comparisons.html.j2",
-        table=replace(table, ranks=ranks),
+        table=table,
         titles=results.titles,
         exploratory=exploratory_contrasts,
         statements=shown,
         metrics=COMPARED,
     )
-    assert "<h3>Volume error ml: difference to UNETR++" in page
+    assert f"<h3>Volume error ml: {heading_}</h3>" in page
 
 
 def test_without_a_primary_comparison_the_page_says_so():
@@ -118,6 +124,23 @@ def test_caveats_are_counted():
     assert text.startswith("one training per fold") and text.endswith("(2 of 2 comparisons)")
 
 
+def test_where_means_and_differences_may_disagree_the_page_says_so():
+    (table,) = make_results().tables
+    absent = {"case": {"organ": {"dice": float("nan"), "hd95": float("nan")}}}
+    assert not any("perfect" in text for text in caveats(table))
+    rows = {**table.rows, "full": replace(ROW, by_case=absent)}
+    (text,) = (text for text in caveats(replace(table, rows=rows)) if "perfect" in text)
+    assert text.startswith("a structure that neither truth nor prediction has counts as perfect in comparisons")
+
+
+def test_latex_marks_what_is_shown_and_not_the_best():
+    text = latex(make_results())
+    assert "\\textbf" not in text
+    assert "fusion, all losses & 80.00 $\\pm$ 1.00$^{\\dagger}$ & 5.00 & 80.00 \\\\" in text
+    assert "fusion network from scratch & 80.00 $\\pm$ 1.00 & 5.00 & 80.00 \\\\" in text
+    assert "$\\dagger$ A difference of Dice to UNETR++ from scratch is shown" in text
+
+
 @pytest.mark.parametrize("betti", [False, True])
 def test_markdown_has_betti_errors_and_costs(betti):
     text = markdown(make_results(betti=betti), {})
@@ -145,7 +168,10 @@ def test_names_and_labels_are_text_on_the_page_of_a_benchmark(tmp_path, monkeypa
     recipes = tuple(replace(RECIPES[name], title=f"{name}{hostile}") for name in NAMES)
     results = make_results(recipes=recipes)
     table = results.tables[0]
-    metrics = {**MEAN, **dict.fromkeys(("volume_error", "spurious", "paper_dice", "paper_hd95"), 1.0)}
+    metrics = {
+        **MEAN,
+        **dict.fromkeys(("volume_error", "absolute_volume_error", "spurious", "paper_dice", "paper_hd95"), 1.0),
+    }
     by_case = {hostile: {hostile: metrics}}
     row = replace(table.rows["full"], structures={hostile: metrics}, mean=metrics, by_case=by_case)
     ranks = {"dice": dict.fromkeys(NAMES, [1 / 3] * 3)}

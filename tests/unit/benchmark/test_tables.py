@@ -9,6 +9,7 @@ import pytest
 from nnunet_topomae.benchmark.collect import Entry, collect
 from nnunet_topomae.benchmark.compared import COMPARED
 from nnunet_topomae.benchmark.contrasts import (
+    CaseTable,
     case_table,
     compared_metrics,
     correct_together,
@@ -57,7 +58,7 @@ def test_held_out_cases_have_a_column_per_training(entries):
     np.testing.assert_allclose(case_table(entries, "hd95", held_out=True).scores, [[1.0] * 4, [2.0] * 4])
 
 
-def test_in_cross_validation_a_case_belongs_to_a_fold():
+def test_in_cross_validation_a_case_belongs_to_a_fold(tmp_path):
     """A case that two folds validate has two rows."""
     parts = [
         entry(fold, seed, {case: {"x": (fold + seed / 10, 1.0)} for case in of})
@@ -67,10 +68,29 @@ def test_in_cross_validation_a_case_belongs_to_a_fold():
     found = case_table(parts, "dice", held_out=False)
     assert (found.cases, found.folds) == (["a", "b", "c", "c"], [0, 1, 0, 1])
     np.testing.assert_allclose(found.scores, [[0.0, 0.1], [1.0, 1.1], [0.0, 0.1], [1.0, 1.1]])
-    spec = BenchmarkSpec("b", Path(), (5,), (), ("x",), settings={"pretraining.patients": "(.)"})
-    design = make_design(spec, found, 0.5)
+    spec = make_spec(raw=tmp_path, settings={"pretraining.patients": "(.)"})
+    design = make_design(spec, "Dataset005_Five", found, 0.5)
     assert (design.case_folds, design.patients, design.paired) == ([0, 1, 0, 1], ["a", "b", "c", "c"], True)
-    assert not make_design(spec, found, 1.0).paired
+    assert not make_design(spec, "Dataset005_Five", found, 1.0).paired
+
+
+def test_scans_of_a_patient_are_known_from_the_data_set(tmp_path):
+    """`patients.json`, as converters write it, holds in the statistics as in training."""
+    found = CaseTable(["a_1", "a_2", "b_1"], [0, 0, 1], np.zeros((3, 2)))
+    spec, name = make_spec(raw=tmp_path), "Dataset005_Five"
+    assert make_design(spec, name, found, 1.0).patients == ["a_1", "a_2", "b_1"]
+    (tmp_path / name).mkdir()
+    table = tmp_path / name / "patients.json"
+    table.write_text('{"a_1": "a", "a_2": "a", "b_1": "b"}')
+    assert make_design(spec, name, found, 1.0).patients == ["a", "a", "b"]
+    # A rule in the file goes before it.
+    own = replace(spec, settings={"pretraining.patients": ".*_(.)"})
+    assert make_design(own, name, found, 1.0).patients == ["1", "2", "1"]
+    # The table lists training cases; a held-out case that it lacks is a patient of its own.
+    table.write_text('{"a_1": "a", "a_2": "a"}')
+    assert make_design(replace(spec, held_out=True), name, found, 1.0).patients == ["a", "a", "b_1"]
+    with pytest.raises(ValueError, match="has no patient for case b_1"):
+        make_design(spec, name, found, 1.0)
 
 
 def make_spec(**values):
@@ -138,6 +158,16 @@ def test_the_largest_gpu_memory_counts(entries):
     assert summarise_recipe(some).cost.gpu_bytes == 3.0
 
 
+def test_errors_of_the_volume_do_not_cancel():
+    scores = [entry(0, 0, {case: {"x": (0.5, 1.0)} for case in "ab"})]
+    sized = {
+        case: {"x": replace(of["x"], volume_error=error)}
+        for (case, of), error in zip(scores[0].scores.items(), (3.0, -3.0), strict=True)
+    }
+    mean = summarise_recipe([replace(scores[0], scores=sized)]).mean
+    assert (mean["volume_error"], mean["absolute_volume_error"]) == (0.0, 3.0)
+
+
 def test_csv_has_one_line_per_structure_and_leaves_undefined_cells_empty(entries):
     lines = scores_csv(entries[:1]).splitlines()
     assert len(lines) == 1 + 2 * 2
@@ -178,3 +208,17 @@ def test_unfinished_recipes_are_named_and_left_out(finished_demo, tmp_path):
     nowhere = replace(spec, out=tmp_path)
     with pytest.raises(ValueError, match="2 of 2 scores are missing"):
         collect(nowhere, jobs, partial=True)
+
+
+def test_a_comparison_that_was_stated_late_is_counted(finished_demo):
+    """The trainings of the demo began without a primary comparison."""
+    spec = read_spec(finished_demo)
+    jobs = make_jobs(spec)
+    entries = collect(spec, jobs)
+    assert build_results(spec, jobs, entries).stated_late == 0
+    now = replace(spec, primary=Primary("full", "unetrpp", "dice"), margin=0.02)
+    assert build_results(now, jobs, entries).stated_late == 2
+    # Where and with what it was made is what the jobs say, not this machine.
+    found = build_results(spec, jobs, entries)
+    assert found.machine == {"processor": "a quick one", "cores": "64"}
+    assert found.versions == {"torch": "9.9", "commit": "-"}

@@ -1,11 +1,13 @@
 """What a job costs, killed attempts included."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nnunet_topomae.benchmark import stages, work
 from nnunet_topomae.benchmark.jobs import Job
+from nnunet_topomae.benchmark.primary import Primary
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.stages import Task
 from nnunet_topomae.benchmark.work import DONE, Worker
@@ -66,3 +68,9 @@ def test_a_done_job_says_where_and_with_what_it_was_made(worker: Worker, monkeyp
     assert done is not None
     versions, machine = done["provenance"]["versions"], done["provenance"]["machine"]
     assert {"Python", "torch", "nnunetv2", "numpy"} <= set(versions) and {"system", "processor"} <= set(machine)
+    assert done["provenance"]["primary"] is None
+    stated = replace(worker.spec, primary=Primary("full", "unetrpp", "dice", 0.25), margin=0.01)
+    assert Worker(worker.job, stated)._provenance()["primary"] == {
+        **{"recipe": "full", "against": "unetrpp", "metric": "dice", "fraction": 0.25},
+        "margin": 0.01,
+    }

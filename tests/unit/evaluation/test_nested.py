@@ -48,6 +48,16 @@ def test_paired_trainings_are_the_paired_t_test():
     assert estimate(recipe, baseline, Design(paired=True)).p == pytest.approx(ttest_rel(*lucks).pvalue)
 
 
+def test_two_pairs_of_trainings_in_one_fold_are_not_tested():
+    """Student's t with one degree of freedom, added to other variances, finds too much: about 10 %."""
+    tables = simulate(np.random.default_rng(4), 400, 1, 20, 3, labels=0.03)
+    found = [estimate(recipe[:, :2], baseline[:, :2], Design(paired=True)) for baseline, recipe in tables]
+    assert all(np.isnan(one.p) for one in found)
+    assert np.isnan(estimate(*tables[0][:, :, :2], Design(training_folds=[0, 0], paired=True)).p)
+    three = [estimate(recipe, baseline, Design(paired=True)).p for baseline, recipe in tables]
+    assert 0.02 < (np.array(three) < 0.05).mean() < 0.08
+
+
 def test_one_training_per_fold_leaves_the_means_of_the_folds():
     generator = np.random.default_rng(3)
     recipe, baseline = generator.random((2, 40, 1))

@@ -81,6 +81,12 @@ def test_one_training_each_shows_nothing():
     assert found.verdict == "one training each: may be luck (repeat with other seeds)"
 
 
+def test_two_pairs_in_one_fold_show_nothing():
+    scores = simulate(np.random.default_rng(0), 40, 2, effect=0.2)
+    found = compare(scores, "baseline", Design(paired=True))["recipe"]
+    assert not found.shown and found.verdict == "two pairs of trainings: too few to test (repeat with other seeds)"
+
+
 def test_one_training_per_fold_is_said_to_confound_luck_and_fold():
     scores = simulate(np.random.default_rng(0), 30, 1, effect=0.2)
     found = compare(scores, "baseline", DESIGN)["recipe"]
