@@ -204,7 +204,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         results |= {"losses_machine": describe(torch.device("cpu")), "losses": losses}
     if args.only in (None, "growth"):
         rounds = 1 if args.quick else 3
-        results["growth"] = measure_growth(args.sizes[0], 2 * args.sizes[0] if args.quick else max(args.sizes), rounds)
+        growth = measure_growth(args.sizes[0], 2 * args.sizes[0] if args.quick else max(args.sizes), rounds)
+        results |= {"growth_machine": describe(torch.device("cpu")), "growth": growth}
     if args.out:
         write_json(args.out, results)
 
