@@ -23,7 +23,7 @@ from subprocess import Popen
 from typing import Any
 
 import torch
-from gpu_trainings import DATASET, Environment, nnunet_folders, prepare, start
+from gpu_trainings import DATASET, PAPER, Environment, nnunet_folders, prepare, start
 from machine import describe, title
 
 from nnunet_topomae.files import write_json
@@ -128,11 +128,11 @@ def measure(folder: Path, steps: int, minutes: float, save: Callable[[dict[str, 
 
 
 def _plan(environment: Environment, steps: int) -> str:
-    name = prepare(environment, iterations=STEPS_PER_EPOCH, processes=1)
+    prepare(environment, iterations=STEPS_PER_EPOCH, processes=1)
     folder = next(Path(environment["nnUNet_preprocessed"]).glob(f"Dataset{DATASET}_*"))
     settings: dict[str, Any] = {**SMALLEST, "pretraining.epochs": steps // STEPS_PER_EPOCH + 50}
     settings["pretraining.iterations_per_epoch"] = STEPS_PER_EPOCH
-    plans = read_plans(folder / f"{name}.json")
+    plans = read_plans(folder / f"{PAPER}.json")
     write_plans(make_variant(plans, "TopoMAEPlans_long", ["3d_fullres"], settings), folder)
     return "TopoMAEPlans_long"
 

@@ -297,7 +297,7 @@ def measure_gradient() -> dict[str, Any]:
     return {"voxels": 200, "largest_error": worst, "largest_gradient": second.grad.abs().max().item()}
 
 
-def measure_first_call() -> dict[str, float]:
+def measure_first_call(repeats: int = 3) -> dict[str, float]:
     """CPU seconds of the first loss in a new process: without compiled code on disk, with it, and as in a training.
 
     A training has imported scipy.linalg, which is a good part of what numba imports at its first call.
@@ -311,8 +311,8 @@ def measure_first_call() -> dict[str, float]:
             return float(run.stdout)
 
         compiling = seconds()
-        cached = min(seconds() for _ in range(3))
-        in_training = min(seconds("scipy.linalg") for _ in range(3))
+        cached = min(seconds() for _ in range(repeats))
+        in_training = min(seconds("scipy.linalg") for _ in range(repeats))
     return {"compiling": compiling, "cached": cached, "in_training": in_training}
 
 
@@ -376,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "real": lambda: measure_real(32 if quick else 96),
         "pathologies": lambda: measure_pathologies(300 if quick else 3000),
         "gradient": measure_gradient,
-        "first_call": measure_first_call,
+        "first_call": lambda: measure_first_call(1 if quick else 3),
         "threads": lambda: measure_threads(24 if quick else 64, 0.0 if quick else 900.0),
         "peers": lambda: measure_peers(32 if quick else 96, quick),
         "scaling_peers": lambda: measure_scaling_peers([24] if quick else [32, 48, 64]),
