@@ -52,8 +52,9 @@ def build_optimisers(network: nn.Module, variant: Variant, steps: int = 4) -> li
         warmup_steps=variant.warmup,
         schedule=variant.schedule,
     )
-    paces = prepare_schedule(network, section, part_prefixes(network, network.fresh_parts), str)
-    fresh = part_prefixes(network, network.fresh_parts) if slow else ()
+    parts = (*network.fresh_parts, "decoder") if variant.pretrain_parts == "encoder" else network.fresh_parts
+    paces = prepare_schedule(network, section, part_prefixes(network, parts), str)
+    fresh = part_prefixes(network, parts) if slow else ()
     if variant.optimiser == "sgd":
         optimiser = build_sgd(network, variant.lr, slow, fresh, paces)
         for group in optimiser.param_groups:
