@@ -92,14 +92,16 @@ def export_for_stock(file: Path, target: Path, with_decoder: bool = False) -> di
     return origin
 
 
+def _configuration(checkpoint: Mapping[str, Any]) -> ConfigurationManager:
+    """The configuration of nnU-Net's plans that was pre-trained."""
+    name = checkpoint[ENTRY]["manifest"]["configuration"]
+    return PlansManager(checkpoint["init_args"]["plans"]).get_configuration(name)
+
+
 def _initial_decoder(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The decoder of the plan's own network as nnU-Net initialises it, without heads; the same on every call."""
-    described = checkpoint[ENTRY]
-    configuration = PlansManager(checkpoint["init_args"]["plans"]).get_configuration(
-        described["manifest"]["configuration"]
-    )
-    channels = described["plan"]["channels"]
-    network = read_plan(configuration, channels).network
+    channels = checkpoint[ENTRY]["plan"]["channels"]
+    network = read_plan(_configuration(checkpoint), channels).network
     assert network is not None  # the partner is the plan's own network
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
@@ -130,7 +132,7 @@ def nnssl_entry(checkpoint: Mapping[str, Any], channels: int) -> dict[str, Any] 
     if not any(name.startswith("encoder.stem.") for name in checkpoint["network_weights"]):
         return None
     name = checkpoint[ENTRY]["manifest"]["configuration"]
-    configuration = PlansManager(checkpoint["init_args"]["plans"]).get_configuration(name)
+    configuration = _configuration(checkpoint)
     kwargs = configuration.network_arch_init_kwargs
     large = all(kwargs.get(key) == value for key, value in _RESENC_L.items())
     architecture = {
@@ -172,13 +174,11 @@ def export_encoder(file: Path, folder: Path, which: EncoderName) -> None:
         for name, value in without_aliases(checkpoint["network_weights"]).items()
         if name.startswith(prefix)
     }
-    plans = PlansManager(checkpoint["init_args"]["plans"])
-    configuration = plans.get_configuration(described["manifest"]["configuration"]).configuration
     section = {"architecture": described["config"]["architecture"]}  # others may name files of this machine
     content = {
         "encoder": which,
         "channels": described["plan"]["channels"],
-        "configuration": {**configuration, SECTION: section},
+        "configuration": {**_configuration(checkpoint).configuration, SECTION: section},
     }
     folder.mkdir(parents=True, exist_ok=True)
     with write_whole(folder / WEIGHTS_FILE) as written:
