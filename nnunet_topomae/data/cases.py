@@ -11,6 +11,8 @@ from nnunet_topomae.nnunet.dataset import dataset_id
 from nnunet_topomae.nnunet.names import INTENSITY_SOURCE
 
 MIN_CASES_FOR_FOLDS = 5
+# Behind a name in `sources` of images of another data set: this hash is of the raw files, the other of the image.
+RAW_FILES = ", raw"
 _IMAGE_SUFFIXES = (".b2nd", ".npy", ".npz")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnunet_topomae.config import SECTION, TopoMAEConfig
+from nnunet_topomae.data.cases import RAW_FILES
 from nnunet_topomae.losses.copretraining import term_weights
 
 _CARD = """---
@@ -126,9 +127,10 @@ def _terms(section: Mapping[str, Any], which: str) -> list[tuple[str, str]]:
 def _images(manifest: Mapping[str, Any]) -> str:
     """How many images the weights have seen, those of what the pre-training started from included."""
     counted = f"{len(manifest['cases'])} training cases, {len(manifest.get('unlabeled', ()))} unlabelled images"
-    elsewhere = sum("/" in case for case in manifest.get("sources", ()))  # their data set stands before them
+    # Their data set stands before them; the raw files of an image have an entry of their own.
+    elsewhere = {case.partition(RAW_FILES)[0] for case in manifest.get("sources", ()) if "/" in case}
     if elsewhere:
-        counted += f", {elsewhere} images of other data sets"
+        counted += f", {len(elsewhere)} images of other data sets"
     if unlisted := len(manifest.get("unlisted", ())):
         counted += f", and unknown ones: training started from {unlisted} checkpoint that lists none"
     return counted

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
-from nnunet_topomae.data.cases import ImagesRead
+from nnunet_topomae.data.cases import RAW_FILES, ImagesRead
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.files import hash_file, read_json
 from nnunet_topomae.nnunet.names import PRETRAINER, VECTORPOSE_PRETRAINER
@@ -174,7 +174,7 @@ def _named(images: ImagesRead, dataset: str, own: str) -> ImagesRead:
         return images
     # The preprocessed image and the raw files of a case have the same name and different hashes: both stay known.
     read = {f"{dataset}/{case}": digest for case, digest in {**images.unlabeled, **images.cases}.items()}
-    raw = {f"{dataset}/{case}, raw": digest for case, digest in images.sources.items()}
+    raw = {f"{dataset}/{case}{RAW_FILES}": digest for case, digest in images.sources.items()}
     return ImagesRead(sources={**read, **raw}, unlisted=images.unlisted)
 
 

@@ -25,6 +25,8 @@ from nnunet_topomae.trainers.seeded_trainer import SeededNNUNetTrainer
 from nnunet_topomae.trainers.vectorpose_pretrainer import VectorPOSEPretrainer
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.exports import load_encoder
+from nnunet_topomae.training.model_card import _images
+from nnunet_topomae.training.start import _named
 from nnunet_topomae.training.transfer import without_aliases
 
 pytestmark = pytest.mark.usefixtures("uncounted_macs")
@@ -507,14 +509,24 @@ def test_a_model_card_says_what_has_trained_the_encoder(tmp_path: Path) -> None:
         card = " ".join((folder / "README.md").read_text().split())
         assert terms in card and "| epochs | 1 of 200, 250 steps each |" in card
         assert ("arXiv 2406.10519" in card) == (kind is TopoMAEPretrainer)
-    start = _nnssl(tmp_path / "of_a_patient.pth", _beginning(None, residual=True).network)
-    trainer = _beginning(start, residual=True)
+    given = _nnssl(tmp_path / "of_a_patient.pth", _beginning(None, residual=True).network)
+    trainer = _beginning(given, residual=True)
     trainer.on_train_start()
     trainer.save_checkpoint(str(tmp_path / "started.pth"))
     assert main(["export-encoder", str(tmp_path / "started.pth"), "-o", str(folder)]) == 0
     assert "and unknown ones: training started from 1 checkpoint that lists none" in (folder / "README.md").read_text()
     assert not any("of_a_patient" in path.read_text() for path in (folder / "README.md", folder / "config.json"))
     load_encoder(folder)
+
+
+def test_an_image_of_another_data_set_counts_once_on_the_card() -> None:
+    """Its preprocessed image and its raw files have a hash each, also where a chain of trainings hands them on."""
+    first = ImagesRead({"a": "1", "b": "2"}, {"u": "3"}, {"a": "4", "b": "5"})
+    second = _named(first, "Dataset001_A", "Dataset002_B")
+    third = _named(second, "Dataset002_B", "Dataset003_C")
+    for read in (second, third):
+        assert set(first.contents()) == set(read.contents())
+        assert "3 images of other data sets" in _images({"cases": {}, "sources": read.sources})
 
 
 def _as_list(output: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
