@@ -160,6 +160,7 @@ class Results:
         machine: where the jobs were done, several values with a semicolon between them.
         versions: of packages, and the commit of the checkout; likewise.
         stated_late: finished trainings that began while the file named another primary comparison or margin, or none.
+        unrecorded: finished trainings of a version that did not record which comparison the file named.
     """
 
     spec: BenchmarkSpec
@@ -169,6 +170,7 @@ class Results:
     machine: Mapping[str, str]
     versions: Mapping[str, str]
     stated_late: int = 0
+    unrecorded: int = 0
 
     @property
     def recipes(self) -> dict[str, Recipe]:

@@ -139,7 +139,8 @@ def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[En
         published["source"],
         _merge([origin["machine"] for origin in origins.values()]),
         _merge([{**origin["versions"], "commit": origin["commit"] or "-"} for origin in origins.values()]),
-        sum(origin.get("primary") != spec.stated for origin in trainings),
+        sum("primary" in origin and origin["primary"] != spec.stated for origin in trainings),
+        sum("primary" not in origin for origin in trainings) if spec.stated else 0,
     )
 
 

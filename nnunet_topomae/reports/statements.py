@@ -83,6 +83,11 @@ def _statement(results: Results, table: Table, contrast: Contrast, family: int) 
             f"It was not stated beforehand for all trainings: {results.stated_late} began while the benchmark's file "
             "named another primary comparison or margin, or none."
         )
+    if results.unrecorded:
+        sentences.append(
+            f"Whether it was stated beforehand is not recorded for {results.unrecorded} trainings: "
+            "an earlier version of nnunet-topomae made them."
+        )
     if found.testable:
         digits = COMPARED[metric].digits
         sentences.append(

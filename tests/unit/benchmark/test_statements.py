@@ -64,6 +64,8 @@ def test_the_primary_comparison_says_what_it_rests_on_and_what_it_could_show():
     assert "beforehand" not in text
     late = " ".join(*primary_statements(replace(results, stated_late=3)))
     assert "It was not stated beforehand for all trainings: 3 began while" in late
+    earlier = " ".join(*primary_statements(replace(results, unrecorded=2)))
+    assert "is not recorded for 2 trainings: an earlier version" in earlier and "began while" not in earlier
     assert "By the margin of 0.015 in the benchmark's file: the difference is larger than the margin." in text
     assert f"**{sentences[0]}** {sentences[1]}" in markdown(results, {})
 

@@ -16,6 +16,7 @@ from nnunet_topomae.benchmark.contrasts import (
     make_contrasts,
     make_design,
 )
+from nnunet_topomae.benchmark.exchange import read_known
 from nnunet_topomae.benchmark.jobs import Job, make_jobs
 from nnunet_topomae.benchmark.primary import Primary
 from nnunet_topomae.benchmark.results import Table
@@ -217,8 +218,22 @@ def test_a_comparison_that_was_stated_late_is_counted(finished_demo):
     entries = collect(spec, jobs)
     assert build_results(spec, jobs, entries).stated_late == 0
     now = replace(spec, primary=Primary("full", "unetrpp", "dice"), margin=0.02)
-    assert build_results(now, jobs, entries).stated_late == 2
+    found = build_results(now, jobs, entries)
+    assert (found.stated_late, found.unrecorded) == (2, 0)
     # Where and with what it was made is what the jobs say, not this machine.
     found = build_results(spec, jobs, entries)
     assert found.machine == {"processor": "a quick one", "cores": "64"}
     assert found.versions == {"torch": "9.9", "commit": "-"}
+
+
+def test_a_version_that_did_not_record_the_comparison_is_not_said_to_have_named_another(finished_demo, monkeypatch):
+    spec = read_spec(finished_demo)
+    jobs = make_jobs(spec)
+    entries, known = collect(spec, jobs), read_known(spec, jobs)
+    for facts in known.done.values():
+        del facts["provenance"]["primary"]
+    monkeypatch.setattr("nnunet_topomae.benchmark.tables.read_known", lambda *_: known)
+    now = replace(spec, primary=Primary("full", "unetrpp", "dice"))
+    found = build_results(now, jobs, entries)
+    assert (found.stated_late, found.unrecorded) == (0, 2)
+    assert build_results(spec, jobs, entries).unrecorded == 0
