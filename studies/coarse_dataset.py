@@ -1,9 +1,11 @@
 """A coarser copy of a data set in nnU-Net's raw format, so that longer trainings fit on a CPU.
 
     python studies/coarse_dataset.py -d 904 --spacing 1.5 --to 907
+    python studies/coarse_dataset.py -d 906 --spacing 1.5 --to 908 --tested 100
 
 Images are smoothed and resampled linearly, labels by nnU-Net's own resampling of segmentations. Names of the cases,
-channels and labels stay.
+channels and labels stay. With --tested, five folds test that many cases, and the others are in every training: more
+labels per training for the same time spent on validation.
 """
 
 import argparse
@@ -48,12 +50,28 @@ def resample(image: SimpleITK.Image, spacing: float, is_label: bool) -> SimpleIT
     return result
 
 
+def make_folds(cases: Sequence[str], tested: int) -> list[dict[str, list[str]]]:
+    """Five folds in the format of `splits_final.json`, by a fixed random order.
+
+    Args:
+        cases: names.
+        tested: how many of them are validated, each in one fold.
+    """
+    order = np.random.default_rng(0).permutation(sorted(cases)).tolist()
+    folds = []
+    for part in np.array_split(order[:tested], 5):
+        held_out = sorted(part.tolist())
+        folds.append({"train": sorted(set(order) - set(held_out)), "val": held_out})
+    return folds
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the copy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-d", type=int, required=True, help="data set to copy")
     parser.add_argument("--to", type=int, required=True, help="number of the copy")
     parser.add_argument("--spacing", type=float, required=True, help="edge of the new voxels in mm")
+    parser.add_argument("--tested", type=int, help="number of cases that the folds test; by default nnU-Net's folds")
     args = parser.parse_args(argv)
     raw = Path(os.environ["nnUNet_raw"])
     source = next(raw.glob(f"Dataset{args.d:03d}_*"))
@@ -63,7 +81,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for file in sorted((source / folder).iterdir()):
             made = resample(SimpleITK.ReadImage(file), args.spacing, folder == "labelsTr")
             SimpleITK.WriteImage(made, target / folder / file.name)
-    write_json(target / "dataset.json", read_json(source / "dataset.json"))
+    dataset = read_json(source / "dataset.json")
+    write_json(target / "dataset.json", dataset)
+    if args.tested:
+        cases = [file.name.removesuffix(dataset["file_ending"]) for file in (target / "labelsTr").iterdir()]
+        write_json(target / "splits_final.json", make_folds(cases, args.tested))
     print(f"{target} written")
 
 

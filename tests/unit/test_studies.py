@@ -81,6 +81,17 @@ def test_a_coarse_copy_covers_the_same_box(study: Study, tmp_path: Path, monkeyp
         assert means[0] == pytest.approx(means[1], rel=0.05)
 
 
+def test_folds_test_some_cases_and_always_train_on_the_others(study: Study) -> None:
+    cases = [f"case_{number:03d}" for number in range(16)]
+    folds = study("coarse_dataset").make_folds(cases[::-1], 10)
+    tested = [case for fold in folds for case in fold["val"]]
+    assert [len(fold["val"]) for fold in folds] == [2] * 5 and len(set(tested)) == 10
+    always = set(cases) - set(tested)
+    for fold in folds:
+        assert sorted(fold["train"] + fold["val"]) == cases and always <= set(fold["train"])
+    assert folds == study("coarse_dataset").make_folds(cases, 10)
+
+
 @pytest.mark.slow
 def test_the_reference_is_the_published_network(study: Study) -> None:
     """42.96 M parameters and 47.98 G MACs in the paper; 42.953 M and 47.886 G measured on the public code."""
