@@ -15,10 +15,12 @@ TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text
 INTRODUCTION = """\
 # Keys of a plan
 
-All keys of the section `topomae` of a plan's configuration. Absent keys take their defaults; unknown keys and values
-that are not allowed are errors. `TopoMAEPlanner` writes all keys into new plans. `nnunet-topomae plan --set KEY=VALUE`
-changes them in a variant of a plan, and the table `[settings]` of a benchmark's file for all its trainings; both also
-take `patch_size` and `batch_size`. [More on plans](../planner.md).
+This page lists all keys of the section `topomae` of a plan's configuration. Absent keys take their defaults. Unknown
+keys, and values that are not allowed, are errors. `TopoMAEPlanner` writes all keys into new plans.
+
+`nnunet-topomae plan --set KEY=VALUE` changes keys in a [variant of a plan](../planner.md#variants). The table
+`[settings]` of a [benchmark's file](../benchmark.md) changes them for all trainings of the benchmark. Both also take
+`patch_size` and `batch_size`.
 
 In the plans file:
 
@@ -65,7 +67,7 @@ def _describe_kind(kind: Any) -> tuple[str, list[str]]:
 def section_table(name: str, section: type[Checked]) -> str:
     """One section in Markdown."""
     explained, defaults = meanings(section), TopoMAEConfig().to_plan()[name]
-    lines = [f"## `{name}`", "", (section.__doc__ or "").strip(), ""]
+    lines = [f"## `{name}`", "", inspect.getdoc(section) or "", ""]
     lines += ["| key | type | default | allowed | meaning |", "|---|---|---|---|---|"]
     for key, hint in section.hints().items():
         kind, allowed = describe(hint)

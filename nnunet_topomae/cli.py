@@ -30,7 +30,7 @@ COMMANDS = {
         "nnunet_topomae.commands.preprocess_unlabeled", "preprocess images without labels for pre-training"
     ),
     "train": Command(
-        "nnunet_topomae.commands.train", "train in processes that torchrun starts, also on several machines"
+        "nnunet_topomae.commands.train", "train in several processes that torchrun starts, on one or several machines"
     ),
     "export-weights": Command(
         "nnunet_topomae.commands.export_weights", "write pre-trained weights of nnU-Net's own network for stock nnU-Net"

@@ -134,7 +134,8 @@ def _check(file: Path, by_name: Mapping[str, Job]) -> Job:
     job = by_name.get(content["job"])
     if job is None:
         raise ValueError(
-            f"{file} is of job {content['job']}, which is not in this benchmark: use the same file for both"
+            f"{file} is of job {content['job']}, which is not in this benchmark: use the same "
+            "benchmark file on both machines"
         )
     if job.fingerprint != content["fingerprint"]:
         raise ValueError(f"{file} was made with other settings: {_difference(content['parameters'], _parameters(job))}")

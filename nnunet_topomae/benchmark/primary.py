@@ -53,5 +53,5 @@ def read_primary(path: Path, value: Any, recipes: Collection[str], fractions: Co
         raise ValueError(f"{path}: primary names the metric {primary.metric!r}; there are {', '.join(COMPARED)}")
     if primary.fraction not in fractions:
         shares = ", ".join(f"{fraction:g}" for fraction in fractions)
-        raise ValueError(f"{path}: primary is at a share of {primary.fraction:g} of the labels; there are {shares}")
+        raise ValueError(f"{path}: primary names the label fraction {primary.fraction:g}; label_fractions has {shares}")
     return primary

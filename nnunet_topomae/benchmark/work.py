@@ -109,9 +109,11 @@ class Worker:
         try:
             read: Any = read_json(file)
         except (ValueError, OSError) as error:
-            raise ValueError(f"{file} is damaged: {error}. Delete it: earlier attempts then cost nothing.") from error
+            raise ValueError(
+                f"{file} is damaged: {error}. Delete it: the report then omits earlier attempts."
+            ) from error
         if not isinstance(read, list) or not all(isinstance(attempt, dict) for attempt in read):
-            raise ValueError(f"{file} is damaged: it is no list. Delete it: earlier attempts then cost nothing.")
+            raise ValueError(f"{file} is damaged: it is no list. Delete it: the report then omits earlier attempts.")
         return read
 
     def _book(self) -> None:

@@ -38,11 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     report = add("report", _report, "write the report: tables, statistics and figures")
     report.add_argument("--partial", action="store_true", help="report even if jobs are unfinished")
     report.add_argument("--embed-images", action="store_true", help="show images of worst and median cases")
-    report.add_argument("--niivue", type=Path, metavar="FILE", help="niivue.umd.js; also write interactive pages")
-    report.add_argument("-o", type=Path, metavar="FOLDER", help="default: report in the benchmark's out folder")
+    report.add_argument(
+        "--niivue",
+        type=Path,
+        metavar="FILE",
+        help="the file niivue.umd.js, with which interactive pages are written, too",
+    )
+    report.add_argument(
+        "-o", type=Path, metavar="FOLDER", help="default: the folder report in the benchmark's output folder"
+    )
     job = add("job", _job, "run one job; `run` and `submit` start this command")
     job.add_argument("name", metavar="JOB", help="name of the job")
-    job.add_argument("--fingerprint", metavar="HASH", help="run it only if this is still its fingerprint")
+    job.add_argument("--fingerprint", metavar="HASH", help="run the job only if its fingerprint is still HASH")
 
 
 def run(args: argparse.Namespace) -> int:

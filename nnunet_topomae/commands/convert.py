@@ -30,13 +30,15 @@ KINDS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("kind", choices=[*KINDS, "msd"], help="what the download is")
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="the unpacked download; it is only read")
+    parser.add_argument("kind", choices=[*KINDS, "msd"], help="which download it is")
+    parser.add_argument(
+        "source", type=Path, metavar="SOURCE", help="folder of the unpacked download, which is not changed"
+    )
     parser.add_argument(
         "-d",
         type=int,
         metavar="ID",
-        help="data set id; default: 18 synapse, 17 btcv, 27 acdc, the task's number for msd",
+        help="data set id (default: 18 for synapse, 17 for btcv, 27 for acdc, the number of the task for msd)",
     )
     parser.add_argument("-np", type=int, default=2, metavar="N", help="cases at a time (default: %(default)s)")
     parser.add_argument("--no_test", action="store_true", help="leave out images of the download's test set")
@@ -46,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fix-direction",
         action="store_true",
-        help="read NIfTI files whose axes are not at right angles with the closest axes that are",
+        help="accept NIfTI files whose axes are not at right angles, and give them the closest axes that are",
     )
 
 

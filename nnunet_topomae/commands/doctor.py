@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="instead of the installation, describe a checkpoint and compare its manifest with the data here",
+        help="describe a checkpoint (instead of the installation) and compare its list of images with those on disk",
     )
 
 

@@ -8,7 +8,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint_final.pth of a pre-training")
     parser.add_argument(
-        "--encoder", choices=("vit", "partner"), default="partner", help="which of the two (default: %(default)s)"
+        "--encoder",
+        choices=("vit", "partner"),
+        default="partner",
+        help="which of the two encoders (default: %(default)s)",
     )
     parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="folder to write")
 

@@ -14,13 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="trainer",
         required=True,
         choices=[STOCK_TRAINER],
-        help="the trainer that takes the weights; its variants that keep the plan's network take them too",
+        help="trainer that will load the weights; its variants that keep the plan's network can load them, too",
     )
     parser.add_argument(
         "--with-decoder",
         action="store_true",
-        help="the pre-trained decoder too; without it the decoder has nnU-Net's initial weights, from which SGD learns "
-        "faster",
+        help="write the pre-trained decoder, too; otherwise the decoder has nnU-Net's initial weights, from which SGD "
+        "learns faster",
     )
     parser.add_argument("-o", type=Path, metavar="FILE", help="default: next to the checkpoint, for_nnUNetTrainer.pth")
 

@@ -32,11 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("-d", metavar="ID", help="data set id or name, already planned")
-    source.add_argument("--patch", type=int, nargs=3, metavar=("D", "H", "W"), help="any patch size instead of a plan")
+    source.add_argument("--patch", type=int, nargs=3, metavar=("D", "H", "W"), help="a patch size, instead of a plan")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="with -d: name of the plans")
     parser.add_argument("-c", default=CONFIGURATION, metavar="CONFIGURATION", help="with -d: configuration")
     parser.add_argument(
-        "--strides", nargs="+", metavar="DxHxW", help="with --patch: pool strides, e.g. 1x2x2 2x2x2; default nnU-Net's"
+        "--strides", nargs="+", metavar="DxHxW", help="with --patch: pool strides, e.g. 1x2x2 2x2x2; default: nnU-Net's"
     )
     parser.add_argument(
         "--spacing",
@@ -46,9 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("D", "H", "W"),
         help="with --patch: voxel size from which nnU-Net chooses the strides",
     )
-    parser.add_argument("--channels", type=int, default=1, metavar="N", help="with --patch: image channels")
-    parser.add_argument("--classes", type=int, default=2, metavar="N", help="with --patch: classes with background")
-    parser.add_argument("--vit", nargs="+", metavar="PRESET", help=f"ViT presets, or `{ALL_PRESETS}`; default: plan's")
+    parser.add_argument("--channels", type=int, default=1, metavar="N", help="with --patch: number of image channels")
+    parser.add_argument(
+        "--classes", type=int, default=2, metavar="N", help="with --patch: number of classes, with background"
+    )
+    parser.add_argument(
+        "--vit", nargs="+", metavar="PRESET", help=f"ViT presets, or `{ALL_PRESETS}`; default: the plan's"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

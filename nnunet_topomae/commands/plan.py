@@ -23,26 +23,32 @@ EXPLAINED_KEYS = ("median_image_size_in_voxels", *NETWORK_KEYS)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments, named as in nnUNetv2_plan_and_preprocess."""
     parser.add_argument("-d", type=int, nargs="+", required=True, metavar="ID", help="data set ids")
-    parser.add_argument("-gpu_memory_target", type=float, default=8.0, metavar="GB", help="GPU memory to plan for")
-    parser.add_argument("-overwrite_plans_name", default=PLANS, metavar="NAME", help="name of the plans")
+    parser.add_argument(
+        "-gpu_memory_target", type=float, default=8.0, metavar="GB", help="GPU memory to plan for (default: 8)"
+    )
+    parser.add_argument(
+        "-overwrite_plans_name", default=PLANS, metavar="NAME", help="name of the plans (default: %(default)s)"
+    )
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help="published settings: acdc, btcv, msd_lung, msd_spleen or synapse; plans TopoMAEPlans_NAME",
+        help="published settings: acdc, btcv, msd_lung, msd_spleen or synapse; writes the plans TopoMAEPlans_NAME",
     )
     parser.add_argument(
         "--label-free",
         action="store_true",
-        help="clip and scale CT by statistics that use no label; plans TopoMAEPlans_labelfree",
+        help="clip and scale CT by statistics that use no labels; writes the plans TopoMAEPlans_labelfree",
     )
     parser.add_argument(
         "-c", nargs="+", default=list(CONFIGURATIONS), metavar="CONFIGURATION", help="configurations to preprocess"
     )
-    parser.add_argument("-npfp", type=int, default=8, metavar="N", help="processes for the fingerprint")
+    parser.add_argument("-npfp", type=int, default=8, metavar="N", help="processes for the data set's fingerprint")
     parser.add_argument("-np", type=int, default=4, metavar="N", help="processes for preprocessing")
     parser.add_argument("--verify_dataset_integrity", action="store_true", help="check the raw data first")
-    parser.add_argument("--no_pp", action="store_true", help="plan only")
-    variants = parser.add_argument_group("existing plans", "nothing is planned or preprocessed with these")
+    parser.add_argument("--no_pp", action="store_true", help="plan, but do not preprocess")
+    variants = parser.add_argument_group(
+        "existing plans", "with --set or --explain, nothing is planned or preprocessed"
+    )
     variants.add_argument("-p", default=PLANS, metavar="PLANS", help="plans to vary or explain (default: %(default)s)")
     variants.add_argument(
         "--set",

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="folder of the training: DATASET/TRAINER__PLANS__CONFIGURATION/fold_N"
     )
-    parser.add_argument("-o", type=Path, metavar="FILE", help="the page; report.html in the folder if not given")
+    parser.add_argument("-o", type=Path, metavar="FILE", help="the page (default: report.html in the folder)")
     parser.add_argument("--embed-images", action="store_true", help="show crops of cases and their reconstructions")
 
 

@@ -39,33 +39,33 @@ CONFIGURATION_KEYS: Mapping[str, Rule] = {
 
 @dataclass(frozen=True)
 class ArchitectureConfig(Checked):
-    """What the two networks are made of. Everything else follows from the plan's patch size and strides."""
+    """The size and the parts of the two networks. Everything else follows from the plan's patch size and strides."""
 
     NAME: ClassVar[str] = "topomae.architecture"
 
     partner: Literal["unetrpp", "plan"] = "unetrpp"
-    """The network that is pre-trained next to the ViT and carries the segmentation: `unetrpp` as in the paper, or
-    `plan`, nnU-Net's own network as the plan describes it. The keys from `dropout` on are UNETR++'s."""
+    """The network that is pre-trained next to the ViT, and whose decoder makes the segmentation: `unetrpp` as in the
+    paper, or `plan`, nnU-Net's own network as in its plan. The keys from `dropout` on concern UNETR++ only."""
     vit: Literal["none", "tiny", "small", "default", "base"] = "default"
     """Size of the ViT encoder; `nnunet-topomae parameters --vit all` compares them. `none` leaves the ViT out: the
     partner is pre-trained and fine-tuned alone."""
     drop_path: Annotated[float, Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")] = 0.1
     """Stochastic depth of the ViT while fine-tuning (Zhou et al. 2023: 0.1)."""
     dropout: Annotated[float, Rule(lambda value: 0 <= value <= 5, "0 to 5")] = 0.0
-    """Factor of UNETR++'s dropout rates in supervised training; 1 takes those of Shaker et al. 2024, which are 0.15 for
+    """Factor of UNETR++'s dropout rates in supervised training; 1 gives the rates of Shaker et al. 2024, 0.15 for
     attention and 0.1 for channels. Pre-training has no dropout."""
     dims: Annotated[tuple[int, ...], FOUR] = (32, 64, 128, 256)
-    """Channels of the four UNETR++ stages; even, and multiples of `heads`."""
+    """Channels of the four UNETR++ stages: even numbers that are multiples of `heads`."""
     depth: Annotated[int, AT_LEAST_1] = 3
     """Transformer blocks in each UNETR++ stage."""
     heads: Annotated[int, AT_LEAST_1] = 4
     """Attention heads of the efficient paired attention (EPA) in UNETR++."""
     projections: Annotated[tuple[int, ...], FOUR] = (64, 64, 64, 32)
-    """Upper limits of the number of projected tokens in EPA, stage by stage."""
+    """Largest number of projected tokens in EPA, one value for each stage."""
     feature_size: Annotated[int, AT_LEAST_1] = 16
     """Channels of UNETR++'s skip connection at full resolution."""
     gamma: float = 0.1
-    """Initial value of EPA's residual scale. The original's 1e-6 silences EPA at the start."""
+    """Initial value of EPA's residual scale. With the original's 1e-6, EPA has almost no effect at the start."""
     share_embeddings: bool = False
     """Use one position embedding and one EPA projection for all blocks of a stage."""
     upsampling: Literal["transposed", "trilinear"] = "transposed"
@@ -89,17 +89,17 @@ class ArchitectureConfig(Checked):
 
 @dataclass(frozen=True)
 class TopologyConfig(Checked):
-    """Policy of the topological loss (paper Sec. II-A)."""
+    """How the topological loss is computed and weighted (paper Sec. II-A)."""
 
     NAME: ClassVar[str] = "topomae.topology"
 
     enabled: bool = True
     """Compute the term at all."""
     region: Literal["full", "crop", "pool"] = "crop"
-    """What the term looks at: `full` the whole crop, `crop` a part of it with edges of `region_size`, `pool` the crop
-    after average pooling to that size."""
+    """What the term is computed on: `full` the whole crop, `crop` a random part of it with edges of `region_size`,
+    `pool` the crop after average pooling to that size."""
     region_size: Annotated[int, Rule(lambda value: value >= 2, "at least 2 voxels")] = 48
-    """Edge length in voxels of the region for `crop` and `pool`; shorter axes are used whole."""
+    """Edge length in voxels of the region for `crop` and `pool`; axes that are shorter are used whole."""
     composition: Literal["paste", "full"] = "paste"
     """Values of the reconstructed volume at visible voxels: `paste` takes those of the input, `full` the network's
     output. The paper does not say."""
@@ -117,25 +117,25 @@ class TopologyConfig(Checked):
     """Factor of the term, in addition to `pretraining.lambda2`; 1 is the paper's overall loss. `auto` starts with 1 and
     adapts the factor of each network, so that the term's share of the gradient stays near `auto_share`."""
     auto_share: Annotated[float, Rule(lambda value: 0 < value < 1, "above 0 and below 1")] = 0.1
-    """Wanted share of the term where `weight` is `auto`: the norm of its gradient over the sum of the norms of all
-    terms, as `pretraining.gradients_every` measures it."""
+    """Wanted share of the term if `weight` is `auto`: the norm of its gradient divided by the sum of these norms over
+    all terms, as `pretraining.gradients_every` measures it."""
     every: Annotated[int, AT_LEAST_1] = 1
-    """Compute the term in every n-th training step only, with n times the weight, so that its mean weight before
-    clipping is the same. Logged terms are unweighted, and monitoring computes the term in all steps."""
+    """Compute the term in every n-th training step only, with n times the weight, so that its mean weight (before
+    gradient clipping) is the same. Logged terms are unweighted, and monitoring computes the term in all steps."""
     warmup_epochs: Annotated[int, AT_LEAST_0] = 5
     """Epochs over which the term's weight grows linearly from 0 to its full value."""
     tolerance: Annotated[float, Rule(lambda value: 0 <= value < 1, "0 for exact, below 1")] = 0.0
-    """Relative error of a squared distance at which the matching may stop; it is proven for every matching. 0 computes
-    the exact distance."""
+    """The matching may stop as soon as the relative error of the squared distance is proven to be at most this. 0
+    computes the exact distance."""
     backend: Literal["auto", "native", "cripser", "gudhi"] = "auto"
-    """What computes persistent homology. `auto` takes `native`, the package's own engine, which is the fastest; the two
-    libraries give the same diagrams."""
+    """What computes persistent homology. `auto` takes `native`, the package's own engine, which is the fastest; the
+    libraries `cripser` and `gudhi` give the same diagrams."""
     threads: Annotated[int, Rule(lambda value: value >= 0, "0 for automatic, or the number of threads")] = 0
-    """Worker threads; 0 takes the number of cores, at most 8, divided among the processes of the training. Each of
-    several processes has its share of the cores at most."""
+    """Worker threads; 0 takes the number of cores, at most 8, divided among the processes of the training. With several
+    processes, none of them uses more threads than its share of the cores."""
     time_limit: Annotated[float | None, ABOVE_0] = 300.0
-    """Seconds that a training step waits for the term, or a loader worker for the diagrams of a batch of inputs, before
-    the step goes on without the term; null waits for ever."""
+    """Seconds that a training step waits for the term, or a loader worker for the diagrams of a batch of inputs. After
+    that, the step continues without the term. With null, there is no limit."""
 
     @property
     def initial_weight(self) -> float:
@@ -153,7 +153,7 @@ class TopologyConfig(Checked):
 
 @dataclass(frozen=True)
 class FinetuningConfig(TrainingConfig):
-    """Supervised training: of the fusion network, and of networks from scratch."""
+    """Supervised training, of the fusion network and of networks from scratch."""
 
     NAME: ClassVar[str] = "topomae.finetuning"
 
@@ -161,20 +161,20 @@ class FinetuningConfig(TrainingConfig):
     """Where the pre-trained weights come from: null finds the pre-training of the same data set, plans, configuration
     and fold; a path is a checkpoint file; `scratch` trains without one."""
     pretrainer: Literal["TopoMAEPretrainer", "VectorPOSEPretrainer"] = "TopoMAEPretrainer"
-    """Whose pre-training of the fold is taken where `pretrained` is null. VectorPOSE trains the partner alone: set
-    `transfer_parts` to `partner`, or `architecture.vit` to `none`."""
+    """Which trainer's pre-training of the fold is used if `pretrained` is null. VectorPOSE trains the partner alone, so
+    also set `transfer_parts` to `partner`, or `architecture.vit` to `none`."""
     transfer: Literal["same_plan", "resample"] = "same_plan"
     """`same_plan` refuses a checkpoint of another plan, `resample` adapts its weights to this one."""
     transfer_parts: Literal["both", "vit", "partner"] = "both"
     """Which pre-trained networks the fusion network takes over: the ViT's encoder, its partner's encoder and decoder,
-    or both. What it does not take over starts from fresh weights."""
+    or both. Other weights are initialised at random."""
     transfer_decoder: Literal["auto", "yes", "no"] = "auto"
-    """Whether the decoder of the ViT's partner is taken over together with its encoder. `auto`: yes, except in
-    `PretrainedNNUNetTrainer`, whose SGD learns slowly from a decoder that has rebuilt images (docs/nnunet.md); there
-    only with `schedule` = `head_only`."""
+    """Whether the decoder of the ViT's partner is taken over together with its encoder. `auto`: yes, but in
+    `PretrainedNNUNetTrainer` only with `schedule` = `head_only`, because SGD learns slowly from a decoder that has
+    reconstructed images (docs/nnunet.md)."""
     allow_other_dataset: bool = False
-    """Accept a checkpoint of another data set. Only the contents of its images are then compared with those of the
-    validation cases, not their names."""
+    """Accept a checkpoint of another data set. The check for validation cases then compares only the contents of
+    images, not the names of cases."""
     epochs: Annotated[int, ABOVE_0] = 1000
     """Epochs of `iterations_per_epoch` (paper: 5,000 passes over the cases)."""
     iterations_per_epoch: Annotated[int, ABOVE_0] = 250
@@ -188,13 +188,13 @@ class FinetuningConfig(TrainingConfig):
     schedule: Literal["full", "warmup", "staged", "layer_decay", "head_only"] = "full"
     """How pre-trained weights start to learn. `full`: all weights from the first step. `warmup`: the rate of
     pre-trained weights rises linearly over the first `stage_epochs`. `staged`: the encoders are frozen for
-    `stage_epochs`, then all weights learn. `layer_decay`: the deeper below its encoder's output a layer is, the slower
+    `stage_epochs`, then all weights learn. `layer_decay`: the farther a layer is from its encoder's output, the slower
     it learns. `head_only`: only fresh weights learn."""
     stage_epochs: Annotated[int, ABOVE_0] = 50
-    """Length of the first stage of `warmup` and `staged`; below `epochs`."""
+    """Length of the first stage of `warmup` and `staged`; must be below `epochs`."""
     layer_decay: Annotated[float, Rule(lambda value: 0 < value < 1, "above 0 and below 1")] = 0.75
-    """Factor of the learning rate from each layer of a pre-trained encoder to the next one below, for `schedule` =
-    `layer_decay`."""
+    """Factor of the learning rate from one layer of a pre-trained encoder to the next one nearer to the input, for
+    `schedule` = `layer_decay`."""
     sgd_learning_rate: Annotated[float, ABOVE_0] = 1e-2
     """Peak of the schedule for fresh weights in `PretrainedNNUNetTrainer`, which trains with SGD (nnU-Net: 0.01)."""
     sgd_pretrained_learning_rate: Annotated[float, ABOVE_0] = 1e-2
@@ -206,17 +206,17 @@ class FinetuningConfig(TrainingConfig):
     clip: Annotated[float, ABOVE_0] = 1.0
     """Largest gradient norm."""
     mirror_axes: Annotated[tuple[int, ...] | None, AXES] = None
-    """Spatial axes that are mirrored in augmentation and, all combinations averaged, in prediction; null takes
-    nnU-Net's, which are all. Leave out the left-right axis where left and right organs have different labels."""
+    """Spatial axes that are mirrored in augmentation and in prediction, which averages over all combinations. With
+    null, all axes, as in nnU-Net. Leave out the left-right axis if left and right organs have different labels."""
     network: Literal["unetr", "swin_unetr", "attention_unet"] | None = None
-    """What `MONAITrainer` trains; the other trainers have their own network."""
+    """The network of `MONAITrainer`; other trainers ignore this key."""
     label_fraction: Annotated[float, Rule(lambda value: 0 < value <= 1, "above 0 and at most 1")] = 1.0
     """Share of the fold's training cases to train on, for label-efficiency curves. Pre-training reads the images of all
     of them."""
     label_seed: Annotated[int, AT_LEAST_0] = 0
-    """Decides which cases belong to the share; a smaller share is part of a larger one."""
+    """Seed that decides which cases belong to `label_fraction`; a smaller share is part of a larger one."""
     seed: Annotated[int | None, AT_LEAST_0] = None
-    """Seed of weights, crops, augmentation and dropout; null draws one, with which `--c` goes on."""
+    """Seed of initial weights, crops, augmentation and dropout. With null, one is drawn, with which `--c` continues."""
 
     def __post_init__(self) -> None:
         """Check the values, and that there is a second stage.

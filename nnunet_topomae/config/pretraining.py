@@ -25,46 +25,50 @@ class TrainingConfig(Checked):
 
 @dataclass(frozen=True)
 class PretrainingConfig(TrainingConfig):
-    """Masked co-pre-training. The paper's values stand in brackets."""
+    """Masked co-pre-training. The paper's values are in brackets."""
 
     NAME: ClassVar[str] = "topomae.pretraining"
 
     mask_ratio: Annotated[float, Rule(lambda value: 0 < value < 1, "above 0 and below 1")] = 0.5
     """Fraction of hidden tokens (paper: 0.5)."""
     partner_masking: Literal["zero", "sparse"] = "zero"
-    """How the ViT's partner is kept from hidden voxels: `zero` sets them to 0 at its input. `sparse`, for nnU-Net's own
+    """How voxels are hidden from the ViT's partner: `zero` sets them to 0 in its input. `sparse`, for nnU-Net's own
     network only, also hides them again after every convolution, takes the statistics of norms from visible voxels, and
     gives the decoder learned mask tokens (Tian et al. 2023)."""
     lambda1: Annotated[float, UNIT] = 0.5
-    """Weight of the partner's branch against the ViT's (paper: 0.5); without a ViT the partner's is 1."""
+    """Weight of the loss of the ViT's partner; that of the ViT is 1 - `lambda1` (paper: 0.5). Without a ViT, the
+    partner has the weight 1."""
     lambda2: Annotated[float, Rule(lambda value: 0 <= value <= 0.5, "0 to 0.5")] = 0.1
-    """Weight of each of the topological and the spatial term in a branch (paper: 0.1)."""
+    """Weight of the topological term, and also of the spatial term, in the loss of each network (paper: 0.1)."""
     spatial: Literal["keypoints", "vectors", "both", "none"] = "keypoints"
     """What the spatial task predicts: the paper's `keypoints`, the `vectors` of VectorPOSE (Zhang et al. 2022), or
-    `both`, with their consistency terms; `none` leaves it out. Earlier plans say true for `keypoints` and false for
-    `none`."""
+    `both`, with their consistency terms; `none` leaves the task out. In earlier plans, true means `keypoints` and false
+    means `none`."""
     target: Literal["masked", "boundary", "both"] = "masked"
-    """What is reconstructed: `masked` hides tokens, as in the paper. `boundary` hides none but corrupts the crop; the
-    networks rebuild the clean crop and a map of its boundaries (VectorPOSE). `both` hides tokens of corrupted crops."""
+    """What is reconstructed: `masked` hides tokens, as in the paper. `boundary` hides none but corrupts the crop, and
+    the networks reconstruct the clean crop and a map of its boundaries (VectorPOSE). `both` hides tokens of corrupted
+    crops."""
     lambda3: Annotated[float, AT_LEAST_0] = 0.1
     """Weight of the two consistency terms (paper: 0.1); without a ViT there are none."""
     epochs: Annotated[int, ABOVE_0] = 200
-    """Epochs of `iterations_per_epoch` (paper: 10,000 passes over the cases, which are 120 to 360 of ours)."""
+    """Number of epochs, each of `iterations_per_epoch` steps (paper: 10,000 passes over the cases, which are 120 to 360
+    of our epochs)."""
     iterations_per_epoch: Annotated[int, ABOVE_0] = 250
     """Training steps per epoch (nnU-Net: 250)."""
     validation_iterations: Annotated[int, ABOVE_0] = 10
     """Monitoring steps per epoch, on fixed crops of the fold's training cases. nnU-Net calls them validation, but no
     validation case is read."""
     preview_every: Annotated[int, AT_LEAST_0] = 50
-    """Epochs between pictures of reconstructions, in `monitoring/epoch_N`; 0 makes them at the end only."""
+    """Epochs between pictures of reconstructions, in `monitoring/epoch_N`; with 0, they are made at the end only."""
     gradients_every: Annotated[int, AT_LEAST_0] = 10
     """Epochs between measurements of the share that every term of the loss has in the gradient of each encoder; 0
-    measures nothing. It costs one backward pass per term, on one fixed batch of monitoring."""
+    measures nothing. A measurement costs one backward pass per term, on one fixed batch of monitoring."""
     probe_every: Annotated[int, AT_LEAST_0] = 0
-    """Epochs between probes: a linear read-out of the frozen encoders is fitted to the labels of a few training cases
-    and scored by Dice on other training cases. 0 makes none; 10 is a good choice. Labels train no weight."""
+    """Epochs between probes: a linear classifier on the features of the frozen encoders is fitted to the labels of a
+    few training cases, and scored by Dice on other training cases. 0 turns probes off; 10 is a good choice. No weight
+    of the networks is trained with the labels."""
     plateau_probes: Annotated[int, AT_LEAST_0] = 0
-    """End pre-training after so many probes in a row without a better Dice; 0 trains for all epochs."""
+    """End pre-training after this many probes in a row without a better Dice; 0 trains for all epochs."""
     learning_rate: Annotated[float, ABOVE_0] = 1.5e-4
     """Peak of the schedule (paper: base rate 6.4e-3)."""
     partner_learning_rate: Annotated[float | None, ABOVE_0] = None
@@ -84,42 +88,44 @@ class PretrainingConfig(TrainingConfig):
     """Spatial axes along which crops are flipped at random; none by default, as in the paper. Flips slow the spatial
     task down, because anatomy that is nearly symmetric does not show them."""
     flip_frame: Literal["volume", "crop"] = "volume"
-    """What a flip does to the key points. `volume` treats the whole volume as flipped, so that coordinates are
-    mirrored and position still fits appearance. `crop` keeps the coordinates of the volume as it was, so that the
-    spatial task mostly asks which axes were flipped."""
+    """What a flip does to the key points. `volume` treats the whole volume as flipped: coordinates are mirrored, and
+    positions still fit the anatomy. `crop` keeps the coordinates of the original volume, so that the spatial task
+    mostly asks which axes were flipped."""
     scale: Annotated[tuple[float, float], FACTORS] = (1.0, 1.0)
-    """Smallest and largest factor between the box that is read from the image and the patch that it is resampled to;
-    drawn for every crop, the same for all axes. Boxes do not leave the image where the patch does not."""
+    """Smallest and largest factor for scaling crops: a box of this factor times the patch is read from the image and
+    resampled to the patch. Every crop has a random factor, the same for all axes. A box does not reach out of the image
+    unless the patch does, too."""
     rotate: bool = False
     """Rotate by 0, 90, 180 or 270 degrees at random, in all planes in which patch and spacing are square."""
     slice_axis: Literal["auto", "D", "H", "W"] = "auto"
-    """The vectors' axis from slice to slice, in the order of the preprocessed arrays: across it lies the plane in whose
-    centre the vectors end. `auto` takes the axis whose spacing is at least 1.5 times that of both others, otherwise the
-    third axis of the image files, which is the axial one in most data sets; the log says which."""
+    """For vectors: the axis from slice to slice, in the order of the preprocessed arrays. Vectors end in the centre of
+    a slice. `auto` takes the axis whose spacing is at least 1.5 times that of both others, otherwise the third axis of
+    the image files, which is the axial one in most data sets; the log says which."""
     polar_axis: Literal["in_plane", "slice"] = "in_plane"
-    """Axis from which the vectors' polar angle is measured: the last array axis that lies `in_plane`, as in
-    VectorPOSE's code, or the `slice` axis."""
+    """For vectors: the axis from which the polar angle is measured. `in_plane` is the last array axis that lies in a
+    slice, as in VectorPOSE's code; `slice` is the slice axis."""
     angle_weights: Literal["radius", "equal"] = "radius"
-    """How much the angles of a vector count: in proportion to its length and not at all below one voxel, where
-    directions mean little, or `equal`, as in VectorPOSE's code."""
+    """How much the angles of a vector count. `radius`: in proportion to the length of the vector, and not at all below
+    one voxel, because directions then mean little. `equal`: all the same, as in VectorPOSE's code."""
     shuffle: Annotated[float, UNIT] = 0.25
     """Probability that a corrupted crop has its voxels shuffled within many small blocks."""
     bezier: Annotated[float, UNIT] = 0.5
     """Probability that a corrupted crop has its intensities changed by a random Bezier curve."""
     paint: Annotated[float, UNIT] = 0.75
-    """Probability that blocks of a corrupted crop are painted over: in one half of the cases a few blocks, in the other
-    half everything but a few blocks."""
+    """Probability that a corrupted crop is painted over with noise: with equal chance, either a few blocks or
+    everything but a few blocks."""
     start: str | None = None
-    """Checkpoint to start from: of an earlier pre-training, whose images then count as read by this one too, or of
-    nnssl. `-pretrained_weights FILE` does the same. With null, weights start fresh."""
+    """Checkpoint to start from, of an earlier pre-training or of nnssl. Images that the earlier pre-training has read
+    then count as read by this one, too. `-pretrained_weights FILE` does the same. With null, weights are initialised at
+    random."""
     unlabeled: bool = True
     """Also read the images that `nnunet-topomae preprocess-unlabeled` prepared, if there are any."""
     patients: str | None = None
-    """How to derive the patient from a case's name, so that no scan of a validation patient is read: a regular
-    expression with one group, searched in the name, or the path of a JSON table from case to patient. With null, the
-    table of a converter counts, if there is one; else every case is a patient of its own."""
+    """How to find the patient of a case, so that no scan of a validation patient is read: a regular expression with one
+    group, which is searched in the case's name, or the path of a JSON table from case to patient. With null, the table
+    that `nnunet-topomae convert` has written is used; without one, every case is a patient of its own."""
     seed: Annotated[int | None, AT_LEAST_0] = None
-    """Seed of weights, crops and masks; null draws one, with which `--c` goes on."""
+    """Seed of initial weights, crops and masks. With null, one is drawn, with which `--c` continues."""
 
     @classmethod
     def in_todays_words(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -177,13 +183,18 @@ class PretrainingConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class VectorPOSEConfig(Checked):
-    """What `VectorPOSEPretrainer` takes in place of the same keys of `topomae.pretraining`; the others it shares."""
+    """Settings of `VectorPOSEPretrainer`, which replace the keys of the same names in `topomae.pretraining`.
+
+    This trainer has no topological term, and sets `pretraining.lambda1` to `lambda3`, `spatial`, `target`,
+    `partner_masking`, `partner_learning_rate` and `flip_frame` itself. All other keys of `topomae.pretraining` apply to
+    it, too.
+    """
 
     NAME: ClassVar[str] = "topomae.vectorpose"
 
     tasks: Literal["both", "vectors", "boundary"] = "both"
-    """Vector prediction, from clean crops and without training the decoder; boundary-focused reconstruction; or both,
-    with equal weights of all five terms (Zhang et al. 2022)."""
+    """`vectors`: vector prediction, from clean crops and without training the decoder. `boundary`: boundary-focused
+    reconstruction. `both`: both tasks, with equal weights of all five terms (Zhang et al. 2022)."""
     scale: Annotated[tuple[float, float], FACTORS] = (0.5, 1.5)
     """See `pretraining.scale` (VectorPOSE's code: 0.5 to 1.5)."""
     rotate: bool = True

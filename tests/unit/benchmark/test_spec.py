@@ -315,7 +315,10 @@ def test_the_file_may_name_the_raw_data(raw, tmp_path, monkeypatch):
         ("primary = ['unetrpp', 'unetrpp', 'dice']", "with itself"),
         ("primary = ['unetrpp', 'nnunet', 'dice']", "names 'nnunet', which is none"),
         ("recipes = ['unetrpp', 'nnunet']\nprimary = ['unetrpp', 'nnunet', 'dise']", "metric 'dise'; there are dice"),
-        ("recipes = ['unetrpp', 'nnunet']\nprimary = ['unetrpp', 'nnunet', 'dice', 0.1]", "share of 0.1 of the labels"),
+        (
+            "recipes = ['unetrpp', 'nnunet']\nprimary = ['unetrpp', 'nnunet', 'dice', 0.1]",
+            "names the label fraction 0.1; label_fractions has 1",
+        ),
         ("recipes = ['unetrpp', 'nnunet']\nprimary = ['unetrpp', 'nnunet', 'dice', true]", "must be"),
         ("recipes = ['unetrpp', 'nnunet']\nprimary = ['unetrpp', 'nnunet', 'betti_error']", "betti = true only"),
         ("recipes = ['unetrpp', 'nnunet']\nprimary = ['unetrpp', 'nnunet', 'dice']\nmargin = 1.5", "below 1"),
