@@ -39,11 +39,9 @@ from nnunet_topomae.topology import (
 
 VIOLATION = 1e-12  # intensities lie in [0, 1]
 FIRST_CALL = """
-import sys, time
+import time
 import torch
 from nnunet_topomae.topology import TopologicalLoss
-for module in sys.argv[1:]:
-    __import__(module)
 volume = torch.rand((2, 1, 1, 12, 12, 12), generator=torch.Generator().manual_seed(0))
 start = time.process_time()
 TopologicalLoss(threads=1)(volume[0].requires_grad_(), volume[1]).backward()
@@ -298,22 +296,18 @@ def measure_gradient() -> dict[str, Any]:
 
 
 def measure_first_call(repeats: int = 3) -> dict[str, float]:
-    """CPU seconds of the first loss in a new process: without compiled code on disk, with it, and as in a training.
-
-    A training has imported scipy.linalg, which is a good part of what numba imports at its first call.
-    """
+    """CPU seconds of the first loss in a new process: without compiled code on disk, and with it."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
 
-        def seconds(*modules: str) -> float:
-            command = [sys.executable, "-c", FIRST_CALL, *modules]
+        def seconds() -> float:
+            command = [sys.executable, "-c", FIRST_CALL]
             run = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
             return float(run.stdout)
 
         compiling = seconds()
         cached = min(seconds() for _ in range(repeats))
-        in_training = min(seconds("scipy.linalg") for _ in range(repeats))
-    return {"compiling": compiling, "cached": cached, "in_training": in_training}
+    return {"compiling": compiling, "cached": cached}
 
 
 def verdicts(results: dict[str, Any]) -> list[tuple[str, float, float, float, bool]]:
@@ -339,7 +333,6 @@ def verdicts(results: dict[str, Any]) -> list[tuple[str, float, float, float, bo
         ("finite differences", results["gradient"]["largest_error"], 1e-8, 1e-8, False),
         ("first call, s", results["first_call"]["compiling"], 10, 2, False),
         ("first call, cached, s", results["first_call"]["cached"], 0.3, 0.1, False),
-        ("first call, cached, in a training, s", results["first_call"]["in_training"], 0.3, 0.1, False),
     ]
     for row in results["peers"]:
         rows.append((f"gudhi.hera / ours, n = {row['n']}", row["hera"] / row["ours"], 25, 60, True))
