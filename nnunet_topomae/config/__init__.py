@@ -171,7 +171,8 @@ class FinetuningConfig(TrainingConfig):
     transfer_decoder: Literal["auto", "yes", "no"] = "auto"
     """Whether the decoder of the ViT's partner is taken over together with its encoder. `auto`: yes, except in
     `PretrainedNNUNetTrainer`, whose SGD learns slowly from a decoder that has rebuilt images (docs/nnunet.md); there
-    only with `schedule` = `head_only`."""
+    only with `schedule` = `head_only`. The layer of UNETR++ that only the decoder reads, at full resolution, goes with
+    it."""
     allow_other_dataset: bool = False
     """Accept a checkpoint of another data set. Only the contents of its images are then compared with those of the
     validation cases, not their names."""

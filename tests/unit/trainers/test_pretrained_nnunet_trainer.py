@@ -106,7 +106,7 @@ def test_starts_from_the_folds_pre_training_as_nnunet_trains(vit: str) -> None:
     assert trainer._get_deep_supervision_scales() == stock._get_deep_supervision_scales()
 
 
-def _check_start(trainer: Any, file: Path, fresh: str) -> None:
+def _check_start(trainer: Any, file: Path, fresh: str | tuple[str, ...]) -> None:
     """Weights and rates after the start: those whose names begin with `fresh` are not taken over."""
     before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
     trainer.on_train_start()
@@ -124,19 +124,24 @@ def _check_start(trainer: Any, file: Path, fresh: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trainer", "decoder", "fresh"),
+    ("trainer", "partner", "decoder", "fresh"),
     [
-        (PretrainedNNUNetTrainer, "auto", "decoder."),
-        (PretrainedNNUNetTrainer, "no", "decoder."),
-        (PretrainedNNUNetTrainer, "yes", "decoder.seg_layers."),
-        (TopoMAEFusionTrainer, "auto", "decoder.seg_layers."),
-        (TopoMAEFusionTrainer, "no", "decoder."),
+        (PretrainedNNUNetTrainer, "plan", "auto", "decoder."),
+        (PretrainedNNUNetTrainer, "plan", "no", "decoder."),
+        (PretrainedNNUNetTrainer, "plan", "yes", "decoder.seg_layers."),
+        (TopoMAEFusionTrainer, "plan", "auto", "decoder.seg_layers."),
+        (TopoMAEFusionTrainer, "plan", "no", "decoder."),
+        (TopoMAEFusionTrainer, "unetrpp", "auto", "decoder.seg_layers."),
+        (TopoMAEFusionTrainer, "unetrpp", "no", ("decoder.", "encoder.full_resolution.")),
     ],
 )
-def test_the_plan_says_whether_the_decoder_is_taken_over(trainer: Any, decoder: str, fresh: str) -> None:
-    file = _pretrain(vit="none")
+def test_the_plan_says_whether_the_decoder_is_taken_over(
+    trainer: Any, partner: str, decoder: str, fresh: str | tuple[str, ...]
+) -> None:
+    """With it comes the layer of UNETR++'s encoder that only the decoder reads."""
+    file = _pretrain(vit="none", partner=partner)
     rates = {"sgd_pretrained_learning_rate": 1e-3, "learning_rate": 1e-2, "pretrained_learning_rate": 1e-3}
-    started = _trainer(trainer, _plans(vit="none", transfer_decoder=decoder, **rates))
+    started = _trainer(trainer, _plans(vit="none", partner=partner, transfer_decoder=decoder, **rates))
     _check_start(started, file, fresh)
 
 
@@ -376,6 +381,25 @@ def test_a_decoder_that_no_loss_has_trained_starts_fresh(named: bool, capsys: py
         rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
         for name, parameter in trainer.network.named_parameters():
             assert rates[id(parameter)] == (1e-2 if name.startswith("decoder.") else 1e-3)
+
+
+def test_what_no_loss_has_trained_of_unetrpp_is_neither_taken_nor_frozen() -> None:
+    """Vectors alone leave as random as they were: the decoder, and the encoder's layer that only the decoder reads."""
+    file = _pretrain(VectorPOSEPretrainer, tasks="vectors", partner="unetrpp", vit="none")
+    same: dict[str, Any] = {"vit": "none", "partner": "unetrpp", "tasks": "vectors"}
+    own = _plans(**same, pretrainer="VectorPOSEPretrainer", schedule="head_only", pretrained_learning_rate=1e-3)
+    own["configurations"]["3d_fullres"]["topomae"]["finetuning"]["learning_rate"] = 1e-2
+    trainer = _trainer(TopoMAEFusionTrainer, own)
+    learning = {name for name, p in trainer.network.named_parameters() if p.requires_grad}
+    assert {name.split(".")[0] for name in learning} == {"decoder", "encoder"}
+    assert all(name.startswith(("decoder.", "encoder.full_resolution.")) for name in learning)
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    trainer.on_train_start()
+    weights, after = (
+        torch.load(file, weights_only=True)["network_weights"],
+        without_aliases(trainer.network.state_dict()),
+    )
+    assert all(torch.equal(after[name], (before if name in learning else weights)[name]) for name in after)
 
 
 def test_a_decoder_that_no_loss_has_trained_is_never_frozen() -> None:
