@@ -183,7 +183,15 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Args:
         network: what they are copied into.
         weights: by name, of the same shapes; one of several names is enough.
+
+    Raises:
+        ValueError: some are NaN or infinite. Nothing is loaded then.
     """
+    if wrong := [name for name, value in weights.items() if not torch.isfinite(value).all()]:
+        raise ValueError(
+            f"{len(wrong)} of {len(weights)} weights to load hold NaN or infinity, such as {wrong[0]}: the training "
+            "that made them has failed. Take another of its checkpoints, or train again."
+        )
     own = network.state_dict()
     with torch.no_grad():
         for name, value in weights.items():
