@@ -24,7 +24,7 @@ from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
 from nnunet_topomae.trainers.seeded_trainer import SeededNNUNetTrainer
 from nnunet_topomae.trainers.vectorpose_pretrainer import VectorPOSEPretrainer
 from nnunet_topomae.training.devices import unwrap
-from nnunet_topomae.training.exports import load_encoder
+from nnunet_topomae.training.exports import load_encoder, nnssl_entry
 from nnunet_topomae.training.model_card import count_images
 from nnunet_topomae.training.start import _named
 from nnunet_topomae.training.transfer import without_aliases
@@ -374,7 +374,9 @@ def test_a_decoder_that_no_loss_has_trained_starts_fresh(named: bool, capsys: py
     weights, own = torch.load(file, weights_only=True)["network_weights"], trainer.network.state_dict()
     for name in without_aliases(own):
         assert torch.equal(own[name], weights[name] if name.startswith("encoder.") else before[name]), name
-    assert "no loss of this pre-training has trained the decoder: it starts fresh" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no loss of this pre-training has trained the decoder: it starts fresh" in said
+    assert ("finetuning.transfer_decoder=no gives it that of fresh ones" in said) == named
     became = json.loads((Path(trainer.output_folder) / "transfer.json").read_text())["weights"]
     assert {name for name in became if became[name] == "fresh"} == {n for n in became if n.startswith("decoder.")}
     if not named:  # then the plan says it, before the optimiser is built
@@ -783,6 +785,24 @@ def test_weights_that_are_nan_are_refused_and_copies_of_a_weight_count_once(tmp_
     with pytest.raises(ValueError, match="1 of .* weights to load hold NaN .* encoder.stem.convs.0.conv.weight"):
         trainer.on_train_start()
     assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
+
+
+def test_nnssls_largest_network_has_its_name_in_the_exports_entry() -> None:
+    """Its own plans say what it is; any other residual encoder is described in full."""
+    plans = _plans(residual=True)
+    arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    arguments |= {"features_per_stage": [32, 64, 128, 256, 320, 320], "n_blocks_per_stage": [1, 3, 4, 6, 6, 6]}
+    arguments |= {"kernel_sizes": [[3, 3, 3]] * 6, "strides": [[1, 1, 1], *[[2, 2, 2]] * 5], "n_stages": 6}
+    checkpoint: dict[str, Any] = {"network_weights": {"encoder.stem.convs.0.conv.weight": torch.zeros(1)}}
+    checkpoint |= {"topomae": {"manifest": {"configuration": "3d_fullres"}}, "init_args": {"plans": plans}}
+    entry = nnssl_entry(checkpoint, 1)
+    assert entry is not None and entry["architecture_plans"]["arch_class_name"] == "ResEncL"
+    assert entry["architecture_plans"]["arch_kwargs"] is None
+    arguments["strides"] = [[1, 1, 1], [1, 2, 2], *[[2, 2, 2]] * 4]
+    entry = nnssl_entry(checkpoint, 1)
+    assert entry is not None and entry["architecture_plans"]["arch_class_name"] == RESIDUAL
+    assert entry["architecture_plans"]["arch_kwargs"] == arguments
+    assert entry["architecture_plans"]["arch_kwargs_requiring_import"] == ["conv_op", "norm_op", "dropout_op", "nonlin"]
 
 
 def test_what_is_exported_for_stock_nnunet_starts_a_pre_training_as_nnssls_does(tmp_path: Path) -> None:
