@@ -227,6 +227,22 @@ def test_weights_for_stock_nnunet_are_no_pre_training_and_the_error_says_whose_t
             assert says in str(error.value) and cure in str(error.value)
 
 
+def test_doctor_compares_the_plans_own_network_with_the_checkpoints(
+    nnunet_env: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = _pretrain()
+    found = {}
+    for width in (10, 12):
+        plans = _plans()
+        plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"][-1] = width
+        (nnunet_env.preprocessed / DATASET / "Plans.json").write_text(json.dumps(plans))
+        capsys.readouterr()
+        main(["doctor", "--json", "--checkpoint", str(file)])
+        found[width] = next(one for one in json.loads(capsys.readouterr().out)["checks"] if one["name"] == "plan")
+    assert found[10]["status"] == "ok" and found[12]["status"] == "error"
+    assert "network.features_per_stage: checkpoint [4, 6, 8, 10], plan [4, 6, 8, 12]" in found[12]["value"]
+
+
 def test_a_checkpoint_of_unetrpps_other_sizes_does_not_matter() -> None:
     _pretrain()
     plans = _plans()
