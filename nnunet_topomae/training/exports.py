@@ -174,7 +174,7 @@ def export_encoder(file: Path, folder: Path, which: EncoderName) -> None:
 
     Args:
         file: a checkpoint of a pre-training (TopoMAEPretrainer, VectorPOSEPretrainer).
-        folder: made if there is none; its files are replaced, unless there is an error.
+        folder: made if there is none, and its files replaced; neither if the checkpoint is refused.
         which: the ViT's encoder or its partner's.
 
     Raises:
