@@ -148,7 +148,7 @@ def crop_mask(token_mask: TokenMask, token_size: Size3, device: torch.device | s
         ([[1]], [True, True, False, False])
     """
     visible = visible_index(token_mask).to(device, non_blocking=True)
-    return CropMask(visible, token_to_voxel_mask(token_mask.to(device), token_size))
+    return CropMask(visible, token_to_voxel_mask(token_mask.to(device, non_blocking=True), token_size))
 
 
 def inside_mask(locations: Sequence[CropLocation], device: torch.device) -> VoxelMask | None:

@@ -95,14 +95,16 @@ def _check(configuration: dict[str, Any], name: str) -> None:
     config = TopoMAEConfig.from_configuration(configuration)
     if absent := [key for key in ("batch_size", "patch_size", "architecture") if key not in configuration]:
         raise ValueError(f"configuration {name} has no {', '.join(absent)}. Restore the plans file, or plan again.")
+    check_architecture(configuration["architecture"], f"architecture of {name}")
+    strides = configuration["architecture"]["arch_kwargs"]["strides"]
+    if len(strides[0]) == 2:
+        raise ValueError(f"{name} is a 2D configuration. Choose a 3D one, for example -c 3d_fullres.")
     for key in CONFIGURATION_KEYS:
         try:
             check_crop_value(key, configuration[key])
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     patch_size = configuration["patch_size"]
-    check_architecture(configuration["architecture"], f"architecture of {name}")
-    strides = configuration["architecture"]["arch_kwargs"]["strides"]
     check_patch_size(patch_size, strides, name)
     features = configuration["architecture"]["arch_kwargs"].get("features_per_stage")
     derive_network_shape(as_size3(patch_size, "patch_size"), strides, config.architecture, features)

@@ -32,7 +32,6 @@ from recipe_variants import Variant, build_network, build_pretraining_network, r
 from torch import Tensor, nn
 
 from nnunet_topomae.architectures.layers import use_channels_last
-from nnunet_topomae.architectures.roles import part_prefixes
 from nnunet_topomae.config import FinetuningConfig
 from nnunet_topomae.files import write_json
 from nnunet_topomae.masking import crop_mask, random_token_mask
@@ -52,9 +51,9 @@ def build_optimisers(network: nn.Module, variant: Variant, steps: int = 4) -> li
         warmup_steps=variant.warmup,
         schedule=variant.schedule,
     )
-    parts = (*network.fresh_parts, "decoder") if variant.pretrain_parts == "encoder" else network.fresh_parts
-    paces = prepare_schedule(network, section, part_prefixes(network, parts), str)
-    fresh = part_prefixes(network, parts) if slow else ()
+    parts = transferred_parts(network, "both", variant.pretrain_parts == "all").fresh
+    paces = prepare_schedule(network, section, parts, str)
+    fresh = parts if slow else ()
     if variant.optimiser == "sgd":
         optimiser = build_sgd(network, variant.lr, slow, fresh, paces)
         for group in optimiser.param_groups:
@@ -85,11 +84,8 @@ def train(
     torch.manual_seed(seed)
     network = build_network(variant, crops)
     if pretraining:
-        decoder = network.decoder.state_dict()  # nnU-Net's holds the encoder, too
-        fresh = {name: value.clone() for name, value in decoder.items() if not name.startswith("encoder.")}
-        transfer(pretraining["weights"], network, transferred_parts(network, "both"))
-        if variant.pretrain_parts == "encoder":
-            network.decoder.load_state_dict(fresh, strict=False)
+        parts = transferred_parts(network, "both", variant.pretrain_parts == "all")
+        transfer(pretraining["weights"], network, parts)
     optimisers = build_optimisers(network, variant, steps)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(variant.ema or 0.9)

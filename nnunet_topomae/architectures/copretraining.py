@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nnunet_topomae.architectures.keypoint_head import KeyPointHead
 from nnunet_topomae.architectures.layers import Features
 from nnunet_topomae.architectures.mae import MAEDecoder
+from nnunet_topomae.architectures.roles import part_prefixes, parts_for_decoder
 from nnunet_topomae.architectures.sparse import SparseMasking
 from nnunet_topomae.architectures.vector_head import SCALES, VectorHead
 from nnunet_topomae.architectures.vit import ViTEncoder, scatter_tokens, tokens_to_grid
@@ -146,9 +147,10 @@ class CoPretrainingNetwork(nn.Module):
         if branch == "vit":
             self.vit_decoder.requires_grad_(False)
             return
-        self.decoder.requires_grad_(False)
-        for part in getattr(self.encoder, "for_decoder", ()):
-            self.encoder.get_submodule(part).requires_grad_(False)
+        frozen = part_prefixes(self, ("decoder", *parts_for_decoder(self)))
+        for name, parameter in self.named_parameters():  # nnU-Net's decoders hold the encoder, whose name comes first
+            if name.startswith(frozen):
+                parameter.requires_grad_(False)
 
     @property
     def trained_encoders(self) -> dict[str, nn.Module]:

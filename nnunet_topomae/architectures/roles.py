@@ -9,7 +9,8 @@ A module declares roles in class attributes next to its parameters; names are re
 
 * ``layers_from_input``: of an encoder, lists of modules that are numbered from the input on, all of the same length.
   ``after_layers`` are its parts behind the last of them; what is in neither comes before the first.
-* ``for_decoder``: of an encoder, parts whose features nothing but the decoder reads.
+* ``for_decoder``: of an encoder, parts whose features nothing but the decoder reads. They are trained, and transferred,
+  together with the decoder only.
 
 A network that is fine-tuned declares its ``encoder_parts``, ``fresh_parts`` and ``pretrained_parts``, that of
 pre-training what of it is transferred (:class:`~nnunet_topomae.architectures.copretraining.CoPretrainingNetwork`).
@@ -105,6 +106,13 @@ def part_prefixes(network: nn.Module, parts: Iterable[str]) -> tuple[str, ...]:
     for part in parts:
         network.get_submodule(part)
     return tuple(f"{part}." for part in parts)
+
+
+def parts_for_decoder(network: nn.Module) -> tuple[str, ...]:
+    """Names of the parts of a network's encoders whose features nothing but a decoder reads."""
+    return tuple(
+        _join(path, name) for path, module in network.named_modules() for name in getattr(module, "for_decoder", ())
+    )
 
 
 def coarse_to_fine_prefixes(network: nn.Module) -> tuple[str, ...]:

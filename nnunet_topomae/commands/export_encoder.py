@@ -20,6 +20,8 @@ def run(args: argparse.Namespace) -> int:
     """Write the folder."""
     from nnunet_topomae.training.exports import CARD_FILE, export_encoder
 
+    if args.o.is_file():
+        raise ValueError(f"{args.o} is a file, and an encoder is a folder: name another one with -o")
     export_encoder(args.checkpoint, args.o, args.encoder)
     print(f"{args.o} written. {args.o / CARD_FILE} shows how to load it; add the licence there.")
     return 0

@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
         f"{target} written. Where nnU-Net is installed, with this package or without it:\n"
         f"nnUNetv2_train {origin['dataset']} {origin['configuration']} {origin['fold']} -p "
         f"{origin['plans_name']} -tr {args.trainer} -pretrained_weights {target}\n"
-        f"Stock nnU-Net does not check which cases the weights have seen. These have seen the {origin['images']} "
-        f"training cases of fold {origin['fold']}: use them for that fold only, or for other data."
+        f"Stock nnU-Net does not check which cases the weights have seen. These have seen, in fold {origin['fold']}: "
+        f"{origin['images']}. Use them for that fold only, or for other data."
     )
     if args.with_decoder and not origin["decoder_trained"]:
         print(

@@ -171,7 +171,8 @@ class FinetuningConfig(TrainingConfig):
     transfer_decoder: Literal["auto", "yes", "no"] = "auto"
     """Whether the decoder of the ViT's partner is taken over together with its encoder. `auto`: yes, but in
     `PretrainedNNUNetTrainer` only with `schedule` = `head_only`, because SGD learns slowly from a decoder that has
-    reconstructed images (docs/nnunet.md)."""
+    reconstructed images (docs/nnunet.md). The layer of UNETR++ that only the decoder reads, at full resolution,
+    goes with the decoder."""
     allow_other_dataset: bool = False
     """Accept a checkpoint of another data set. The check for validation cases then compares only the contents of
     images, not the names of cases."""

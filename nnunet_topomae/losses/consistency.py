@@ -22,10 +22,7 @@ def reconstruction_consistency(
         inside: mask (B, 1, D, H, W), False at padded voxels, which are left out; None where nothing is padded.
 
     Returns:
-        A scalar, at least 0.
-
-    Raises:
-        ValueError: no voxel is hidden.
+        A scalar, at least 0; 0 if no voxel counts.
     """
     return hidden_mse(vit, partner, hidden, inside)
 

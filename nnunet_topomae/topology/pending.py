@@ -186,7 +186,7 @@ class PendingLoss:
         scale = self._scale / len(terms)
         value = scale * sum(term.value for term in terms)
         gradient = np.stack([scale * term.gradient for term in terms]).reshape(self._regions.shape)  # (B*C, d, h, w)
-        moved = torch.from_numpy(gradient).to(self._regions.dtype).to(self._regions.device)
+        moved = torch.from_numpy(gradient).to(self._regions.dtype).to(self._regions.device, non_blocking=True)
         result: Tensor = _KnownGradient.apply(self._regions, value, moved)
         return result
 
@@ -197,7 +197,7 @@ class _KnownGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, regions: Tensor, value: float, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
-        return regions.new_tensor(value)
+        return regions.new_full((), value)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

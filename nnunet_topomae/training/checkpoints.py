@@ -30,12 +30,17 @@ SEED = "seed"
 Role = Literal["pretraining", "finetuning"]
 
 
-def save_atomically(checkpoint: Mapping[str, Any], filename: str | Path) -> None:
+def save_atomically(
+    checkpoint: Mapping[str, Any],
+    filename: str | Path,
+    cure: str = "Make room or correct the folder's permissions, then continue with --c.",
+) -> None:
     """``torch.save`` to a temporary file in the same folder, then rename: readers see the old file or the new one.
 
     Args:
         checkpoint: what is saved.
         filename: a file of this name is replaced; its folder must exist.
+        cure: what to do where that fails, for the error.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written to; a file of this name stays as it was.
@@ -50,10 +55,7 @@ def save_atomically(checkpoint: Mapping[str, Any], filename: str | Path) -> None
         if not isinstance(reason, OSError):
             raise
         kept = "The one of this name from before is kept. " if written.is_file() else ""
-        raise OSError(
-            f"cannot write checkpoint {written}: {reason}. {kept}Make room or correct the folder's permissions, then "
-            "continue with --c."
-        ) from error
+        raise OSError(f"cannot write checkpoint {written}: {reason}. {kept}{cure}") from error
 
 
 def plain(value: Any) -> Any:

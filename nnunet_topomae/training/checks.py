@@ -11,6 +11,7 @@ from nnunet_topomae.config import SECTION, ArchitectureConfig, TopoMAEConfig
 from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.losses.copretraining import trained_branches, trains_decoder
+from nnunet_topomae.nnunet.names import VECTORPOSE_PRETRAINER
 from nnunet_topomae.training.resample import NetworkSize
 
 # Keys of the architecture section that do not change what a pre-trained weight means.
@@ -299,8 +300,10 @@ def check_trained(described: Mapping[str, Any], takes_vit: bool, takes_partner: 
         (takes_partner, "partner", "the ViT's partner", "vit"),
     ):
         if taken and name not in trained:
+            why = f"pretraining.lambda1 = {config.pretraining.lambda1}, lambda3 = {config.pretraining.lambda3}"
+            if name == "vit" and not config.architecture.has_vit:
+                why = f"architecture.vit = 'none', or {VECTORPOSE_PRETRAINER}"
             raise ValueError(
-                f"{file}: no loss of this pre-training has trained {title} (pretraining.lambda1 = "
-                f"{config.pretraining.lambda1}, lambda3 = {config.pretraining.lambda3}), so it is as random as at its "
-                f"start. Set finetuning.transfer_parts={other} to leave it out."
+                f"{file}: no loss of this pre-training has trained {title} ({why}). Pre-train it, or take the other "
+                f"network: in a fusion with finetuning.transfer_parts={other}, in an export with --encoder {other}."
             )

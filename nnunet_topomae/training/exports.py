@@ -1,7 +1,9 @@
 """Pre-trained weights for others: a file for stock nnU-Net, and an encoder with its model card."""
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,12 +15,12 @@ from torch import Tensor, nn
 
 from nnunet_topomae.architectures.build import build_copretraining_network
 from nnunet_topomae.config import SECTION, TopoMAEConfig
-from nnunet_topomae.files import read_table, write_json, write_text, write_whole
+from nnunet_topomae.files import read_table, write_whole
 from nnunet_topomae.nnunet.names import PRETRAINER, VECTORPOSE_PRETRAINER
 from nnunet_topomae.nnunet.plan import read_plan
 from nnunet_topomae.training.checkpoints import ENTRY, plain, save_atomically
 from nnunet_topomae.training.checks import check_trained, decoder_is_trained
-from nnunet_topomae.training.model_card import model_card
+from nnunet_topomae.training.model_card import count_images, model_card
 from nnunet_topomae.training.plots import PLOT_FILE
 from nnunet_topomae.training.sources import read_checkpoint
 from nnunet_topomae.training.start import NNSSL_ENTRY
@@ -33,6 +35,8 @@ _RESENC_L = {
     "kernel_sizes": [[3, 3, 3]] * 6,
     "strides": [[1, 1, 1]] + [[2, 2, 2]] * 5,
 }
+
+_AGAIN = "Copy it again from where it came, or pre-train again."
 
 EncoderName = Literal["vit", "partner"]
 # What a configuration may name.
@@ -63,6 +67,14 @@ def export_for_stock(file: Path, target: Path, with_decoder: bool = False) -> di
         ValueError: not such a checkpoint, or its partner is not the plan's own network, or no loss has trained it.
     """
     checkpoint = read_checkpoint(file)
+    with _damage_named(file, _AGAIN):
+        content = _stock_weights(checkpoint, file, with_decoder)
+    save_atomically(content, target, "Its folder must exist, be writable and have room; -o names another file.")
+    return cast("dict[str, Any]", content["pretraining"])
+
+
+def _stock_weights(checkpoint: Mapping[str, Any], file: Path, with_decoder: bool) -> dict[str, Any]:
+    """What :func:`export_for_stock` writes."""
     described = checkpoint[ENTRY]
     config = TopoMAEConfig.from_configuration({SECTION: described["config"]})
     if config.architecture.partner != "plan":
@@ -73,23 +85,30 @@ def export_for_stock(file: Path, target: Path, with_decoder: bool = False) -> di
             f"{pretrainer_of(checkpoint)} -p NAME"
         )
     check_trained(described["config"], takes_vit=False, takes_partner=True, file=file)
-    weights = {
-        name: value
-        for name, value in checkpoint["network_weights"].items()
-        if name.startswith(("encoder.", "decoder.")) and ".seg_layers." not in name
-    }
     decoder_trained = with_decoder and decoder_is_trained(described["config"])
-    if not decoder_trained:
-        weights |= _initial_decoder(checkpoint)
+    # nnU-Net's decoders hold the encoder, too.
+    taken = ("encoder.", "decoder." if decoder_trained else "decoder.encoder.")
+    trained, initial = checkpoint["network_weights"], _initial_weights(checkpoint)
+    weights = {name: trained[name] if name.startswith(taken) else value for name, value in initial.items()}
+    if wrong := [name for name, value in weights.items() if value.shape != initial[name].shape]:
+        raise ValueError(f"{file} is damaged: {wrong[0]} has the shape {tuple(weights[wrong[0]].shape)}. {_AGAIN}")
     manifest: dict[str, Any] = described["manifest"]
     origin = {key: manifest[key] for key in ("dataset", "plans_name", "configuration", "fold")}
     origin |= {"trainer": checkpoint["trainer_name"], "version": described["version"]}
-    origin |= {"images": len(manifest["cases"]), "decoder_trained": decoder_trained}
+    origin |= {"images": count_images(manifest), "decoder_trained": decoder_trained}
     content = {"network_weights": weights, "pretraining": origin}
     if entry := nnssl_entry(checkpoint, described["plan"]["channels"]):
         content[NNSSL_ENTRY] = entry
-    save_atomically(content, target)
-    return origin
+    return content
+
+
+@contextmanager
+def _damage_named(file: Path, cure: str) -> Iterator[None]:
+    """Values that are missing or of another kind are an error that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}). {cure}") from error
 
 
 def _configuration(checkpoint: Mapping[str, Any]) -> ConfigurationManager:
@@ -98,19 +117,15 @@ def _configuration(checkpoint: Mapping[str, Any]) -> ConfigurationManager:
     return PlansManager(checkpoint["init_args"]["plans"]).get_configuration(name)
 
 
-def _initial_decoder(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The decoder of the plan's own network as nnU-Net initialises it, without heads; the same on every call."""
+def _initial_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The plan's own network as nnU-Net initialises it, without heads; the same on every call."""
     channels = checkpoint[ENTRY]["plan"]["channels"]
     network = read_plan(_configuration(checkpoint), channels).network
     assert network is not None  # the partner is the plan's own network
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        initial = network(channels, channels, False)
-    own = cast(nn.Module, initial.decoder).state_dict(prefix="decoder.")
-    # nnU-Net's decoders hold the encoder, too.
-    return {
-        name: value for name, value in own.items() if not name.startswith(("decoder.encoder.", "decoder.seg_layers."))
-    }
+        initial = network(channels, channels, False).state_dict()
+    return {name: value for name, value in initial.items() if ".seg_layers." not in name}
 
 
 def pretrainer_of(checkpoint: Mapping[str, Any]) -> str:
@@ -159,13 +174,27 @@ def export_encoder(file: Path, folder: Path, which: EncoderName) -> None:
 
     Args:
         file: a checkpoint of a pre-training (TopoMAEPretrainer, VectorPOSEPretrainer).
-        folder: made if there is none; its three files are replaced.
+        folder: made if there is none, and its files replaced; neither if the checkpoint is refused.
         which: the ViT's encoder or its partner's.
 
     Raises:
         ValueError: not such a checkpoint, or no loss has trained this encoder.
     """
     checkpoint = read_checkpoint(file)
+    picture = file.parent / PLOT_FILE
+    files: dict[str, bytes] = {PLOT_FILE: picture.read_bytes()} if picture.is_file() else {}
+    with _damage_named(file, _AGAIN):
+        files |= _encoder_files(checkpoint, file, which, folder.name, PLOT_FILE if files else None)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        with write_whole(folder / name) as written:
+            written.write(content)
+
+
+def _encoder_files(
+    checkpoint: Mapping[str, Any], file: Path, which: EncoderName, folder: str, curve: str | None
+) -> dict[str, bytes]:
+    """What :func:`export_encoder` writes, by name, but for the curve."""
     described = checkpoint[ENTRY]
     check_trained(described["config"], which == "vit", which == "partner", file)
     prefix = f"{_PARTS[which]}."
@@ -180,17 +209,17 @@ def export_encoder(file: Path, folder: Path, which: EncoderName) -> None:
         "channels": described["plan"]["channels"],
         "configuration": {**_configuration(checkpoint).configuration, SECTION: section},
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    with write_whole(folder / WEIGHTS_FILE) as written:
-        written.write(save(weights))
-    write_json(folder / CONFIG_FILE, content)
-    picture = file.parent / PLOT_FILE
-    if picture.is_file():
-        with write_whole(folder / PLOT_FILE) as written:
-            written.write(picture.read_bytes())
+    with torch.device("meta"):
+        built = _build_encoder(content, file)
+    if different := _differences(weights, built):
+        raise ValueError(f"{file} is damaged: {min(different)} of the encoder is absent or of another shape. {_AGAIN}")
     size = sum(value.numel() for value in weights.values())
-    curve = PLOT_FILE if picture.is_file() else None
-    write_text(folder / CARD_FILE, model_card(described, which, size, folder.name, curve, checkpoint["current_epoch"]))
+    card = model_card(described, which, size, folder, curve, checkpoint["current_epoch"])
+    return {
+        WEIGHTS_FILE: save(weights),
+        CONFIG_FILE: f"{json.dumps(content, indent=1)}\n".encode(),
+        CARD_FILE: card.encode(),
+    }
 
 
 def _check_names(architecture: Mapping[str, Any], file: Path) -> None:
@@ -219,25 +248,26 @@ def load_encoder(folder: str | Path) -> nn.Module:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no {name}: it is no encoder that export-encoder has written")
     content = read_table(folder / CONFIG_FILE)
-    try:
+    with _damage_named(folder / CONFIG_FILE, "Export the encoder again."):
         encoder = _build_encoder(content, folder / CONFIG_FILE)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{folder / CONFIG_FILE} is damaged ({reason}). Export the encoder again.") from error
     try:
         weights = load_file(folder / WEIGHTS_FILE)
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS_FILE} is damaged ({error}). Export the encoder again.") from error
-    own = without_aliases(encoder.state_dict())
-    different = weights.keys() ^ own.keys()
-    different |= {name for name in weights.keys() & own.keys() if weights[name].shape != own[name].shape}
-    if different:
+    if different := _differences(weights, encoder):
         raise ValueError(
             f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE} in {len(different)} weights, such as "
             f"{min(different)}. Export the encoder again."
         )
     load_weights(encoder, weights)
     return encoder
+
+
+def _differences(weights: Mapping[str, Tensor], encoder: nn.Module) -> set[str]:
+    """Names that only the weights or only the encoder have, and those of other shapes."""
+    own = without_aliases(encoder.state_dict())
+    different = {name for name in weights.keys() & own.keys() if weights[name].shape != own[name].shape}
+    return different | (weights.keys() ^ own.keys())
 
 
 def _build_encoder(content: Mapping[str, Any], file: Path) -> nn.Module:

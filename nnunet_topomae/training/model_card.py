@@ -97,7 +97,7 @@ def model_card(
         fold=manifest["fold"],
         terms=", ".join(dict.fromkeys(name for name, _ in terms)),
         methods=" and ".join(dict.fromkeys(source for _, source in terms)),
-        images=_images(manifest),
+        images=count_images(manifest),
         plans=manifest["plans_name"],
         configuration=manifest["configuration"],
         patch=" x ".join(map(str, plan["patch_size"])),
@@ -124,8 +124,12 @@ def _terms(section: Mapping[str, Any], which: str) -> list[tuple[str, str]]:
     return [words for kind, words in _TERMS.items() if kind in kinds]
 
 
-def _images(manifest: Mapping[str, Any]) -> str:
-    """How many images the weights have seen, those of what the pre-training started from included."""
+def count_images(manifest: Mapping[str, Any]) -> str:
+    """How many images the weights have seen, those of what the pre-training started from included; no names.
+
+    Args:
+        manifest: of the checkpoint.
+    """
     counted = f"{len(manifest['cases'])} training cases, {len(manifest.get('unlabeled', ()))} unlabelled images"
     # Their data set stands before them; the raw files of an image have an entry of their own.
     elsewhere = {case.partition(RAW_FILES)[0] for case in manifest.get("sources", ()) if "/" in case}

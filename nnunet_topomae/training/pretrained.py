@@ -103,7 +103,7 @@ def load_pretraining(file: Path, target: Target, log: Callable[[str], None]) -> 
     if takes_partner and not target.takes_decoder:
         log("the encoder alone is taken over: the decoder starts fresh (topomae.finetuning.transfer_decoder)")
     elif takes_partner and not decoder_trained:
-        _start_decoder_fresh(target.network, parts, file, log)
+        _start_decoder_fresh(target, parts, file, log)
     if manifest["dataset"] != target.dataset:
         log(f"pre-trained on {manifest['dataset']}, another data set: cases are compared by content, not by name")
     if unknown := unknown_facts(facts, target.plan.facts):
@@ -124,11 +124,15 @@ def load_pretraining(file: Path, target: Target, log: Callable[[str], None]) -> 
     return result, {"file": str(file), **where, **how}
 
 
-def _start_decoder_fresh(network: nn.Module, parts: Parts, file: Path, log: Callable[[str], None]) -> None:
+def _start_decoder_fresh(target: Target, parts: Parts, file: Path, log: Callable[[str], None]) -> None:
     """Say that the decoder is not taken; refused where the schedule has frozen it."""
-    if any(not weight.requires_grad for name, weight in network.named_parameters() if name.startswith(parts.fresh)):
+    weights = target.network.named_parameters()
+    if any(not weight.requires_grad for name, weight in weights if name.startswith(parts.fresh)):
         raise ValueError(
             f"{file}: no loss of this pre-training has trained the decoder, and finetuning.schedule = 'head_only' "
             "would freeze it as random as it is. Choose another schedule, or a pre-training that rebuilds images."
         )
-    log("no loss of this pre-training has trained the decoder: it starts fresh")
+    # The optimiser was built before anybody knew this, unless the plan says it.
+    rate = ", but at the rate of pre-trained weights; finetuning.transfer_decoder=no gives it that of fresh ones"
+    known = not plans_decoder(target.plan.config)
+    log(f"no loss of this pre-training has trained the decoder: it starts fresh{'' if known else rate}")

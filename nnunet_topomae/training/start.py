@@ -1,13 +1,14 @@
 """Starting a pre-training from given weights: a checkpoint of ours, or one of nnssl."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
+from nnunet_topomae.architectures.copretraining import BRANCHES, Branch, CoPretrainingNetwork
+from nnunet_topomae.config import ArchitectureConfig
 from nnunet_topomae.data.cases import RAW_FILES, ImagesRead
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.files import hash_file, read_json
@@ -37,7 +38,6 @@ from nnunet_topomae.training.transfer import (
 NNSSL_ENTRY = "nnssl_adaptation_plan"
 # In the fold's folder: what the training started from, and the images that those weights have seen.
 START_FILE = "start.json"
-_TAKEN = tuple(CoPretrainingNetwork.transferred_parts)
 _HEAD = "decoder.seg_layers."
 _HEADS = (*CoPretrainingNetwork.pretraining_parts, *CoPretrainingNetwork.optional_parts)
 
@@ -98,7 +98,8 @@ def start_from(file: Path, beginner: Beginner, log: Callable[[str], None]) -> St
     """Load the weights that a pre-training starts from.
 
     A checkpoint of ours with the same plan gives all its weights, except heads of tasks that this training does not
-    have; one with another plan gives its encoders and its partner's decoder, resampled. A checkpoint of nnssl gives the
+    have; one with another plan gives its encoders and its partner's decoder, resampled. Where only one of them has a
+    ViT, or another one, the partner alone is taken over. A checkpoint of nnssl gives the
     encoder of the plan's own network, and the decoder where it is the same.
 
     Args:
@@ -151,18 +152,25 @@ def with_start(images: ImagesRead, folder: Path) -> ImagesRead:
 def _from_ours(file: Path, checkpoint: Mapping[str, Any], beginner: Beginner, log: Callable[[str], None]) -> Started:
     check_pretraining(checkpoint, file)
     described, own = checkpoint[ENTRY], beginner.plan.facts
+    theirs, ours = (
+        facts.get("architecture", {}).get("vit", ArchitectureConfig().vit) for facts in (described["plan"], own)
+    )
+    taken: tuple[Branch, ...] = BRANCHES if theirs == ours else ("partner",)
+    if theirs != ours:
+        log(f"the ViT's partner alone is taken over; architecture.vit: checkpoint {theirs!r}, plan {ours!r}")
     manifest, images = described["manifest"], images_of(described, file)
     check_no_leak(manifest, beginner.dataset, beginner.validation.cases, file, beginner.patients)
     check_no_copies(images, beginner.validation, f"the start of this pre-training, {file},")
     weights, network = checkpoint["network_weights"], beginner.network
-    if different := plan_differences(described["plan"], own):
+    parts = _common_parts(weights, network, taken)
+    if different := plan_differences(described["plan"], own, taken):
         log(f"adapted to this plan; {'; '.join(different)}")
-        old = described_size(described["plan"], own, file)
+        old = described_size(described["plan"], own, file, taken)
         new = NetworkSize(beginner.plan.shape, beginner.channels)
-        fresh = tuple(f"{part}." for part in _HEADS)
-        result = transfer_resampled(weights, network, old, new, Parts((*fresh, _HEAD), (), _TAKEN))
+        fresh = (*parts.fresh, *(f"{part}." for part in _HEADS), _HEAD)
+        result = transfer_resampled(weights, network, old, new, parts._replace(fresh=fresh))
     else:
-        result = transfer(weights, network, _other_tasks(weights, network))
+        result = transfer(weights, network, parts)
     keys = ("dataset", "plans_name", "configuration", "fold", "plan_hash")
     source = {"file": str(file), **{key: manifest.get(key) for key in keys}}
     return result, source, _named(images, manifest["dataset"], beginner.dataset)
@@ -179,7 +187,7 @@ def _named(images: ImagesRead, dataset: str, own: str) -> ImagesRead:
 
 
 def _from_nnssl(file: Path, checkpoint: Mapping[str, Any], beginner: Beginner) -> Started:
-    described, network = checkpoint[NNSSL_ENTRY], beginner.network
+    described, weights, network = _content_of_nnssl(checkpoint, file), checkpoint["network_weights"], beginner.network
     name = (described.get("architecture_plans") or {}).get("arch_class_name")
     if beginner.plan.config.architecture.partner != "plan":
         raise ValueError(
@@ -187,14 +195,17 @@ def _from_nnssl(file: Path, checkpoint: Mapping[str, Any], beginner: Beginner) -
             "Write plans for nnU-Net's own network: nnunet-topomae plan -d ID -p nnUNetResEncUNetLPlans --name NAME "
             "--set architecture.partner=plan"
         )
-    channels = described.get("pretrain_num_input_channels", 1)
+    theirs, every_name = _in_our_names(without_aliases(weights), described), network.state_dict()
+    own = without_aliases(every_name)
+    (first,) = (f"encoder.{part}" for part in cast(Any, network.encoder).resampled_as)
+    channels = described.get("pretrain_num_input_channels", beginner.channels)
+    if channels == beginner.channels and first in theirs and theirs[first].ndim > 1:  # the file need not say it
+        channels = theirs[first].shape[1]
     if channels != beginner.channels:
         raise ValueError(
-            f"{file} was trained on images of {channels} channels, and this data set has {beginner.channels}: its "
+            f"{file} was trained on images of {channels!r} channels, and this data set has {beginner.channels}: its "
             "first convolution does not fit. Start from a checkpoint of as many channels, or without pretraining.start."
         )
-    theirs = _in_our_names(without_aliases(checkpoint["network_weights"]), described)
-    own = without_aliases(network.state_dict())
     encoder = [key for key in own if key.startswith("encoder.")]
     wrong = [key for key in encoder if key not in theirs or theirs[key].shape != own[key].shape]
     if wrong:
@@ -210,8 +221,22 @@ def _from_nnssl(file: Path, checkpoint: Mapping[str, Any], beginner: Beginner) -
     matched = encoder + (decoder if whole else [])
     load_weights(network, {key: theirs[key] for key in matched})
     missing, unexpected = ([key for key in names if key not in matched] for names in (own, theirs))
+    unexpected = [key for key in unexpected if key in own or key not in every_name]  # others are names of the same
     source = {"file": str(file), "kind": "nnssl", "network": name}
     return Transfer(matched, missing, unexpected, {}), source, ImagesRead(unlisted={file.name: hash_file(file)})
+
+
+def _content_of_nnssl(checkpoint: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
+    """What a checkpoint of nnssl says about itself; it is checked that it says it, and has weights."""
+    described, weights = checkpoint[NNSSL_ENTRY], checkpoint.get("network_weights")
+    usable = isinstance(described, Mapping) and isinstance(described.get("architecture_plans") or {}, Mapping)
+    usable = usable and isinstance(weights, Mapping) and all(isinstance(value, Tensor) for value in weights.values())
+    if not usable:
+        raise ValueError(
+            f"{file} is damaged: it has no usable network_weights, or its entry '{NNSSL_ENTRY}' is no table with "
+            "architecture_plans. Download or copy it again."
+        )
+    return cast("Mapping[str, Any]", described)
 
 
 def _in_our_names(weights: Mapping[str, Tensor], described: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -224,13 +249,15 @@ def _in_our_names(weights: Mapping[str, Tensor], described: Mapping[str, Any]) -
     return named
 
 
-def _other_tasks(weights: Mapping[str, Tensor], network: nn.Module) -> Parts:
-    """What may differ where the plan is the same: heads of tasks that only one training has, and the ViT."""
+def _common_parts(weights: Mapping[str, Tensor], network: nn.Module, taken: Collection[str]) -> Parts:
+    """What two pre-trainings may differ in: heads of tasks that only one of them has, and the ViT."""
     encoders = [part for parts in CoPretrainingNetwork.transferred_parts.values() for part in parts]
     absent = [part for part in (*encoders, *_HEADS) if getattr(network, part, None) is None]
-    fresh = [f"{part}." for part in _HEADS if not any(name.startswith(f"{part}.") for name in weights)]
+    optional = (*CoPretrainingNetwork.transferred_parts["vit"], *_HEADS)
+    fresh = [f"{part}." for part in optional if not any(name.startswith(f"{part}.") for name in weights)]
+    fresh += () if "vit" in taken else ["vit_"]  # beginning of the names of all its parts
     own = network.state_dict()
     if any(name in weights and weights[name].shape != own[name].shape for name in own if name.startswith(_HEAD)):
         fresh.append(_HEAD)  # it rebuilds other things
     left_out = tuple(f"{part}." for part in (*absent, *CoPretrainingNetwork.former_parts))
-    return Parts(tuple(fresh), left_out, _TAKEN)
+    return Parts(tuple(fresh), left_out, tuple(taken))

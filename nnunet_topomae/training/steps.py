@@ -200,7 +200,7 @@ class CoPretrainingStep:
         topology, gap = self._finish_topology(pending, output, batch.get("keys", ()))
         terms = self.loss(output, data, mask.hidden, key_points, topology, topology_scale, inside, pose)
         if gap > EXACT_GAP:
-            terms["topo_gap"] = terms["total"].new_tensor(gap)
+            terms["topo_gap"] = terms["total"].new_full((), gap)
         return terms
 
     def _move(self, values: Tensor) -> Tensor:

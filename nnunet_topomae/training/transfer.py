@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
-from nnunet_topomae.architectures.roles import coarse_to_fine_prefixes, part_prefixes, resampling_of
+from nnunet_topomae.architectures.roles import coarse_to_fine_prefixes, part_prefixes, parts_for_decoder, resampling_of
 from nnunet_topomae.files import write_json
 from nnunet_topomae.training.resample import NetworkSize, adapt, source_name
 
@@ -39,7 +39,8 @@ def transferred_parts(network: nn.Module, choice: str, takes_decoder: bool = Tru
     Args:
         network: what is fine-tuned, without nnU-Net's wrappers.
         choice: the plan's `topomae.finetuning.transfer_parts`.
-        takes_decoder: whether the partner's decoder comes with its encoder, if pre-training provides both.
+        takes_decoder: whether the partner's decoder comes with its encoder, if pre-training provides both; and with it
+            what of the encoder only the decoder reads.
 
     Raises:
         ValueError: the plan leaves out all that pre-training provides for this network.
@@ -54,9 +55,10 @@ def transferred_parts(network: nn.Module, choice: str, takes_decoder: bool = Tru
             '"scratch".'
         )
     taken_parts = {part for name in taken for part in encoders[name]}
+    fresh: tuple[str, ...] = network.fresh_parts  # type: ignore[assignment]
     if not takes_decoder:
         taken_parts -= set(CoPretrainingNetwork.rebuilding_parts)
-    fresh: tuple[str, ...] = network.fresh_parts  # type: ignore[assignment]
+        fresh += parts_for_decoder(network)
     unused = {part for parts in encoders.values() for part in parts} - taken_parts
     return Parts(
         part_prefixes(network, (*fresh, *(part for part in provided if part not in taken_parts))),
@@ -181,7 +183,15 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Args:
         network: what they are copied into.
         weights: by name, of the same shapes; one of several names is enough.
+
+    Raises:
+        ValueError: some are NaN or infinite. Nothing is loaded then.
     """
+    if wrong := [name for name, value in weights.items() if not torch.isfinite(value).all()]:
+        raise ValueError(
+            f"{len(wrong)} of {len(weights)} weights to load hold NaN or infinity, such as {wrong[0]}: the training "
+            "that made them has failed. Take another of its checkpoints, or train again."
+        )
     own = network.state_dict()
     with torch.no_grad():
         for name, value in weights.items():

@@ -59,7 +59,7 @@ def train(arguments):
     plans = json.loads((preprocessed / f"{args.p}.json").read_text())
     section = plans["configurations"][args.configuration]["topomae"]
     role = "pretraining" if args.tr == "TopoMAEPretrainer" else "finetuning"
-    if args.tr == "TopoMAEFusionTrainer":
+    if args.tr == "TopoMAEFusionTrainer" and section[role].get("pretrained") != "scratch":
         pretrained = results / f"TopoMAEPretrainer__{args.p}__{args.configuration}" / f"fold_{args.fold}"
         assert (pretrained / "checkpoint_final.pth").is_file()
     folder = results / f"{args.tr}__{args.p}__{args.configuration}" / f"fold_{args.fold}"
@@ -81,7 +81,8 @@ def train(arguments):
             time.sleep(0.05)
         with record.open("a") as file:
             terms = {"loss": 1 / (epoch + 1)}
-            file.write(json.dumps({"epoch": epoch, "seconds": 1.5, "train": terms, "validation": terms}) + "\n")
+            taken = {"epoch": epoch, "seconds": misbehaviour.get("recorded", 1.5)}
+            file.write(json.dumps({**taken, "train": terms, "validation": terms}) + "\n")
         checkpoint(folder / "checkpoint_latest.pth")
     if misbehaviour.get("broken_once") and not args.c:
         (folder / "checkpoint_latest.pth").write_bytes(b"PK half a checkpoint")

@@ -158,6 +158,21 @@ def test_pretraining_comes_first_and_held_out_cases_are_scored(small):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_control_trains_for_the_time_that_the_pre_trained_recipe_has_taken(small):
+    """Pre-training: 2 epochs of 4.5 s. Fine-tuning: 3 epochs of 1.5 s. So the control has 3 + 6 epochs."""
+    control = TRAIN.replace("__full__", "__full-scratch-time__")
+    small.limit(recipes='["full-scratch-time", "full"]')
+    small.behave(TopoMAEPretrainer={"recorded": 4.5})
+    assert "all done" in small.call("run", "--slots", "2")
+    done = small.done()
+    assert done[control] > done[TRAIN] > done[PRETRAIN] and len(done) == len(small.jobs)
+    folder = small.folder(control)
+    assert len((folder.fold / "metrics.jsonl").read_text().splitlines()) == 9
+    assert not list(folder.results.glob("*/TopoMAEPretrainer__*"))
+
+
+@pytest.mark.slow
 def test_a_change_redoes_what_depends_on_it_and_nothing_else(small):
     small.call("run")
     before = small.done()

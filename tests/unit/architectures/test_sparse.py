@@ -17,6 +17,7 @@ from nnunet_topomae.architectures.rule import NetworkShape, derive_network_shape
 from nnunet_topomae.architectures.sparse import SparseMasking, VisibleCells, VisibleInstanceNorm
 from nnunet_topomae.architectures.summary import measure_cost
 from nnunet_topomae.config import ArchitectureConfig, TopoMAEConfig
+from nnunet_topomae.nnunet.plan import PlanNetwork
 
 PARTNERS = run_path(str(Path(__file__).with_name("test_partner.py")))
 PATCH, STRIDES, FEATURES = PARTNERS["PATCH"], PARTNERS["STRIDES"], PARTNERS["FEATURES"]
@@ -72,6 +73,18 @@ def test_hidden_voxels_change_no_output_and_leave_no_trace(network, plan_shape, 
         seen.clear()
         network.encoder(data)
         assert all((features != 0).float().mean() > 0.9 for features in seen)
+
+
+def test_hidden_voxels_change_no_output_of_a_network_without_norms(plan_shape, architecture, crop, mask) -> None:  # type: ignore[no-untyped-def]
+    arguments = {**PARTNERS["COMMON"], "n_conv_per_stage": [1] * 4, "norm_op": None, "norm_op_kwargs": {}}
+    planned = PlanNetwork.of(PARTNERS["PLAIN"].class_name, arguments, PARTNERS["IMPORTS"])
+    chosen = replace(architecture, partner="plan", vit="none")
+    network = build_copretraining_network(plan_shape, 2, chosen, planned=planned, masking="sparse").eval()
+    data, hiding = crop(plan_shape, 2, 2), mask(plan_shape, 2)
+    others = [torch.where(hiding.hidden, noise * torch.randn_like(data), data) for noise in (1, 100)]
+    with torch.no_grad():
+        first, second = (network(other, hiding).partner.reconstruction for other in others)
+    assert torch.equal(first, second) and first.std() > 0
 
 
 def test_weights_keep_their_names_and_tokens_do_not_decay(network) -> None:  # type: ignore[no-untyped-def]

@@ -125,9 +125,22 @@ def test_padding_adds_nothing_to_the_topological_distance(composition: str) -> N
     assert not reconstruction.grad[~inside.expand(SHAPE)].any()
 
 
-def test_nothing_hidden_is_an_error() -> None:
-    with pytest.raises(ValueError, match="hides no voxel"):
-        hidden_mse(torch.zeros(SHAPE), torch.zeros(SHAPE), torch.zeros(2, 1, *SHAPE[2:], dtype=torch.bool))
+@pytest.mark.parametrize("padded", [False, True])
+def test_hidden_mse_has_value_and_gradient_of_the_mean_over_the_hidden_voxels(padded: bool) -> None:
+    """Picking them out waits for a GPU, which the loss must not. Where none is left, both are 0."""
+    output, data, hidden, _ = _batch(10)
+    inside = _inside() if padded else None
+    for chosen in (hidden, torch.zeros_like(hidden), torch.ones_like(hidden)):
+        reconstruction = output.vit.reconstruction.clone().requires_grad_()
+        loss = hidden_mse(reconstruction, data, chosen, inside)
+        (gradient,) = torch.autograd.grad(loss, reconstruction)
+        counted = (chosen if inside is None else chosen & inside).expand(SHAPE)
+        expected, slopes = torch.zeros(()), torch.zeros(SHAPE)
+        if counted.any():
+            expected = (reconstruction - data)[counted].square().mean()
+            (slopes,) = torch.autograd.grad(expected, reconstruction)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(gradient, slopes)
 
 
 def test_half_precision_terms_are_computed_in_float32() -> None:

@@ -102,6 +102,14 @@ def test_names_that_nnunet_could_not_use(name: str) -> None:
         make_variant(_plans(), name, ["3d_fullres"], {"batch_size": 3})
 
 
+def test_a_2d_configuration_is_refused() -> None:
+    plans = _plans()
+    plans["configurations"]["2d"] = flat = {**plans["configurations"]["3d_fullres"], "patch_size": [64, 48]}
+    flat["architecture"] = {"arch_kwargs": {"strides": [[1, 1], [2, 2], [2, 2]]}}
+    with pytest.raises(ValueError, match="2d is a 2D configuration. Choose a 3D one, for example -c 3d_fullres"):
+        make_variant(plans, "other", ["2d"], {"pretraining.epochs": 3})
+
+
 def test_unknown_configuration() -> None:
     with pytest.raises(ValueError, match="it has 3d_lowres, 3d_fullres"):
         make_variant(_plans(), "other", ["2d"], {"batch_size": 3})

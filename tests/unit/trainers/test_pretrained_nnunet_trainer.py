@@ -24,8 +24,8 @@ from nnunet_topomae.trainers.pretrainer import TopoMAEPretrainer
 from nnunet_topomae.trainers.seeded_trainer import SeededNNUNetTrainer
 from nnunet_topomae.trainers.vectorpose_pretrainer import VectorPOSEPretrainer
 from nnunet_topomae.training.devices import unwrap
-from nnunet_topomae.training.exports import load_encoder
-from nnunet_topomae.training.model_card import _images
+from nnunet_topomae.training.exports import load_encoder, nnssl_entry
+from nnunet_topomae.training.model_card import count_images
 from nnunet_topomae.training.start import _named
 from nnunet_topomae.training.transfer import without_aliases
 
@@ -106,7 +106,7 @@ def test_starts_from_the_folds_pre_training_as_nnunet_trains(vit: str) -> None:
     assert trainer._get_deep_supervision_scales() == stock._get_deep_supervision_scales()
 
 
-def _check_start(trainer: Any, file: Path, fresh: str) -> None:
+def _check_start(trainer: Any, file: Path, fresh: str | tuple[str, ...]) -> None:
     """Weights and rates after the start: those whose names begin with `fresh` are not taken over."""
     before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
     trainer.on_train_start()
@@ -124,19 +124,24 @@ def _check_start(trainer: Any, file: Path, fresh: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trainer", "decoder", "fresh"),
+    ("trainer", "partner", "decoder", "fresh"),
     [
-        (PretrainedNNUNetTrainer, "auto", "decoder."),
-        (PretrainedNNUNetTrainer, "no", "decoder."),
-        (PretrainedNNUNetTrainer, "yes", "decoder.seg_layers."),
-        (TopoMAEFusionTrainer, "auto", "decoder.seg_layers."),
-        (TopoMAEFusionTrainer, "no", "decoder."),
+        (PretrainedNNUNetTrainer, "plan", "auto", "decoder."),
+        (PretrainedNNUNetTrainer, "plan", "no", "decoder."),
+        (PretrainedNNUNetTrainer, "plan", "yes", "decoder.seg_layers."),
+        (TopoMAEFusionTrainer, "plan", "auto", "decoder.seg_layers."),
+        (TopoMAEFusionTrainer, "plan", "no", "decoder."),
+        (TopoMAEFusionTrainer, "unetrpp", "auto", "decoder.seg_layers."),
+        (TopoMAEFusionTrainer, "unetrpp", "no", ("decoder.", "encoder.full_resolution.")),
     ],
 )
-def test_the_plan_says_whether_the_decoder_is_taken_over(trainer: Any, decoder: str, fresh: str) -> None:
-    file = _pretrain(vit="none")
+def test_the_plan_says_whether_the_decoder_is_taken_over(
+    trainer: Any, partner: str, decoder: str, fresh: str | tuple[str, ...]
+) -> None:
+    """With it comes the layer of UNETR++'s encoder that only the decoder reads."""
+    file = _pretrain(vit="none", partner=partner)
     rates = {"sgd_pretrained_learning_rate": 1e-3, "learning_rate": 1e-2, "pretrained_learning_rate": 1e-3}
-    started = _trainer(trainer, _plans(vit="none", transfer_decoder=decoder, **rates))
+    started = _trainer(trainer, _plans(vit="none", partner=partner, transfer_decoder=decoder, **rates))
     _check_start(started, file, fresh)
 
 
@@ -220,6 +225,22 @@ def test_weights_for_stock_nnunet_are_no_pre_training_and_the_error_says_whose_t
             with pytest.raises(ValueError, match=f"{file.name}.* no checkpoint|{file.name} is not a") as error:
                 trainer.on_train_start()
             assert says in str(error.value) and cure in str(error.value)
+
+
+def test_doctor_compares_the_plans_own_network_with_the_checkpoints(
+    nnunet_env: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = _pretrain()
+    found = {}
+    for width in (10, 12):
+        plans = _plans()
+        plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"][-1] = width
+        (nnunet_env.preprocessed / DATASET / "Plans.json").write_text(json.dumps(plans))
+        capsys.readouterr()
+        main(["doctor", "--json", "--checkpoint", str(file)])
+        found[width] = next(one for one in json.loads(capsys.readouterr().out)["checks"] if one["name"] == "plan")
+    assert found[10]["status"] == "ok" and found[12]["status"] == "error"
+    assert "network.features_per_stage: checkpoint [4, 6, 8, 10], plan [4, 6, 8, 12]" in found[12]["value"]
 
 
 def test_a_checkpoint_of_unetrpps_other_sizes_does_not_matter() -> None:
@@ -309,10 +330,10 @@ def test_stock_nnunet_loads_the_exported_file(
     assert main([*command, *(["--with-decoder"] if with_decoder else [])]) == 0
     said = capsys.readouterr().out
     assert f"nnUNetv2_train {DATASET} 3d_fullres 0 -p Plans -tr nnUNetTrainer -pretrained_weights {target}" in said
-    assert "the 4 training cases of fold 0" in said
+    assert "These have seen, in fold 0: 4 training cases, 0 unlabelled images. Use them for that fold only" in said
     exported = torch.load(target, weights_only=True)
     origin = {key: value for key, value in exported["pretraining"].items() if key != "version"}
-    assert origin["images"] == 4 and not any(case in str(origin) for case in CASES)
+    assert origin["images"].startswith("4 training cases") and not any(case in str(origin) for case in CASES)
     assert origin["decoder_trained"] == with_decoder
     network = _trainer(nnUNetTrainer, _plans()).network
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -369,13 +390,34 @@ def test_a_decoder_that_no_loss_has_trained_starts_fresh(named: bool, capsys: py
     weights, own = torch.load(file, weights_only=True)["network_weights"], trainer.network.state_dict()
     for name in without_aliases(own):
         assert torch.equal(own[name], weights[name] if name.startswith("encoder.") else before[name]), name
-    assert "no loss of this pre-training has trained the decoder: it starts fresh" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no loss of this pre-training has trained the decoder: it starts fresh" in said
+    assert ("finetuning.transfer_decoder=no gives it that of fresh ones" in said) == named
     became = json.loads((Path(trainer.output_folder) / "transfer.json").read_text())["weights"]
     assert {name for name in became if became[name] == "fresh"} == {n for n in became if n.startswith("decoder.")}
     if not named:  # then the plan says it, before the optimiser is built
         rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
         for name, parameter in trainer.network.named_parameters():
             assert rates[id(parameter)] == (1e-2 if name.startswith("decoder.") else 1e-3)
+
+
+def test_what_no_loss_has_trained_of_unetrpp_is_neither_taken_nor_frozen() -> None:
+    """Vectors alone leave as random as they were: the decoder, and the encoder's layer that only the decoder reads."""
+    file = _pretrain(VectorPOSEPretrainer, tasks="vectors", partner="unetrpp", vit="none")
+    same: dict[str, Any] = {"vit": "none", "partner": "unetrpp", "tasks": "vectors"}
+    own = _plans(**same, pretrainer="VectorPOSEPretrainer", schedule="head_only", pretrained_learning_rate=1e-3)
+    own["configurations"]["3d_fullres"]["topomae"]["finetuning"]["learning_rate"] = 1e-2
+    trainer = _trainer(TopoMAEFusionTrainer, own)
+    learning = {name for name, p in trainer.network.named_parameters() if p.requires_grad}
+    assert {name.split(".")[0] for name in learning} == {"decoder", "encoder"}
+    assert all(name.startswith(("decoder.", "encoder.full_resolution.")) for name in learning)
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    trainer.on_train_start()
+    weights, after = (
+        torch.load(file, weights_only=True)["network_weights"],
+        without_aliases(trainer.network.state_dict()),
+    )
+    assert all(torch.equal(after[name], (before if name in learning else weights)[name]) for name in after)
 
 
 def test_a_decoder_that_no_loss_has_trained_is_never_frozen() -> None:
@@ -465,6 +507,70 @@ def test_what_stock_nnunet_cannot_take_is_refused(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "for_nnUNetTrainer.pth").exists()
 
 
+def _damage(checkpoint: dict[str, Any], key: str) -> None:
+    """Take something out of a checkpoint."""
+    *above, last = key.split("/")
+    for name in above:
+        checkpoint = checkpoint[name]
+    del checkpoint[last]
+
+
+@pytest.mark.parametrize("command", ["export-weights", "export-encoder"])
+def test_exports_name_a_damaged_checkpoint_and_write_nothing(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, damaged, target = _pretrain(vit="none"), tmp_path / "damaged.pth", tmp_path / "target"
+    options = ["--for", "nnUNetTrainer"] if command == "export-weights" else []
+    weight = "encoder.stages.1.0.convs.0.conv.weight"
+    own = "trainer_name" if command == "export-weights" else "current_epoch"
+    manifest = ("topomae/manifest/fold", "topomae/manifest/configuration")
+    for key in (own, "init_args", "topomae/version", *manifest, f"network_weights/{weight}"):
+        checkpoint = torch.load(file, weights_only=False)
+        _damage(checkpoint, key)
+        torch.save(checkpoint, damaged)
+        assert main([command, str(damaged), *options, "-o", str(target)]) == 2
+        error = capsys.readouterr().err
+        missed = "stages.1.0.convs.0" if key.endswith(weight) else key.rpartition("/")[2]  # it has several names
+        assert error.startswith(f"error: {damaged} is damaged") and missed in error, error
+        assert "pre-train again" in error and error.count("\n") == 1 and not target.exists()
+    checkpoint = torch.load(file, weights_only=False)
+    checkpoint["network_weights"][weight] = torch.zeros(2)
+    torch.save(checkpoint, damaged)
+    assert main([command, str(damaged), *options, "-o", str(target)]) == 2
+    assert re.search("damaged.pth is damaged: .*stages.1.0.convs.0", capsys.readouterr().err)
+    assert not target.exists()
+
+
+def test_exports_say_where_they_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = _pretrain(vit="none")
+    for target in (tmp_path, tmp_path / "no folder" / "weights.pth"):
+        assert main(["export-weights", str(file), "--for", "nnUNetTrainer", "-o", str(target)]) == 2
+        error = capsys.readouterr().err
+        assert f"cannot write checkpoint {target}" in error and "-o names another file" in error and "--c" not in error
+    (tmp_path / "file").touch()
+    assert main(["export-encoder", str(file), "-o", str(tmp_path / "file")]) == 2
+    assert "file is a file, and an encoder is a folder: name another one" in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(("which", "partner"), [("vit", "unetrpp"), ("partner", "unetrpp"), ("partner", "plan")])
+def test_the_code_on_the_card_runs(
+    which: str, partner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export-encoder", str(_pretrain(partner=partner)), "--encoder", which, "-o", "my_encoder"]) == 0
+    codes = re.findall(r"```python\n(.*?)```", Path("my_encoder/README.md").read_text(), re.DOTALL)
+    if which == "partner":  # and on the page, which has another crop
+        (code,) = re.findall(r"```py\n(.*?load_encoder.*?)```", (repository / "docs/nnunet.md").read_text(), re.DOTALL)
+        codes.append(code.replace("32, 48, 32", "16, 24, 32"))
+    assert len(codes) == (2 if which == "partner" else 1)
+    for code in codes:
+        names: dict[str, Any] = {}
+        exec(code, names)
+        width = {"vit": 192, "unetrpp": 16, "plan": 10}[which if which == "vit" else partner]
+        assert names["vector"].shape == (1, width) and len(code.strip().splitlines()) <= 10
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("which", "part"), [("vit", "vit_encoder"), ("partner", "encoder")])
 def test_an_exported_encoder_computes_the_same(tmp_path: Path, which: str, part: str) -> None:
@@ -526,7 +632,7 @@ def test_an_image_of_another_data_set_counts_once_on_the_card() -> None:
     third = _named(second, "Dataset002_B", "Dataset003_C")
     for read in (second, third):
         assert set(first.contents()) == set(read.contents())
-        assert "3 images of other data sets" in _images({"cases": {}, "sources": read.sources})
+        assert "3 images of other data sets" in count_images({"cases": {}, "sources": read.sources})
 
 
 def _as_list(output: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
@@ -599,6 +705,39 @@ def test_a_pre_training_with_other_tasks_takes_what_both_have() -> None:
     assert all(name.startswith(("vit_", "key_points.", "decoder.seg_layers.")) for name in report["unexpected"])
 
 
+@pytest.mark.parametrize("trainer", [TopoMAEPretrainer, VectorPOSEPretrainer])
+@pytest.mark.parametrize("patch", [None, [16, 32, 32]])
+@pytest.mark.parametrize(("theirs", "ours"), [("tiny", "none"), ("none", "tiny")])
+def test_a_pre_training_with_another_vit_takes_the_partner(
+    trainer: Any, patch: list[int] | None, theirs: str, ours: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the patch differs, and from a pre-training that leaves out the ViT that its plan has."""
+    file = _pretrain(trainer, vit=theirs)
+    plans = _plans(vit=ours)
+    plans["configurations"]["3d_fullres"]["patch_size"] = patch or [16, 24, 32]
+    started = _trainer(TopoMAEPretrainer, plans)
+    started.given_weights = file
+    before = {name: value.clone() for name, value in started.network.state_dict().items()}
+    started.on_train_start()
+    weights, own = torch.load(file, weights_only=True)["network_weights"], started.network.state_dict()
+    kept = [name for name in own if name.startswith(("encoder.", "decoder.")) and ".seg_layers." not in name]
+    assert kept and all(torch.equal(own[name], weights[name]) for name in kept)
+    assert all(torch.equal(own[name], before[name]) for name in own if name.startswith("vit_"))
+    said = f"the ViT's partner alone is taken over; architecture.vit: checkpoint '{theirs}', plan '{ours}'"
+    assert said in capsys.readouterr().out
+
+
+def test_a_pre_training_starts_from_one_that_has_left_its_vit_out() -> None:
+    file = _pretrain(VectorPOSEPretrainer, vit="tiny")
+    started = _trainer(TopoMAEPretrainer, _plans(vit="tiny"))
+    started.given_weights = file
+    started.on_train_start()
+    report = json.loads((Path(started.output_folder) / "start.json").read_text())
+    fresh = {name.split(".")[0] for name, became in report["weights"].items() if became == "fresh"}
+    heads = {"vit_encoder", "vit_decoder", "vit_key_points", "key_points"}
+    assert fresh == {*heads, "decoder"}  # of the decoder, what it rebuilds besides the image
+
+
 def test_a_start_that_has_seen_a_validation_case_is_refused() -> None:
     file = _pretrain(vit="none")
     trainer = _beginning(file, fold=1)
@@ -645,6 +784,43 @@ def test_a_pre_training_starts_from_nnssl_which_lists_no_images(
     assert "openmind.pth, which lists no images" in capsys.readouterr().out
 
 
+def test_weights_that_are_nan_are_refused_and_copies_of_a_weight_count_once(tmp_path: Path) -> None:
+    """Saved as half precision, every name of a weight has a tensor of its own."""
+    trainer = _beginning(None, residual=True)
+    content = torch.load(_nnssl(tmp_path / "a.pth", trainer.network), weights_only=True)
+    content["network_weights"] = {name: value.half() for name, value in content["network_weights"].items()}
+    torch.save(content, tmp_path / "a.pth")
+    trainer.given_weights = tmp_path / "a.pth"
+    trainer.on_train_start()
+    report = json.loads((Path(trainer.output_folder) / "start.json").read_text())
+    assert report["counts"]["matched"] > 20
+    assert all(name.startswith("decoder.seg_layers.") for name in report["unexpected"])
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    content["network_weights"]["encoder.stem.convs.0.conv.weight"][0, 0, 0, 0, 0] = torch.nan
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="1 of .* weights to load hold NaN .* encoder.stem.convs.0.conv.weight"):
+        trainer.on_train_start()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
+
+
+def test_nnssls_largest_network_has_its_name_in_the_exports_entry() -> None:
+    """Its own plans say what it is; any other residual encoder is described in full."""
+    plans = _plans(residual=True)
+    arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    arguments |= {"features_per_stage": [32, 64, 128, 256, 320, 320], "n_blocks_per_stage": [1, 3, 4, 6, 6, 6]}
+    arguments |= {"kernel_sizes": [[3, 3, 3]] * 6, "strides": [[1, 1, 1], *[[2, 2, 2]] * 5], "n_stages": 6}
+    checkpoint: dict[str, Any] = {"network_weights": {"encoder.stem.convs.0.conv.weight": torch.zeros(1)}}
+    checkpoint |= {"topomae": {"manifest": {"configuration": "3d_fullres"}}, "init_args": {"plans": plans}}
+    entry = nnssl_entry(checkpoint, 1)
+    assert entry is not None and entry["architecture_plans"]["arch_class_name"] == "ResEncL"
+    assert entry["architecture_plans"]["arch_kwargs"] is None
+    arguments["strides"] = [[1, 1, 1], [1, 2, 2], *[[2, 2, 2]] * 4]
+    entry = nnssl_entry(checkpoint, 1)
+    assert entry is not None and entry["architecture_plans"]["arch_class_name"] == RESIDUAL
+    assert entry["architecture_plans"]["arch_kwargs"] == arguments
+    assert entry["architecture_plans"]["arch_kwargs_requiring_import"] == ["conv_op", "norm_op", "dropout_op", "nonlin"]
+
+
 def test_what_is_exported_for_stock_nnunet_starts_a_pre_training_as_nnssls_does(tmp_path: Path) -> None:
     trainer = _beginning(None, residual=True)
     trainer.images_read = ImagesRead(dict.fromkeys(SPLITS[0]["train"], "hash"))
@@ -676,6 +852,18 @@ def test_starts_that_do_not_fit_name_both_sides(tmp_path: Path) -> None:
         (_nnssl(tmp_path / "two.pth", residual, channels=2), {"residual": True}, "2 channels.*this data set has 1"),
         (tmp_path / "none.pth", {}, "none.pth, which does not exist"),
     ]
+    first = "encoder.stem.convs.0.conv.weight"
+    contents: dict[str, tuple[str, Any, str]] = {
+        "entry": ("nnssl_adaptation_plan", None, "no usable network_weights, or its entry 'nnssl_adaptation_plan'"),
+        "network": ("nnssl_adaptation_plan", {"architecture_plans": "ResEncL"}, "with architecture_plans. Download"),
+        "weights": ("network_weights", {first: "text"}, "weights.pth is damaged: it has no usable network_weights"),
+        # The entry need not say it, and may say what is wrong.
+        "unsaid": ("network_weights", {first: torch.zeros(4, 3, 3, 3, 3)}, "3 channels.*this data set has 1"),
+    }
+    for name, (key, value, message) in contents.items():
+        content = {**torch.load(file, weights_only=True), key: value}
+        torch.save(content, damaged := tmp_path / f"{name}.pth")
+        cases.append((damaged, {"residual": True}, message))
     torch.save({"network_weights": {}}, tmp_path / "stock.pth")
     cases.append((tmp_path / "stock.pth", {}, "no checkpoint of TopoMAEPretrainer .* and none of nnssl"))
     for start, changes, message in cases:

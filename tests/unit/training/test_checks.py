@@ -121,3 +121,9 @@ def test_an_encoder_without_a_loss_is_not_taken() -> None:
     check_trained(only_partner, False, True, FILE)
     with pytest.raises(ValueError, match=r"trained the ViT \(pretraining.lambda1 = 1.0.*transfer_parts=partner"):
         check_trained(only_partner, True, True, FILE)
+    without_vit = {**_config(), "architecture": {"vit": "none"}}
+    check_trained(without_vit, False, True, FILE)
+    with pytest.raises(
+        ValueError, match=r"trained the ViT \(architecture.vit = 'none'.* export with --encoder partner"
+    ):
+        check_trained(without_vit, True, False, FILE)

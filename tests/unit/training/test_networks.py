@@ -12,13 +12,15 @@ from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss
-from nnunet_topomae.nnunet.plan import Plan
+from nnunet_topomae.nnunet.plan import Plan, PlanNetwork
 from nnunet_topomae.training.networks import pretraining_network
 from nnunet_topomae.training.steps import CoPretrainingStep
 from nnunet_topomae.vectors import vector_targets
 
 PATCH = (8, 16, 24)
 CLEAN: dict[str, Any] = {"target": "boundary", "shuffle": 0.0, "bezier": 0.0, "paint": 0.0}
+# Of nnU-Net's network: a reconstruction has one output, at full resolution.
+UNUSED_HEADS = {"decoder.seg_layers.0", "decoder.seg_layers.1"}
 ENCODERS_ALONE: dict[str, Any] = {"lambda2": 0.5, "lambda3": 0.0, "spatial": "vectors"}
 
 
@@ -31,26 +33,42 @@ def _alone(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_alone")
 @pytest.mark.parametrize(
-    ("vectorpose", "pretraining", "frozen"),
+    ("partner", "vectorpose", "pretraining", "frozen"),
     [
-        (None, {}, set()),
-        ("both", {}, set()),
-        ("vectors", {}, {"decoder", "encoder.full_resolution"}),
-        (None, {**ENCODERS_ALONE, **CLEAN, "lambda1": 0.0}, {"vit_decoder", "encoder", "decoder", "vectors"}),
-        (None, ENCODERS_ALONE, {"vit_decoder", "decoder", "encoder.full_resolution"}),
+        ("unetrpp", None, {}, set()),
+        ("unetrpp", "both", {}, set()),
+        ("unetrpp", "vectors", {}, {"decoder", "encoder.full_resolution"}),
+        (
+            "unetrpp",
+            None,
+            {**ENCODERS_ALONE, **CLEAN, "lambda1": 0.0},
+            {"vit_decoder", "encoder", "decoder", "vectors"},
+        ),
+        ("unetrpp", None, ENCODERS_ALONE, {"vit_decoder", "decoder", "encoder.full_resolution"}),
+        ("plan", "both", {}, UNUSED_HEADS),
+        ("plan", "vectors", {}, {"decoder"}),
+        ("plan", None, ENCODERS_ALONE, {"vit_decoder", "decoder"}),
+        ("plan", None, {"partner_masking": "sparse"}, UNUSED_HEADS),
+        ("plan", None, {**ENCODERS_ALONE, "partner_masking": "sparse"}, {"vit_decoder", "decoder"}),
     ],
 )
-def test_ddp_waits_for_no_gradient(vectorpose: str | None, pretraining: dict[str, Any], frozen: set[str]) -> None:
+def test_ddp_waits_for_no_gradient(
+    partner: str, vectorpose: str | None, pretraining: dict[str, Any], frozen: set[str], tiny_plans: Any
+) -> None:
     section: dict[str, Any] = {
-        "architecture": {"vit": "tiny", "dims": [8, 8, 16, 16], "depth": 1},
+        "architecture": {"partner": partner, "vit": "tiny", "dims": [8, 8, 16, 16], "depth": 1},
         "pretraining": pretraining,
         "topology": {"enabled": False},
         "vectorpose": {"tasks": vectorpose or "both"},
     }
     config = TopoMAEConfig.from_configuration({"topomae": section})
     config = config if vectorpose is None else config.for_vectorpose()
-    shape = derive_network_shape(PATCH, [[1, 1, 1], *[[2, 2, 2]] * 3], config.architecture)
-    plan = Plan(config, shape, (1.0, 1.0, 1.0), {})
+    described = tiny_plans("Dataset007_Tiny")["configurations"]["3d_fullres"]["architecture"]
+    names = ("network_class_name", "arch_kwargs", "_kw_requires_import")
+    planned = PlanNetwork.of(*(described[name] for name in names)) if partner == "plan" else None
+    features = None if planned is None else planned.features
+    shape = derive_network_shape(PATCH, [[1, 1, 1], *[[2, 2, 2]] * 3], config.architecture, features)
+    plan = Plan(config, shape, (1.0, 1.0, 1.0), {}, planned)
     network = pretraining_network(plan, 1)
     loss = CoPretrainingLoss(config.pretraining, config.topology, config.architecture.has_vit)
     step = CoPretrainingStep(nn.parallel.DistributedDataParallel(network), loss, None, plan, torch.device("cpu"))
@@ -63,6 +81,9 @@ def test_ddp_waits_for_no_gradient(vectorpose: str | None, pretraining: dict[str
         step(batch, [1, 2], 0.0)["total"].backward()
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     assert trained and all(parameter.grad is not None for parameter in trained.values())
+    for name in network.branches:  # each encoder learns, whatever of it has another name elsewhere
+        part = {"vit": "vit_encoder.", "partner": "encoder."}[name]
+        assert any(p.grad.any() for n, p in trained.items() if n.startswith(part))
     left_out = {name for name, _ in network.named_parameters()} - trained.keys()
     assert left_out == {
         name for name, _ in network.named_parameters() if name.startswith(tuple(f"{f}." for f in frozen))

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
 from nnunet_topomae.masking import crop_mask, random_token_mask
-from nnunet_topomae.nnunet.plan import Plan
+from nnunet_topomae.nnunet.plan import Plan, PlanNetwork
 from nnunet_topomae.topology import TopologicalLoss
 from nnunet_topomae.training.networks import pretraining_network
 from nnunet_topomae.training.steps import CoPretrainingStep, detach_terms, draw_mask, optimise
@@ -70,6 +71,37 @@ def test_topological_terms_are_those_of_the_composed_reconstructions(region: str
         volume = torch.where(hidden, volume, data) if composition == "paste" else volume
         expected = direct(volume, data, region_origin=origins if region == "crop" else None)
         assert terms[f"topo_{name}"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("partner", ["unetrpp", "zero", "sparse"])
+def test_no_forward_or_backward_pass_asks_for_a_value(partner: str, tiny_plans: Any) -> None:
+    """On a GPU that would wait until it has done all its work. Tensors without data cannot answer."""
+    device, section = torch.device("meta"), PretrainingConfig(spatial="both", target="both")
+    architecture, shape, planned = TINY, SHAPE, None
+    if partner != "unetrpp":
+        section = replace(section, partner_masking=partner)
+        described = tiny_plans("Dataset007_Tiny")["configurations"]["3d_fullres"]["architecture"]
+        names = ("network_class_name", "arch_kwargs", "_kw_requires_import")
+        planned = PlanNetwork.of(*(described[name] for name in names))
+        architecture = replace(TINY, partner="plan")
+        strides = described["arch_kwargs"]["strides"]
+        shape = derive_network_shape(SHAPE.patch_size, strides, architecture, planned.features)
+    topology = TopologyConfig(enabled=False)  # its homology is computed from values, in threads
+    plan = Plan(TopoMAEConfig(architecture, section, topology), shape, (1.0, 1.0, 1.0), {}, planned)
+    with device:
+        network = pretraining_network(plan, 2)
+    size = (2, 2, *shape.patch_size)
+    batch = {
+        **{name: torch.zeros(size) for name in ("data", "inputs", "boundaries")},
+        "key_points": torch.zeros(2, 9, 3),
+        "vectors": torch.zeros(2, 9, 4),
+        "locations": [CropLocation((-3, 0, 0), (5, 24, 16), (4, 30, 20))] * 2,
+    }
+    step = CoPretrainingStep(network, CoPretrainingLoss(section, topology), None, plan, device)
+    terms = step(batch, _masks(), 1.0)
+    terms["total"].backward()
+    assert len(terms) == 14 and terms["total"].is_meta
+    assert all(parameter.grad is not None for parameter in network.parameters() if parameter.requires_grad)
 
 
 @pytest.mark.slow
