@@ -1,6 +1,5 @@
 """Pre-trained weights for others: a file for stock nnU-Net, and an encoder with its model card."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from nnunet_topomae.architectures.build import build_copretraining_network
 from nnunet_topomae.config import SECTION, TopoMAEConfig
-from nnunet_topomae.files import read_table, write_whole
+from nnunet_topomae.files import read_table, write_json, write_text, write_whole
 from nnunet_topomae.nnunet.names import PRETRAINER, VECTORPOSE_PRETRAINER
 from nnunet_topomae.nnunet.plan import read_plan
 from nnunet_topomae.training.checkpoints import ENTRY, plain, save_atomically
@@ -182,19 +181,25 @@ def export_encoder(file: Path, folder: Path, which: EncoderName) -> None:
     """
     checkpoint = read_checkpoint(file)
     picture = file.parent / PLOT_FILE
-    files: dict[str, bytes] = {PLOT_FILE: picture.read_bytes()} if picture.is_file() else {}
+    curve = PLOT_FILE if picture.is_file() else None
     with _damage_named(file, _AGAIN):
-        files |= _encoder_files(checkpoint, file, which, folder.name, PLOT_FILE if files else None)
+        weights, content = _encoder_content(checkpoint, file, which)
+        size = sum(value.numel() for value in weights.values())
+        card = model_card(checkpoint[ENTRY], which, size, folder.name, curve, checkpoint["current_epoch"])
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        with write_whole(folder / name) as written:
-            written.write(content)
+    with write_whole(folder / WEIGHTS_FILE) as written:
+        written.write(save(weights))
+    write_json(folder / CONFIG_FILE, content)
+    if curve is not None:
+        with write_whole(folder / curve) as written:
+            written.write(picture.read_bytes())
+    write_text(folder / CARD_FILE, card)
 
 
-def _encoder_files(
-    checkpoint: Mapping[str, Any], file: Path, which: EncoderName, folder: str, curve: str | None
-) -> dict[str, bytes]:
-    """What :func:`export_encoder` writes, by name, but for the curve."""
+def _encoder_content(
+    checkpoint: Mapping[str, Any], file: Path, which: EncoderName
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights of one encoder, and the configuration from which it is built; checked that they fit."""
     described = checkpoint[ENTRY]
     check_trained(described["config"], which == "vit", which == "partner", file)
     prefix = f"{_PARTS[which]}."
@@ -213,13 +218,7 @@ def _encoder_files(
         built = _build_encoder(content, file)
     if different := _differences(weights, built):
         raise ValueError(f"{file} is damaged: {min(different)} of the encoder is absent or of another shape. {_AGAIN}")
-    size = sum(value.numel() for value in weights.values())
-    card = model_card(described, which, size, folder, curve, checkpoint["current_epoch"])
-    return {
-        WEIGHTS_FILE: save(weights),
-        CONFIG_FILE: f"{json.dumps(content, indent=1)}\n".encode(),
-        CARD_FILE: card.encode(),
-    }
+    return weights, content
 
 
 def _check_names(architecture: Mapping[str, Any], file: Path) -> None:

@@ -99,8 +99,8 @@ def start_from(file: Path, beginner: Beginner, log: Callable[[str], None]) -> St
 
     A checkpoint of ours with the same plan gives all its weights, except heads of tasks that this training does not
     have; one with another plan gives its encoders and its partner's decoder, resampled. Where only one of them has a
-    ViT, or another one, the partner alone is taken over. A checkpoint of nnssl gives the
-    encoder of the plan's own network, and the decoder where it is the same.
+    ViT, or another one, the partner alone is taken over. A checkpoint of nnssl gives the encoder of the plan's own
+    network, and the decoder where it is the same.
 
     Args:
         file: the checkpoint; nothing in it is run.

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import distributed, nn
 
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss
-from nnunet_topomae.nnunet.plan import Plan, PlanNetwork
+from nnunet_topomae.nnunet.plan import Plan, partner_network
 from nnunet_topomae.training.networks import pretraining_network
 from nnunet_topomae.training.steps import CoPretrainingStep
 from nnunet_topomae.vectors import vector_targets
@@ -63,9 +64,8 @@ def test_ddp_waits_for_no_gradient(
     }
     config = TopoMAEConfig.from_configuration({"topomae": section})
     config = config if vectorpose is None else config.for_vectorpose()
-    described = tiny_plans("Dataset007_Tiny")["configurations"]["3d_fullres"]["architecture"]
-    names = ("network_class_name", "arch_kwargs", "_kw_requires_import")
-    planned = PlanNetwork.of(*(described[name] for name in names)) if partner == "plan" else None
+    configuration = ConfigurationManager(tiny_plans("Dataset007_Tiny")["configurations"]["3d_fullres"])
+    planned = partner_network(configuration, config)
     features = None if planned is None else planned.features
     shape = derive_network_shape(PATCH, [[1, 1, 1], *[[2, 2, 2]] * 3], config.architecture, features)
     plan = Plan(config, shape, (1.0, 1.0, 1.0), {}, planned)

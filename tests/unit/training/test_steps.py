@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_topomae.architectures.build import build_copretraining_network
@@ -14,7 +15,7 @@ from nnunet_topomae.data.topology_target import TopologyTarget
 from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
 from nnunet_topomae.masking import crop_mask, random_token_mask
-from nnunet_topomae.nnunet.plan import Plan, PlanNetwork
+from nnunet_topomae.nnunet.plan import Plan, partner_network
 from nnunet_topomae.topology import TopologicalLoss
 from nnunet_topomae.training.networks import pretraining_network
 from nnunet_topomae.training.steps import CoPretrainingStep, detach_terms, draw_mask, optimise
@@ -77,17 +78,16 @@ def test_topological_terms_are_those_of_the_composed_reconstructions(region: str
 def test_no_forward_or_backward_pass_asks_for_a_value(partner: str, tiny_plans: Any) -> None:
     """On a GPU that would wait until it has done all its work. Tensors without data cannot answer."""
     device, section = torch.device("meta"), PretrainingConfig(spatial="both", target="both")
-    architecture, shape, planned = TINY, SHAPE, None
+    architecture, shape = TINY, SHAPE
     if partner != "unetrpp":
-        section = replace(section, partner_masking=partner)
-        described = tiny_plans("Dataset007_Tiny")["configurations"]["3d_fullres"]["architecture"]
-        names = ("network_class_name", "arch_kwargs", "_kw_requires_import")
-        planned = PlanNetwork.of(*(described[name] for name in names))
-        architecture = replace(TINY, partner="plan")
-        strides = described["arch_kwargs"]["strides"]
-        shape = derive_network_shape(SHAPE.patch_size, strides, architecture, planned.features)
+        section, architecture = replace(section, partner_masking=partner), replace(TINY, partner="plan")
     topology = TopologyConfig(enabled=False)  # its homology is computed from values, in threads
-    plan = Plan(TopoMAEConfig(architecture, section, topology), shape, (1.0, 1.0, 1.0), {}, planned)
+    config = TopoMAEConfig(architecture, section, topology)
+    configuration = ConfigurationManager(tiny_plans("Dataset007_Tiny")["configurations"]["3d_fullres"])
+    if planned := partner_network(configuration, config):
+        strides = configuration.network_arch_init_kwargs["strides"]
+        shape = derive_network_shape(SHAPE.patch_size, strides, architecture, planned.features)
+    plan = Plan(config, shape, (1.0, 1.0, 1.0), {}, planned)
     with device:
         network = pretraining_network(plan, 2)
     size = (2, 2, *shape.patch_size)
