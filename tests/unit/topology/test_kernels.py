@@ -69,8 +69,11 @@ def write_package(folder: Path) -> Path:
 
 
 def run(folder: Path, program: str, callee: str) -> list[str]:
-    """Words that a program prints in a process of its own."""
+    """Words that a program prints in a process of its own.
+
+    Python may not keep bytecode: it would take two files of the same size, written in the same second, for one.
+    """
     (folder / "solver_copy" / "callee.py").write_text(callee)
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.split()
