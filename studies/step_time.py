@@ -1,15 +1,16 @@
 """Time of a training step (forward, backward, optimiser) over that of UNETR++ as published, at equal size.
 
     python studies/step_time.py --quick                                   # tiny networks, 16x16x16: seconds
-    python studies/step_time.py --out step_time_cpu.json                  # CPU, 64x64x64, batch 1: three minutes
+    python studies/step_time.py --out step_time_cpu.json                  # CPU, 64x64x64, batch 1: ten minutes
     python studies/step_time.py --device cuda --out step_time_cuda.json   # 96x96x96 and 64x128x128, batch 2
     python studies/step_time.py --device cuda --compile                   # the same, compiled
 
 The contestants take turns, so that other work on the machine disturbs all alike; medians are compared. On a CPU the
 numbers are CPU seconds on one thread; on a GPU wall-clock seconds in mixed precision, waiting for the GPU.
 
-* Supervised: the same loss (cross-entropy of three outputs); the published network with SGD and Nesterov momentum, as
-  it was trained, ours with AdamW, as our trainers do.
+* Supervised: the same loss (cross-entropy, with deep supervision); the published network with SGD and Nesterov
+  momentum, as it was trained, ours with AdamW, as our trainers do. The fusion network, and stock nnU-Net with SGD, show
+  what a user's choices cost.
 * Co-pre-training without L_topo (studies/training_step.py measures L_topo): the same step, once with the published
   network in place of our UNETR++.
 """
@@ -24,7 +25,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from machine import describe, title
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 from reference_unetrpp import ReferenceUNETRPP
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -32,6 +35,7 @@ from tqdm import tqdm
 
 from nnunet_topomae.architectures.build import (
     build_copretraining_network,
+    build_fusion_network,
     build_unetrpp,
 )
 from nnunet_topomae.architectures.layers import use_channels_last
@@ -50,8 +54,13 @@ SIZES: dict[str, list[tuple[list[int], int]]] = {  # patch and batch size
     "cpu": [([64, 64, 64], 1)],
     "cuda": [([96, 96, 96], 2), ([64, 128, 128], 2)],
 }
-CONTESTANTS = ("published", "ours", "co-pre-training, published", "co-pre-training, ours")
-BASELINES = {"ours": "published", "co-pre-training, ours": "co-pre-training, published"}
+CONTESTANTS = ("published", "ours", "fusion", "nnU-Net", "co-pre-training, published", "co-pre-training, ours")
+BASELINES = {
+    "ours": "published",
+    "fusion": "published",
+    "nnU-Net": "published",
+    "co-pre-training, ours": "co-pre-training, published",
+}
 # Too small to say anything: it shows that the command works.
 QUICK = ArchitectureConfig(vit="tiny", dims=(8, 16, 32, 64), depth=1, feature_size=4)
 
@@ -65,17 +74,48 @@ def network_shape(patch: list[int], architecture: ArchitectureConfig) -> Network
     return derive_network_shape(patch, [[1, 1, 1], first, *[[2, 2, 2]] * halvings], architecture)
 
 
-def supervised_loss(outputs: list[Tensor], target: Tensor) -> Tensor:
-    """Cross-entropy of all outputs with the published weights."""
+def nnunet(patch: Sequence[int]) -> nn.Module:
+    """Stock nnU-Net's network, with the strides and channels that its planner chooses for isotropic voxels."""
+    _, strides, kernels, _, _ = get_pool_and_conv_props((1.0, 1.0, 1.0), patch, 4, 999999)
+    stages = len(strides)
+    return PlainConvUNet(
+        1,
+        stages,
+        [min(32 * 2**stage, 320) for stage in range(stages)],
+        nn.Conv3d,
+        kernels,
+        strides,
+        2,
+        CLASSES,
+        2,
+        conv_bias=True,
+        norm_op=nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=True,
+    )
+
+
+def nnunet_weights(outputs: int) -> list[float]:
+    """nnU-Net's weights of deep supervision: halved with each scale, none for the coarsest."""
+    raw = [0.5**scale for scale in range(outputs - 1)] + [0.0]
+    return [weight / sum(raw) for weight in raw]
+
+
+def supervised_loss(outputs: list[Tensor], target: Tensor, weights: Sequence[float]) -> Tensor:
+    """Cross-entropy of all outputs."""
     loss = torch.zeros((), device=target.device)
-    for weight, output in zip(DEEP_SUPERVISION_WEIGHTS, outputs, strict=True):
+    for weight, output in zip(weights, outputs, strict=True):
+        if not weight:
+            continue
         labels = F.interpolate(target, output.shape[2:], mode="nearest")[:, 0].long()
         loss = loss + weight * F.cross_entropy(output.float(), labels)
     return loss
 
 
 def sgd(network: nn.Module) -> SGD:
-    """The published optimiser."""
+    """The published optimiser, which is nnU-Net's."""
     return SGD(network.parameters(), 1e-4, momentum=0.99, weight_decay=3e-5, nesterov=True)
 
 
@@ -97,17 +137,27 @@ class Size(NamedTuple):
 
 
 def supervised(name: str, size: Size) -> Step:
-    """A supervised step of the published UNETR++ or of ours."""
+    """A supervised step of one of the networks."""
     if name == "published":
         network: nn.Module = ReferenceUNETRPP(size.shape, 1, CLASSES, size.architecture)
+    elif name == "nnU-Net":
+        network = nnunet(size.shape.patch_size)
     else:
-        network = build_unetrpp(size.shape, 1, CLASSES, size.architecture, deep_supervision=True)
-    run = size.prepare(network, name == "ours")
-    optimizer = sgd(network) if name == "published" else build_adamw(network, 1e-5, 0.05)
+        build = build_fusion_network if name == "fusion" else build_unetrpp
+        network = build(size.shape, 1, CLASSES, size.architecture, deep_supervision=True)
+    ours = name in ("ours", "fusion")
+    run = size.prepare(network, ours)
+    optimizer = build_adamw(network, 1e-5, 0.05) if ours else sgd(network)
     volume = (size.batch, 1, *size.shape.patch_size)
     data = torch.randn(volume, device=size.device)
     target = torch.randint(CLASSES, volume, device=size.device).float()
-    return timed(lambda: supervised_loss(run(data), target), network, optimizer, size.device)
+
+    def loss() -> Tensor:
+        outputs = run(data)
+        weights = nnunet_weights(len(outputs)) if name == "nnU-Net" else DEEP_SUPERVISION_WEIGHTS
+        return supervised_loss(outputs, target, weights)
+
+    return timed(loss, network, optimizer, size.device)
 
 
 def copretraining(name: str, size: Size) -> Step:

@@ -17,7 +17,7 @@ class Cost:
     Attributes:
         hours: by the clock, over all attempts, also those that were killed.
         pretraining_hours: the part of `hours` that is pre-training.
-        cpu_hours: of all processes, without attempts that were killed.
+        cpu_hours: of all processes, in all attempts.
         attempts: times that training and pre-training were started.
         steps: of the supervised training; None where not known.
         pretraining_steps: of the pre-training; 0 without one, None where not known.

@@ -233,18 +233,29 @@ def is_locked(lease: Path) -> bool:
 
 
 def end_orphans(folder: Path) -> list[int]:
-    """Kill what still runs for a job whose supervisor is gone; returns the processes' numbers.
-
-    They are known by the job's folder in their environment (Linux).
-    """
-    token = f"{TOKEN}={folder}".encode()
+    """Kill what still runs for a job whose supervisor is gone; returns the processes' numbers."""
     ended = []
-    for process in Path("/proc").glob("[0-9]*"):
-        number = int(process.name)
-        if number == os.getpid():
-            continue
+    for process in _processes(folder):
         with suppress(OSError):
-            if token in (process / "environ").read_bytes().split(b"\0"):
-                os.kill(number, signal.SIGKILL)
-                ended.append(number)
+            os.kill(int(process.name), signal.SIGKILL)
+            ended.append(int(process.name))
     return ended
+
+
+def running_cpu_seconds(folder: Path) -> float:
+    """CPU seconds of a job's running processes, other than this one, and of the ended children that they waited for."""
+    ticks = 0
+    for process in _processes(folder):
+        with suppress(OSError):
+            # After the name, which may contain spaces and brackets: user and system time, and those of ended children.
+            ticks += sum(map(int, (process / "stat").read_text().rpartition(")")[2].split()[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _processes(folder: Path) -> Iterator[Path]:
+    """In /proc, a job's other processes: known by the job's folder in their environment (Linux)."""
+    token = f"{TOKEN}={folder}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int(process.name) != os.getpid() and token in (process / "environ").read_bytes().split(b"\0"):
+                yield process

@@ -16,7 +16,7 @@ from typing import Any
 
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.benchmark.store import TOKEN, BusyError, JobFolder, end_orphans
+from nnunet_topomae.benchmark.store import TOKEN, BusyError, JobFolder, end_orphans, running_cpu_seconds
 from nnunet_topomae.files import read_json, write_json
 from nnunet_topomae.nnunet.process import die_with_parent, end_session, find_program
 from nnunet_topomae.nnunet.provenance import describe_commit, describe_machine, describe_versions
@@ -52,7 +52,7 @@ class Worker:
         self.folder = JobFolder.of(job, spec)
         self.commands: list[str] = []
         self.attempts: list[dict[str, Any]] = []
-        self.start = 0.0
+        self.start = self.used_before = 0.0
 
     def run(self) -> int:
         """Do the job; returns 0 done, 75 another process is on it, 76 a job that it needs is not done, 77 interrupted.
@@ -88,7 +88,7 @@ class Worker:
         write_json(self.folder.path / "job.json", {"name": self.job.name, "parameters": dict(self.job.parameters)})
         self.attempts = self._earlier_attempts()
         self.attempts.append({"started": time.time(), "host": socket.gethostname()})
-        self.start, used = time.monotonic(), _cpu_seconds()
+        self.start, self.used_before = time.monotonic(), _cpu_seconds()
         self._book()
         try:
             outputs = STAGES[self.job.kind](Task(self.job, self.spec, self.command))
@@ -97,7 +97,6 @@ class Worker:
                 self.folder.fail({"time": time.time(), "error": str(error)})
             raise
         finally:
-            self.attempts[-1]["cpu_seconds"] = _cpu_seconds() - used
             self._book()
         self._finish(outputs)
         return DONE
@@ -118,7 +117,11 @@ class Worker:
 
     def _book(self) -> None:
         """Write down what the attempt has taken so far, for the case that it is killed."""
-        self.attempts[-1]["seconds"] = time.monotonic() - self.start
+        attempt = self.attempts[-1]
+        attempt["seconds"] = time.monotonic() - self.start
+        used = _cpu_seconds() + running_cpu_seconds(self.folder.path) - self.used_before
+        # What a killed process has used is not seen any more.
+        attempt["cpu_seconds"] = max(used, attempt.get("cpu_seconds", 0.0))
         write_json(self.folder.path / ATTEMPTS, self.attempts)
 
     def _finish(self, outputs: list[Path]) -> None:
@@ -197,5 +200,6 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def _cpu_seconds() -> float:
+    """Of all children that this process has waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

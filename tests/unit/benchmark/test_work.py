@@ -1,5 +1,6 @@
 """What a job costs, killed attempts included."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,14 +40,30 @@ def test_an_attempt_is_booked_while_it_runs(worker: Worker, monkeypatch: pytest.
     assert booked[0] < 0.1 < 0.15 < booked[1]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_processor_time_is_booked_of_processes_that_nobody_waits_for(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command's own child does the work and is killed with it."""
+    busy = "while :; do :; done & sleep 0.5; kill -9 $$"
+    monkeypatch.setitem(stages.STAGES, "train", lambda task: task.command("sh", "-c", busy))
+    with pytest.raises(RuntimeError, match="failed"):
+        worker.run()
+    (attempt,) = read_json(worker.folder.path / work.ATTEMPTS)
+    assert 0.1 < attempt["cpu_seconds"] <= attempt["seconds"] + 0.1
+
+
 def test_killed_attempts_count(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     worker.folder.path.mkdir(parents=True)
-    write_json(worker.folder.path / work.ATTEMPTS, [{"started": 1.0, "host": "any", "seconds": 50.0}])
+    write_json(
+        worker.folder.path / work.ATTEMPTS, [{"started": 1.0, "host": "any", "seconds": 50.0, "cpu_seconds": 80.0}]
+    )
     monkeypatch.setitem(stages.STAGES, "train", lambda task: [])
     monkeypatch.setattr(work.time, "time", lambda: -3600.0)  # a clock that was set back does not matter
     assert worker.run() == DONE
     done = worker.folder.done()
     assert done is not None and done["attempts"] == 2 and 50.0 < done["seconds"] < 60.0
+    assert 80.0 <= done["cpu_seconds"] < 90.0
 
 
 @pytest.mark.parametrize("content", ["[{", "{}", "7"])
