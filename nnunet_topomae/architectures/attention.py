@@ -154,7 +154,9 @@ class EfficientPairedAttention(nn.Module):
         """Attention of every token to the projected tokens, by cosine similarity."""
         k = F.normalize(k, dim=-1) * self.spatial_temperature  # fewer tokens than q
         dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(F.normalize(q, dim=-1), k, v, dropout_p=dropout, scale=1.0)
+        # torch's fused kernels take only tensors whose last axis is contiguous.
+        q, k, v = F.normalize(q, dim=-1), k.contiguous(), v.contiguous()
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=1.0)
 
 
 class EPABlock(nn.Module):
