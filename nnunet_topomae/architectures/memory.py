@@ -140,19 +140,19 @@ class _KeepsInputsAndOutput(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         output = query.new_empty(*query.shape[:-1], value.shape[-1])
-        ctx.save_for_backward(query, key, value, output)
+        log_sums = query.new_empty(query.shape[:-1])  # of the softmax, one per query
+        ctx.save_for_backward(query, key, value, output, log_sums)
         return output
 
 
 class _FusedAttention(TorchFunctionMode):
     """Without data, torch takes the attention that keeps all pairs of tokens; with data a fused kernel, that does not.
 
-    Only plain self-attention counts as fused. For dropout and for EPA's shapes not every device has a fused kernel.
+    Attention with dropout does not count as fused: not every device has a kernel for it.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        plain = func is scaled_dot_product_attention and not (kwargs or {}).get("dropout_p")
-        if plain and args[0].shape == args[1].shape == args[2].shape:
+        if func is scaled_dot_product_attention and not (kwargs or {}).get("dropout_p"):
             return _KeepsInputsAndOutput.apply(*args[:3])
         return func(*args, **(kwargs or {}))
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nnunet_topomae.architectures.attention import EfficientPairedAttention
 from nnunet_topomae.architectures.build import (
@@ -10,6 +11,7 @@ from nnunet_topomae.architectures.build import (
     build_fusion_network,
     build_unetrpp,
 )
+from nnunet_topomae.architectures.layers import use_channels_last
 from nnunet_topomae.architectures.roles import no_weight_decay
 from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.architectures.unetrpp import DEEP_SUPERVISION_WEIGHTS, deep_supervision_scales
@@ -91,3 +93,20 @@ def test_plans_of_all_kinds_run(patch, strides, channels) -> None:  # type: igno
         network = build_fusion_network(shape, channels, 3, architecture, deep_supervision=True)
         outputs = network(torch.empty(1, channels, *patch))
     assert [tuple(output.shape) for output in outputs] == [(1, 3, *patch)] + [(1, 3, *g) for g in shape.grids[:2]]
+
+
+@pytest.mark.parametrize("training", ["pre-training", "fine-tuning"])
+def test_attention_runs_in_fused_kernels(shape, architecture, crop, mask, training) -> None:  # type: ignore[no-untyped-def]
+    """Which do not keep the attention matrices, and are several times faster for many tokens.
+
+    They take only tensors of certain strides. torch says nothing where it falls back on another kernel.
+    """
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        if training == "pre-training":
+            network = build_copretraining_network(shape, 2, architecture)
+            output = network(crop(shape, 2, 2), mask(shape, 2)).partner.reconstruction
+        else:
+            network = build_fusion_network(shape, 2, 3, architecture, deep_supervision=False)
+            use_channels_last(network)
+            output = network(crop(shape, 2, 2))
+        output.square().mean().backward()
