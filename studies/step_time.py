@@ -51,7 +51,7 @@ from nnunet_topomae.training.steps import CoPretrainingStep, autocast, optimise
 CLASSES = 14
 SIZES: dict[str, list[tuple[list[int], int]]] = {  # patch and batch size
     "quick": [([16, 16, 16], 1)],
-    # Of a single crop, torch computes small convolutions on one thread in a way that is up to ten times slower.
+    # Of a single crop, torch computes small convolutions on one thread in a way that is over ten times slower.
     "cpu": [([64, 64, 64], 2)],
     "cuda": [([96, 96, 96], 2), ([64, 128, 128], 2)],
 }
