@@ -206,6 +206,12 @@ def validate(network: Any, crops: dict[str, Any]) -> list[float]:
     return [float(value) for value in np.nanmean(np.array(scores), axis=0)]
 
 
+def crop(args: argparse.Namespace) -> None:
+    """Make the crops that all variants see."""
+    crops = make_crops(args.d, args.patch, args.steps, args.seed, args.fold, args.plans, args.batch)
+    torch.save(crops, args.out)
+
+
 def run(args: argparse.Namespace) -> None:
     """Train what the file does not hold yet; every result is written at once."""
     crops = torch.load(args.crops, weights_only=False)
@@ -254,10 +260,11 @@ def main() -> None:
     making.add_argument("--plans", default="nnUNetPlans")
     making.add_argument("--fold", type=int, default=0)
     making.add_argument("--patch", type=int, nargs=3, required=True)
+    making.add_argument("--batch", type=int, help="crops per step (default: the plan's)")
     making.add_argument("--steps", type=int, default=160)
     making.add_argument("--seed", type=int, default=0)
     making.add_argument("--out", type=Path, required=True)
-    making.set_defaults(run=lambda a: torch.save(make_crops(a.d, a.patch, a.steps, a.seed, a.fold, a.plans), a.out))
+    making.set_defaults(run=crop)
     running = actions.add_parser("run")
     running.add_argument("crops", type=Path)
     running.add_argument("--variants", nargs="+", required=True)

@@ -12,12 +12,16 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_topomae.files import read_json
 
 
-def make_crops(dataset: int, size: list[int], steps: int, seed: int, fold: int, plans_name: str) -> dict[str, Any]:
+def make_crops(
+    dataset: int, size: list[int], steps: int, seed: int, fold: int, plans_name: str, batch_size: int | None = None
+) -> dict[str, Any]:
     """Batches of a fold's training cases from nnU-Net's own loader, and its validation cases whole."""
     folder = next(Path(os.environ["nnUNet_preprocessed"]).glob(f"Dataset{dataset:03d}_*"))
     plans, description = (read_json(folder / name) for name in (f"{plans_name}.json", "dataset.json"))
-    plans["configurations"]["3d_fullres"]["patch_size"] = size
-    plans["configurations"]["3d_fullres"].pop("topomae", None)
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration["patch_size"] = size
+    configuration["batch_size"] = batch_size or configuration["batch_size"]
+    configuration.pop("topomae", None)
     plans["continue_training"] = False
     trainer = nnUNetTrainer(plans, "3d_fullres", fold, description, torch.device("cpu"))
     trainer.initialize()

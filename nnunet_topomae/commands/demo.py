@@ -65,7 +65,7 @@ threads = 1
 
 [settings.finetuning]
 epochs = 5
-iterations_per_epoch = 44
+iterations_per_epoch = 48
 validation_iterations = 2
 learning_rate = 3e-3
 pretrained_learning_rate = 3e-3

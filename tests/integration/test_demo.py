@@ -19,7 +19,7 @@ SMALLEST = (
     ("epochs = 4\n", "epochs = 2\n"),
     ("epochs = 5\n", "epochs = 2\n"),
     ("iterations_per_epoch = 34", "iterations_per_epoch = 2"),
-    ("iterations_per_epoch = 44", "iterations_per_epoch = 2"),
+    ("iterations_per_epoch = 48", "iterations_per_epoch = 2"),
     ("validation_iterations = 2", "validation_iterations = 1"),
     ("dims = [16, 32, 64, 128]", "dims = [8, 8, 16, 16]"),
 )
