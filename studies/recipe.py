@@ -1,4 +1,4 @@
-"""What decides the first few hundred steps: one factor at a time, on the same crops in the same order.
+"""What decides the first thousand steps: one factor at a time, on the same crops in the same order.
 
     nnUNetv2_plan_and_preprocess -d 904 -c 3d_fullres
     python studies/recipe.py crops -d 904 --patch 32 40 32 --steps 1200 --out crops.pt
