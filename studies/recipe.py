@@ -29,6 +29,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from recipe_crops import make_crops
 from recipe_variants import Variant, build_network, build_pretraining_network, read_variant
+from step_time import nnunet_weights
 from torch import Tensor, nn
 
 from nnunet_topomae.architectures.layers import use_channels_last
@@ -175,9 +176,8 @@ def pretrain(variant: Variant, crops: dict[str, Any], seed: int) -> dict[str, An
 
 def _deep_loss(criterion: nn.Module, outputs: list[Tensor], target: Tensor, kind: str) -> Tensor:
     weights = {"unetrpp": (4 / 7, 2 / 7, 1 / 7), "nnunet": (4 / 7, 2 / 7, 1 / 7), "none": (1.0,)}[kind]
-    if kind == "nnunet":  # halved with each scale, none for the coarsest
-        raw = [0.5**scale for scale in range(len(outputs) - 1)]
-        weights = tuple(value / sum(raw) for value in raw)
+    if kind == "nnunet":
+        weights = tuple(nnunet_weights(len(outputs))[:-1])
     total = torch.zeros(())
     for weight, logits in zip(weights, outputs, strict=False):
         scaled = nn.functional.interpolate(target.float(), logits.shape[2:], mode="nearest-exact")

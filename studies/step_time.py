@@ -75,7 +75,7 @@ def network_shape(patch: list[int], architecture: ArchitectureConfig) -> Network
     return derive_network_shape(patch, [[1, 1, 1], first, *[[2, 2, 2]] * halvings], architecture)
 
 
-def nnunet(patch: Sequence[int]) -> nn.Module:
+def nnunet(patch: Sequence[int]) -> PlainConvUNet:
     """Stock nnU-Net's network, with the strides and channels that its planner chooses for isotropic voxels."""
     _, strides, kernels, _, _ = get_pool_and_conv_props((1.0, 1.0, 1.0), patch, 4, 999999)
     stages = len(strides)
@@ -139,10 +139,12 @@ class Size(NamedTuple):
 
 def supervised(name: str, size: Size) -> Step:
     """A supervised step of one of the networks."""
+    weights: Sequence[float] = DEEP_SUPERVISION_WEIGHTS
     if name == "published":
         network: nn.Module = ReferenceUNETRPP(size.shape, 1, CLASSES, size.architecture)
     elif name == "nnU-Net":
         network = nnunet(size.shape.patch_size)
+        weights = nnunet_weights(len(network.decoder.seg_layers))
     else:
         build = build_fusion_network if name == "fusion" else build_unetrpp
         network = build(size.shape, 1, CLASSES, size.architecture, deep_supervision=True)
@@ -152,13 +154,7 @@ def supervised(name: str, size: Size) -> Step:
     volume = (size.batch, 1, *size.shape.patch_size)
     data = torch.randn(volume, device=size.device)
     target = torch.randint(CLASSES, volume, device=size.device).float()
-
-    def loss() -> Tensor:
-        outputs = run(data)
-        weights = nnunet_weights(len(outputs)) if name == "nnU-Net" else DEEP_SUPERVISION_WEIGHTS
-        return supervised_loss(outputs, target, weights)
-
-    return timed(loss, network, optimizer, size.device)
+    return timed(lambda: supervised_loss(run(data), target, weights), network, optimizer, size.device)
 
 
 def copretraining(name: str, size: Size) -> Step:

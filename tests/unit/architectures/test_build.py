@@ -99,7 +99,8 @@ def test_plans_of_all_kinds_run(patch, strides, channels) -> None:  # type: igno
 def test_attention_runs_in_fused_kernels(shape, architecture, crop, mask, training) -> None:  # type: ignore[no-untyped-def]
     """Which do not keep the attention matrices, and are several times faster for many tokens.
 
-    They take only tensors of certain strides. torch says nothing where it falls back on another kernel.
+    They take only tensors of certain strides. torch says nothing where it falls back on another kernel; where none else
+    is allowed, as here, it raises.
     """
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         if training == "pre-training":
@@ -110,3 +111,4 @@ def test_attention_runs_in_fused_kernels(shape, architecture, crop, mask, traini
             use_channels_last(network)
             output = network(crop(shape, 2, 2))
         output.square().mean().backward()
+    assert output.shape[2:] == shape.patch_size and output.isfinite().all()
