@@ -27,7 +27,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from recipe_crops import make_crops
+from recipe_crops import AUGMENTATIONS, make_crops
 from recipe_variants import Variant, build_network, build_pretraining_network, read_variant
 from step_time import nnunet_weights
 from torch import Tensor, nn
@@ -208,7 +208,7 @@ def validate(network: Any, crops: dict[str, Any]) -> list[float]:
 
 def crop(args: argparse.Namespace) -> None:
     """Make the crops that all variants see."""
-    crops = make_crops(args.d, args.patch, args.steps, args.seed, args.fold, args.plans, args.batch)
+    crops = make_crops(args.d, args.patch, args.steps, args.seed, args.fold, args.plans, args.batch, args.augmentation)
     torch.save(crops, args.out)
 
 
@@ -261,6 +261,7 @@ def main() -> None:
     making.add_argument("--fold", type=int, default=0)
     making.add_argument("--patch", type=int, nargs=3, required=True)
     making.add_argument("--batch", type=int, help="crops per step (default: the plan's)")
+    making.add_argument("--augmentation", choices=AUGMENTATIONS, default="nnunet", help="nnunet is without mirroring")
     making.add_argument("--steps", type=int, default=160)
     making.add_argument("--seed", type=int, default=0)
     making.add_argument("--out", type=Path, required=True)

@@ -17,7 +17,10 @@ from nnunet_topomae.config import ArchitectureConfig
 from nnunet_topomae.nnunet.plan import PlanNetwork
 
 # Factors that pre-training does not read.
-FINETUNING = ("optimiser", "lr", "warmup", "decay", "clip", "ds", "ema", "beta2", "pretrain_parts", "slow", "schedule")
+FINETUNING = (
+    *("optimiser", "lr", "warmup", "decay", "clip", "ds", "ema", "beta2", "fusion_end", "pretrain_parts", "slow"),
+    "schedule",
+)
 TINY = ArchitectureConfig(vit="tiny", dims=(16, 32, 64, 128), depth=1)
 
 
@@ -34,7 +37,7 @@ class Variant:
         optimiser: `adamw`, `sgd` (Nesterov, 0.99, as nnU-Net) or `muon` (matrices; AdamW for the rest).
         lr: peak learning rate.
         warmup: steps of linear warm-up.
-        decay: weight decay.
+        decay: weight decay; the default is AdamW's also with other optimisers.
         clip: largest gradient norm.
         ds: deep-supervision weights: `unetrpp` (4/7, 2/7, 1/7), `nnunet` (2/3, 1/3, 0) or `none`.
         ema: decay of the average of weights that is validated; 0 validates the weights themselves.
@@ -132,8 +135,11 @@ def build_pretraining_network(variant: Variant, crops: dict[str, Any]) -> tuple[
         return shape, network
     network = build.build_copretraining_network(shape, channels, architecture)
     _scale(network.decoder.seg_layers[0].weight, variant.pretrain_head)
+    prediction = network.vit_decoder.prediction.weight
     if variant.pretrain_vit == "small":
-        nn.init.trunc_normal_(network.vit_decoder.prediction.weight, std=0.02)
+        nn.init.trunc_normal_(prediction, std=0.02)
+    else:
+        nn.init.xavier_uniform_(prediction)
     return shape, network
 
 

@@ -38,10 +38,11 @@ from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.schedules import build_adamw
 from nnunet_topomae.training.steps import CoPretrainingStep, detach_terms, optimise
 
+AXES = (0, 1, 2)
 VARIANTS: dict[str, dict[str, Any]] = {
     "no flips": {"flip_axes": ()},
-    "flips, frame `volume`": {"flip_frame": "volume"},
-    "flips, frame `crop`": {"flip_frame": "crop"},
+    "flips, frame `volume`": {"flip_axes": AXES, "flip_frame": "volume"},
+    "flips, frame `crop`": {"flip_axes": AXES, "flip_frame": "crop"},
 }
 NETWORKS = ("vit", "partner")
 CPU = torch.device("cpu")

@@ -199,6 +199,16 @@ def test_spatial_task(study: Study, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == printed
 
 
+def test_spatial_task_flips_where_it_says_so(
+    study: Study, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The default of `flip_axes` once changed, and two variants stopped to flip."""
+    module = study("spatial_task")
+    assert [len(module.PretrainingConfig(**variant).flip_axes) for variant in module.VARIANTS.values()] == [0, 3, 3]
+    module.main(["--table", str(repository / "studies" / "spatial_task.json")])
+    assert capsys.readouterr().out.count("| flips, frame `crop` |") == 2
+
+
 @pytest.mark.slow
 def test_boundary(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study("boundary").main(["--quick", "--out", str(tmp_path / "out.json")])
