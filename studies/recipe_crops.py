@@ -11,7 +11,6 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_topomae.files import read_json
 
-
 AUGMENTATIONS = ("nnunet", "mirrored", "none")
 
 
