@@ -135,10 +135,11 @@ def use_channels_last(network: nn.Module) -> None:
 def initialise_weights(module: nn.Module) -> None:
     """Set the weights of one layer; use with ``nn.Module.apply``.
 
-    Linear layers: Xavier, as in masked autoencoders. Unit gain, a standard deviation of 1 / sqrt(input channels), for
-    :class:`SegmentationHead` and for transposed convolutions with kernel = stride, of which every output voxel sees
-    each input channel once; likewise for :class:`Pointwise`, times its own gain. :class:`ReconstructionHead`: 0.02,
-    truncated normal. Other convolutions: Kaiming. Biases: zero. docs/recipe.md shows what these scales are worth.
+    Linear layers: Xavier, as in masked autoencoders; the last ones of a network set their own scale. Unit gain, a
+    standard deviation of 1 / sqrt(input channels), for :class:`SegmentationHead` and for transposed convolutions with
+    kernel = stride, of which every output voxel sees each input channel once; likewise for :class:`Pointwise`, times
+    its own gain. :class:`ReconstructionHead`: 0.02, truncated normal. Other convolutions: Kaiming. Biases: zero.
+    docs/recipe.md shows what these scales are worth.
     """
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)

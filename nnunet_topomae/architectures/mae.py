@@ -6,7 +6,7 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nnunet_topomae.architectures.layers import initialise_weights, run_in_float32
+from nnunet_topomae.architectures.layers import SMALL_STD, initialise_weights, run_in_float32
 from nnunet_topomae.architectures.vit import (
     ViTPreset,
     new_token,
@@ -21,7 +21,8 @@ from nnunet_topomae.types import Size3, Volume
 class MAEDecoder(nn.Module):
     """Rebuild the crop from the encoded visible tokens and a learned mask token in every hidden place.
 
-    The last linear layer runs in float32: half precision would quantise the intensities.
+    The last linear layer runs in float32: half precision would quantise the intensities. It starts small, as
+    :class:`~nnunet_topomae.architectures.layers.ReconstructionHead` does: near 0, the mean of normalised intensities.
 
     Args:
         grid: tokens along (D, H, W).
@@ -45,6 +46,7 @@ class MAEDecoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.prediction = nn.Linear(width, out_channels * math.prod(token_size))
         self.apply(initialise_weights)
+        nn.init.trunc_normal_(self.prediction.weight, std=SMALL_STD)
 
     def forward(self, tokens: Float[Tensor, "B V E"], visible: Int[Tensor, "B V"]) -> Volume:
         """Reconstruct all voxels, hidden and visible.

@@ -113,7 +113,7 @@ def test_step_time(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[s
     module.main(["--quick", "--out", str(tmp_path / "out.json")])
     (size,) = read(tmp_path / "out.json")["sizes"]
     assert set(size["ratio"]) == set(module.CONTESTANTS)
-    assert size["ratio"]["published"] == {"step": 1.0, "forward": 1.0}
+    assert size["ratio"]["published"] == {"step": 1.0, "forward": 1.0, "user": 1.0}
     assert all(part["step"] > part["forward"] > 0 for part in size["median"].values())
     assert "| ours |" in capsys.readouterr().out
 
