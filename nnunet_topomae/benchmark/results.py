@@ -161,6 +161,7 @@ class Results:
         versions: of packages, and the commit of the checkout; likewise.
         stated_late: finished trainings that began while the file named another primary comparison or margin, or none.
         unrecorded: finished trainings of a version that did not record which comparison the file named.
+        planned_otherwise: finished trainings that began while the file named other seeds or folds.
     """
 
     spec: BenchmarkSpec
@@ -171,6 +172,7 @@ class Results:
     versions: Mapping[str, str]
     stated_late: int = 0
     unrecorded: int = 0
+    planned_otherwise: int = 0
 
     @property
     def recipes(self) -> dict[str, Recipe]:

@@ -88,6 +88,11 @@ class BenchmarkSpec:
         """What the file says beforehand: the primary comparison and its margin; None without one."""
         return None if self.primary is None else {**asdict(self.primary), "margin": self.margin}
 
+    @property
+    def planned(self) -> dict[str, list[int]]:
+        """The trainings that the file asks for of every recipe: seeds and folds."""
+        return {"seeds": sorted(self.seeds), "folds": sorted(self.folds)}
+
     def raw_folder(self) -> Path:
         """nnU-Net's folder of raw data.
 

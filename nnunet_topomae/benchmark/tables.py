@@ -132,15 +132,17 @@ def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[En
     done = read_known(spec, jobs).done
     origins = {made_by: facts["provenance"] for made_by, facts in done.items() if "provenance" in facts}
     trainings = [origins[job.fingerprint] for job in jobs if job.kind == "train" and job.fingerprint in origins]
+    made = [part for origin in origins.values() for part in (origin, *origin.get("later", []))]
     return Results(
         spec,
         correct_together(tables),
         [_job_record(spec, job, done.get(job.fingerprint, {})) for job in jobs],
         published["source"],
-        _merge([origin["machine"] for origin in origins.values()]),
-        _merge([{**origin["versions"], "commit": origin["commit"] or "-"} for origin in origins.values()]),
+        _merge([part["machine"] for part in made]),
+        _merge([{**part["versions"], "commit": part["commit"] or "-"} for part in made]),
         sum("primary" in origin and origin["primary"] != spec.stated for origin in trainings),
         sum("primary" not in origin for origin in trainings) if spec.stated else 0,
+        sum(origin.get("planned", spec.planned) != spec.planned for origin in trainings),
     )
 
 

@@ -88,6 +88,11 @@ def _statement(results: Results, table: Table, contrast: Contrast, family: int) 
             f"Whether it was stated beforehand is not recorded for {results.unrecorded} trainings: "
             "an earlier version of nnunet-topomae made them."
         )
+    if results.planned_otherwise:
+        sentences.append(
+            f"{_count(results.planned_otherwise, 'training')} began while the benchmark's file named other seeds or "
+            "folds, which may have been changed after the first results were known."
+        )
     if found.testable:
         digits = COMPARED[metric].digits
         sentences.append(

@@ -226,6 +226,19 @@ def test_a_comparison_that_was_stated_late_is_counted(finished_demo):
     assert found.versions == {"torch": "9.9", "commit": "-"}
 
 
+def test_trainings_that_began_with_other_seeds_or_on_several_machines_are_known(finished_demo, monkeypatch):
+    spec = read_spec(finished_demo)
+    jobs = make_jobs(spec)
+    entries, known = collect(spec, jobs), read_known(spec, jobs)
+    first, *_ = (known.done[job.fingerprint]["provenance"] for job in jobs if job.kind == "train")
+    first["planned"] = {**spec.planned, "seeds": [0, 1]}
+    first["later"] = [{**first, "machine": {"processor": "a slow one", "cores": "64"}}]
+    monkeypatch.setattr("nnunet_topomae.benchmark.tables.read_known", lambda *_: known)
+    found = build_results(spec, jobs, entries)
+    assert found.planned_otherwise == 1  # earlier versions did not record it
+    assert found.machine == {"processor": "a quick one; a slow one", "cores": "64"}
+
+
 def test_a_version_that_did_not_record_the_comparison_is_not_said_to_have_named_another(finished_demo, monkeypatch):
     spec = read_spec(finished_demo)
     jobs = make_jobs(spec)

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.primary import Primary
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.stages import Task
-from nnunet_topomae.benchmark.work import DONE, Worker
+from nnunet_topomae.benchmark.work import DONE, UNFINISHED, Interrupted, Worker
 from nnunet_topomae.files import read_json, write_json
 
 JOB = Job("train", "train", "Dataset005_Five", {})
@@ -85,9 +86,72 @@ def test_a_done_job_says_where_and_with_what_it_was_made(worker: Worker, monkeyp
     assert done is not None
     versions, machine = done["provenance"]["versions"], done["provenance"]["machine"]
     assert {"Python", "torch", "nnunetv2", "numpy"} <= set(versions) and {"system", "processor"} <= set(machine)
-    assert done["provenance"]["primary"] is None
-    stated = replace(worker.spec, primary=Primary("full", "unetrpp", "dice", 0.25), margin=0.01)
-    assert Worker(worker.job, stated)._provenance()["primary"] == {
-        **{"recipe": "full", "against": "unetrpp", "metric": "dice", "fraction": 0.25},
-        "margin": 0.01,
-    }
+    assert done["provenance"]["primary"] is None and "later" not in done["provenance"]
+
+
+def interrupted(job: Job, spec: BenchmarkSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt that begins to train and is then asked to stop."""
+
+    def stage(task: Task) -> list[Path]:
+        task.command("true")
+        raise Interrupted
+
+    monkeypatch.setitem(stages.STAGES, "train", stage)
+    assert Worker(job, spec).run() == UNFINISHED
+
+
+def finished(job: Job, spec: BenchmarkSpec, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Provenance of a job whose last attempt succeeds."""
+    monkeypatch.setitem(stages.STAGES, "train", lambda task: [])
+    worker = Worker(job, spec)
+    assert worker.run() == DONE
+    done = worker.folder.done()
+    assert done is not None
+    return dict(done["provenance"])
+
+
+def test_what_was_stated_is_what_the_file_said_when_the_training_began(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what was added while the training was interrupted and its validation could be watched."""
+    later = replace(worker.spec, primary=Primary("full", "unetrpp", "dice", 0.25), margin=0.01, seeds=(0, 1))
+    stated = {"recipe": "full", "against": "unetrpp", "metric": "dice", "fraction": 0.25, "margin": 0.01}
+    interrupted(worker.job, worker.spec, monkeypatch)
+    monkeypatch.setattr(work, "describe_commit", lambda: "newer")
+    found = finished(worker.job, later, monkeypatch)
+    assert (found["primary"], found["planned"]["seeds"]) == (None, [0])
+    # But with what all attempts were made is known.
+    assert found["commit"] != "newer" and [made["commit"] for made in found["later"]] == ["newer"]
+    # The other way round: what was taken out of the file later was stated.
+    other = replace(worker.job, name="other")
+    interrupted(other, later, monkeypatch)
+    found = finished(other, worker.spec, monkeypatch)
+    assert (found["primary"], found["planned"]["seeds"]) == (stated, [0, 1])
+    assert "later" not in found
+
+
+@pytest.mark.parametrize("delete", [False, True])
+def test_what_a_first_attempt_without_a_record_stated_is_not_known(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, delete: bool
+) -> None:
+    """Of an earlier version, or where the record was deleted because it was damaged."""
+    stated = replace(worker.spec, primary=Primary("full", "unetrpp", "dice"))
+    interrupted(worker.job, stated, monkeypatch)
+    file = worker.folder.path / work.ATTEMPTS
+    if delete:
+        file.unlink()
+    else:
+        write_json(file, [{"started": 1.0, "host": "any", "seconds": 50.0, "cpu_seconds": 80.0}])
+    found = finished(worker.job, stated, monkeypatch)
+    assert {"primary", "planned"}.isdisjoint(found) and "torch" in found["versions"]
+    done = worker.folder.done()
+    assert done is not None and done["attempts"] == 2
+
+
+def test_the_gpu_is_looked_for_by_another_process(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This one would keep some of its memory while the training runs."""
+    monkeypatch.setattr(work, "describe_machine", lambda gpu: {"system": f"asked here, GPU {gpu}"})
+    there = work.provenance(replace(JOB, parameters={"device": "cuda"}), worker.spec)["machine"]
+    assert "asked here" not in there["system"] and "processor" in there
+    here = work.provenance(replace(JOB, parameters={"device": "cpu"}), worker.spec)["machine"]
+    assert here == {"system": "asked here, GPU False"}
