@@ -7,6 +7,7 @@ from typing import Any
 from nnunet_topomae.benchmark.exchange import Known, read_known
 from nnunet_topomae.benchmark.jobs import Job, names
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.benchmark.status import total_macs
 from nnunet_topomae.benchmark.store import SCORES, JobFolder
 from nnunet_topomae.evaluation.metrics import StructureScore
 from nnunet_topomae.files import read_json
@@ -81,17 +82,10 @@ def _read(spec: BenchmarkSpec, job: Job, known: Known) -> Entry:
         gpu_bytes=max(memory, default=None),
         steps=facts["train"].get("steps"),
         pretraining_steps=facts["pretrain"].get("steps") if pretraining else 0,
-        total_macs=_total_macs(list(facts.values())),
+        total_macs=total_macs(list(facts.values())),
         training=known.done.get(training.fingerprint, {}),
         pretraining=known.done.get(pretraining.fingerprint) if pretraining else None,
     )
-
-
-def _total_macs(facts: Sequence[Mapping[str, Any]]) -> float | None:
-    """Multiply-accumulate operations of the forward passes of trainings; None where one does not say."""
-    if any({"steps", "crops_per_step", "macs"} - set(found) for found in facts):
-        return None
-    return float(sum(found["steps"] * found["crops_per_step"] * found["macs"] for found in facts))
 
 
 def _score(values: Mapping[str, Any]) -> StructureScore:

@@ -291,22 +291,25 @@ def _check(path: Path, spec: BenchmarkSpec) -> None:
             raise ValueError(f"{path}: {taken[0]} is set by seeds and label_fractions")
     for recipe in spec.recipes:
         _check_settings(path, {**spec.settings, **recipe.settings})
-        _check_time(path, spec, recipe)
+        _check_control(path, spec, recipe)
 
 
-def _check_time(path: Path, spec: BenchmarkSpec, recipe: Recipe) -> None:
-    """A recipe that takes as long as another one needs that one here, with a pre-training, to measure its time."""
-    if recipe.same_time_as is None:
+def _check_control(path: Path, spec: BenchmarkSpec, recipe: Recipe) -> None:
+    """A recipe that takes as much as another one needs that one here, with a pre-training, to measure it."""
+    if recipe.equal_to is None:
         return
-    other = next((one for one in spec.recipes if one.name == recipe.same_time_as), None)
+    key, takes = ("same_time_as", "long") if recipe.same_time_as else ("same_macs_as", "many multiply-adds")
+    other = next((one for one in spec.recipes if one.name == recipe.equal_to), None)
     if other is None or other.pretrainer is None:
         lacks = "is not among the recipes" if other is None else "has no pre-training"
         raise ValueError(
-            f"{path}: recipe {recipe.name} takes as long as {recipe.same_time_as}, which {lacks}. Add it, or leave "
+            f"{path}: recipe {recipe.name} takes as {takes} as {recipe.equal_to}, which {lacks}. Add it, or leave "
             f"{recipe.name} out."
         )
     if recipe.pretrainer is not None or recipe.adds_pretraining:
-        raise ValueError(f"{path}: recipe {recipe.name} has same_time_as, so no pretrainer and no adds_pretraining")
+        raise ValueError(f"{path}: recipe {recipe.name} has {key}, so no pretrainer and no adds_pretraining")
+    if recipe.same_time_as and recipe.same_macs_as:
+        raise ValueError(f"{path}: recipe {recipe.name} has same_time_as and same_macs_as; choose one")
 
 
 def _check_statistics(path: Path, spec: BenchmarkSpec) -> None:
