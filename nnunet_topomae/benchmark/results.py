@@ -139,7 +139,7 @@ class JobRecord:
         name: of the job.
         fingerprint: of all that decides its result.
         seconds: by the clock, over all attempts; None if it is not done.
-        commands: nnU-Net's commands of the last attempt; the benchmark's folder is `$OUT`.
+        commands: nnU-Net's commands of the last attempt; `$OUT` and `$nnUNet_raw` stand for folders.
     """
 
     name: str

@@ -20,6 +20,7 @@ from nnunet_topomae.benchmark.exchange import read_known
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.results import Contrast, Cost, JobRecord, Results, Row, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.benchmark.store import without_folders
 from nnunet_topomae.evaluation.metrics import SUMMARISED, StructureScore, summarise
 from nnunet_topomae.evaluation.statistics import rank_shares
 
@@ -153,7 +154,8 @@ def _merge(tables: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def _job_record(spec: BenchmarkSpec, job: Job, done: Mapping[str, Any]) -> JobRecord:
-    commands = [command.replace(str(spec.out), "$OUT") for command in done.get("commands", [])]
+    # Earlier versions recorded the folders as they were.
+    commands = [without_folders(command, spec) for command in done.get("commands", [])]
     return JobRecord(job.name, job.fingerprint, done.get("seconds"), commands)
 
 

@@ -19,7 +19,14 @@ from typing import Any
 
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.benchmark.store import TOKEN, BusyError, JobFolder, end_orphans, running_cpu_seconds
+from nnunet_topomae.benchmark.store import (
+    TOKEN,
+    BusyError,
+    JobFolder,
+    end_orphans,
+    running_cpu_seconds,
+    without_folders,
+)
 from nnunet_topomae.files import read_json, write_json
 from nnunet_topomae.nnunet.process import die_with_parent, end_session, find_program
 from nnunet_topomae.nnunet.provenance import describe_commit, describe_machine, describe_versions
@@ -164,9 +171,10 @@ class Worker:
             "nnUNet_results": str(self.folder.results),
             TOKEN: str(self.folder.path),
         }
-        self.commands.append(shlex.join([program, *arguments]))
+        line = shlex.join([program, *arguments])
+        self.commands.append(without_folders(line, self.spec))
         with self.folder.log.open("a", encoding="utf-8") as log:
-            log.write(f"\n$ {self.commands[-1]}\n")
+            log.write(f"\n$ {line}\n")
             log.flush()
             child = subprocess.Popen(
                 [find_program(program), *arguments],

@@ -147,6 +147,12 @@ def test_pretraining_comes_first_and_held_out_cases_are_scored(small):
     assert last_lines(predicted.log, 1) == ["hello"]
     (command,) = predicted.done()["commands"]
     assert "-tr TopoMAEFusionTrainer -p TopoMAEPlans_benchmark -f 0 --disable_tta" in command
+    # What leaves the machine names no folder of it.
+    assert command.startswith("nnUNetv2_predict -i $nnUNet_raw/Dataset005_Test/imagesTs -o $OUT/runs/")
+    small.call("report", "--partial")
+    small.call("export-scores", "-o", str(small.root / "scores"))
+    leaving = [*(small.spec.out / "report").iterdir(), *(small.root / "scores").iterdir()]
+    assert len(leaving) > 5 and not [path for path in leaving if str(small.root) in path.read_text()]
     assert small.starts(TRAIN) == ["anew"]
     # Other truth: only the score is done again.
     with (small.raw / "labelsTs/case_10.nii.gz").open("ab") as file:

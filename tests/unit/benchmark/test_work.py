@@ -1,5 +1,6 @@
 """What a job costs, killed attempts included."""
 
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,24 @@ def test_a_done_job_says_where_and_with_what_it_was_made(worker: Worker, monkeyp
     versions, machine = done["provenance"]["versions"], done["provenance"]["machine"]
     assert {"Python", "torch", "nnunetv2", "numpy"} <= set(versions) and {"system", "processor"} <= set(machine)
     assert done["provenance"]["primary"] is None and "later" not in done["provenance"]
+
+
+@pytest.mark.parametrize("raw", ["data", "out/nnUNet_raw", "out of house"])
+def test_recorded_commands_name_no_folders_of_the_machine(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, raw: str
+) -> None:
+    """One folder may lie in the other, or begin with its name."""
+    spec = replace(worker.spec, raw=tmp_path / raw)
+    arguments = [str(tmp_path / raw / "imagesTs"), f"--to={spec.out}", str(spec.out / "a b"), f"{spec.out}2/x"]
+    monkeypatch.setitem(stages.STAGES, "train", lambda task: task.command("true", *arguments) or [])
+    worker = Worker(worker.job, spec)
+    assert worker.run() == DONE
+    done = worker.folder.done()
+    assert done is not None
+    quote = "'" if " " in raw else ""
+    images = f"{quote}$nnUNet_raw/imagesTs{quote}"
+    assert done["commands"] == [f"true {images} --to=$OUT '$OUT/a b' {tmp_path}/out2/x"]
+    assert shlex.join(arguments) in worker.folder.log.read_text()  # which stays here
 
 
 def interrupted(job: Job, spec: BenchmarkSpec, monkeypatch: pytest.MonkeyPatch) -> None:
