@@ -4,15 +4,16 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from nnunet_topomae.benchmark import gpus
+from nnunet_topomae.benchmark import gpus, scheduler
 from nnunet_topomae.benchmark.collect import collect
 from nnunet_topomae.benchmark.exchange import export_scores, import_scores
-from nnunet_topomae.benchmark.jobs import make_jobs
-from nnunet_topomae.benchmark.spec import read_spec
+from nnunet_topomae.benchmark.jobs import Job, make_jobs
+from nnunet_topomae.benchmark.spec import BenchmarkSpec, read_spec
 from nnunet_topomae.benchmark.stages import _link
 from nnunet_topomae.benchmark.status import describe
 from nnunet_topomae.benchmark.store import JobFolder, jobs_to_do
@@ -152,6 +153,76 @@ def test_a_gpu_is_held_as_long_as_its_job_lives(tmp_path, monkeypatch):
     assert again is not None
     with again:
         pass
+
+
+@pytest.fixture
+def drivers(tmp_path, monkeypatch):
+    """Makes drivers whose jobs write what they see and run until they are told to end; and the job."""
+    monkeypatch.setattr(gpus, "lock_folder", lambda: tmp_path / "locks")
+    go_on = tmp_path / "go_on"
+    wait = f"import os, pathlib, time\npathlib.Path('{tmp_path}/seen').write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    wait += f"while not os.path.exists('{go_on}'): time.sleep(0.02)"
+    monkeypatch.setattr(scheduler, "job_command", lambda file, job: [sys.executable, "-c", wait])
+    spec = BenchmarkSpec("b", tmp_path / "out", (5,), (), ("x",))
+    yield lambda *slots: scheduler.LocalScheduler(spec, tmp_path / "b.toml", slots)
+    go_on.touch()
+
+
+def test_a_driver_starts_no_job_on_the_gpu_of_another_driver(drivers, tmp_path):
+    """Not even when the other driver is gone and only its job is left."""
+    job = Job("train", "train", "Dataset005_Five", {})
+    first, second, third = drivers("1"), drivers("1"), drivers("1", "2")
+    assert first._launch(job)
+    assert not second._launch(job) and not second.running and second.free == ["1"]
+    (child,) = first.running
+    del first
+    assert third._launch(job) and third.free == ["1"] and not second._launch(job)
+    (tmp_path / "go_on").touch()
+    children = [child, *third.running]
+    assert [one.wait(20) for one in children] == [0, 0]
+    assert (tmp_path / "seen").read_text() in "12"
+    assert second._launch(job)
+    assert [one.wait(20) for one in second.running] == [0]
+    assert (tmp_path / "seen").read_text() == "1"
+
+
+@pytest.mark.parametrize(
+    ("asked", "slots", "device", "visible", "expected"),
+    [
+        ("0, 1", 1, "cuda", None, ["0", "1"]),
+        (None, 1, "cuda", None, ["0"]),
+        (None, 1, "cuda", "3, GPU-5a", ["3"]),
+        (None, 2, "cuda", "3,GPU-5a", ["3", "GPU-5a"]),
+        (None, 2, "cpu", "3", [None, None]),
+    ],
+)
+def test_without_a_choice_a_job_takes_the_first_visible_gpu(asked, slots, device, visible, expected):
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert gpus.choose_gpus(asked, slots, device, environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "slots", "visible", "message"),
+    [
+        ("0,", 1, None, "--gpus = '0,' must name GPUs"),
+        ("", 1, None, "--gpus = '' must name GPUs"),
+        ("0,0", 1, None, "each once"),
+        (None, 1, "", "CUDA_VISIBLE_DEVICES = '' must name GPUs"),
+        (None, 1, "-1", "CUDA_VISIBLE_DEVICES = '-1' must name GPUs"),
+        (None, 2, None, "--slots 2: one job runs on a GPU at a time"),
+    ],
+)
+def test_gpus_that_are_none_are_refused(asked, slots, visible, message):
+    with pytest.raises(ValueError, match=message):
+        gpus.choose_gpus(asked, slots, "cuda", {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+
+
+def test_locks_of_a_user_are_at_one_place(monkeypatch, tmp_path):
+    before = gpus.lock_folder()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert tempfile.gettempdir() == str(tmp_path)
+    assert gpus.lock_folder() == before
 
 
 def test_values_of_several_machines_stand_side_by_side():
