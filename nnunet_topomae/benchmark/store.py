@@ -173,6 +173,12 @@ class JobFolder:
             end_orphans(self.path)
             yield
 
+    def end_orphans(self) -> None:
+        """End what a job's process left behind, unless another process works on the job now."""
+        if self.path.is_dir():
+            with suppress(BusyError), self.lease():
+                pass
+
 
 def jobs_to_do(jobs: Sequence[Job], spec: BenchmarkSpec) -> list[Job]:
     """The jobs that are not done, in their order, without those that only lead to results of other machines.

@@ -43,8 +43,8 @@ REASONS = {
 }
 # Of an attempt's provenance, what the result is made with; the rest is what the file states.
 _MADE_WITH = ("versions", "commit", "machine", "device")
-# Less than the scheduler and SLURM give an interrupted job.
-SAVE_SECONDS = 15.0
+# What an interrupted training gets for its step and its checkpoint. SLURM warns 120 s ahead (benchmark/slurm.py).
+SAVE_SECONDS = 90.0
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -191,7 +191,7 @@ class Worker:
                         child.wait(BOOKING_SECONDS)
                     self._book()
             except Interrupted:
-                child.terminate()  # a training writes a checkpoint and ends
+                child.terminate()  # a training writes a checkpoint and ends; a second signal ends this wait
                 with suppress(subprocess.TimeoutExpired):
                     child.wait(SAVE_SECONDS)
                 raise

@@ -1,7 +1,12 @@
 """What a job costs, killed attempts included."""
 
+import os
 import shlex
+import signal
+import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,7 @@ from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.primary import Primary
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.stages import Task
+from nnunet_topomae.benchmark.store import TOKEN
 from nnunet_topomae.benchmark.work import DONE, UNFINISHED, Interrupted, Worker
 from nnunet_topomae.files import read_json, write_json
 
@@ -53,6 +59,58 @@ def test_processor_time_is_booked_of_processes_that_nobody_waits_for(
         worker.run()
     (attempt,) = read_json(worker.folder.path / work.ATTEMPTS)
     assert 0.1 < attempt["cpu_seconds"] <= attempt["seconds"] + 0.1
+
+
+def send_when(file: Path, number: int, pause: float = 0.0) -> threading.Thread:
+    """Send this process a signal when a file is there."""
+
+    def send() -> None:
+        while not file.exists():
+            time.sleep(0.01)
+        time.sleep(pause)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_training_that_is_interrupted_may_save_first(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
+) -> None:
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    script = f"trap 'sleep 0.3; touch {saved}; exit 143' TERM; touch {ready}; while :; do sleep 0.02; done"
+    monkeypatch.setitem(stages.STAGES, "train", lambda task: task.command("sh", "-c", script) or [])
+    sender = send_when(ready, number)
+    assert worker.run() == UNFINISHED
+    sender.join()
+    assert saved.exists()
+
+
+def test_a_second_signal_ends_a_training_that_does_not_stop(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready"
+    script = f"trap '' TERM; touch {ready}; while :; do sleep 0.02; done"
+    monkeypatch.setitem(stages.STAGES, "train", lambda task: task.command("sh", "-c", script) or [])
+    senders = [send_when(ready, signal.SIGUSR1), send_when(ready, signal.SIGTERM, 0.5)]
+    start = time.monotonic()
+    assert worker.run() == UNFINISHED
+    assert 0.4 < time.monotonic() - start < work.SAVE_SECONDS / 2
+    for sender in senders:
+        sender.join()
+
+
+def test_what_a_job_of_another_driver_runs_is_no_orphan(worker: Worker) -> None:
+    """The process of this driver has ended, and another driver has the job already."""
+    environment = {**os.environ, TOKEN: str(worker.folder.path)}
+    with worker.folder.lease():
+        child = subprocess.Popen(["sleep", "60"], env=environment)
+        worker.folder.end_orphans()
+        assert child.poll() is None
+    worker.folder.end_orphans()
+    assert child.wait(10) == -signal.SIGKILL
 
 
 def test_killed_attempts_count(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
