@@ -55,15 +55,21 @@ def collect(spec: BenchmarkSpec, jobs: Sequence[Job], partial: bool = False) -> 
     Raises:
         ValueError: jobs are not done, and that was not asked for; or nothing is done.
     """
+    known = read_known(spec, jobs)
     scoring = [job for job in jobs if job.kind == "score"]
-    missing = [job for job in scoring if not JobFolder.of(job, spec).done()]
+    missing = [job for job in scoring if not _is_known(job, known)]
     if missing and (not partial or len(missing) == len(scoring)):
         raise ValueError(
             f"{len(missing)} of {len(scoring)} scores are missing: {names(missing)}. Run the benchmark to its end"
             + ("." if partial else ", or report what is there with --partial.")
         )
-    known = read_known(spec, jobs)
     return [_read(spec, job, known) for job in scoring if job not in missing]
+
+
+def _is_known(job: Job, known: Known) -> bool:
+    """Whether a score and the trainings behind it are done: without their records, nobody knows what it has cost."""
+    behind = (job, job.need("train"), job.find("pretrain"))
+    return all(known.done.get(one.fingerprint) for one in behind if one is not None)
 
 
 def _read(spec: BenchmarkSpec, job: Job, known: Known) -> Entry:

@@ -74,7 +74,17 @@ def import_scores(spec: BenchmarkSpec, jobs: Sequence[Job], folder: Path) -> Imp
     if not files:
         raise FileNotFoundError(f"{folder} holds no exported scores (*.json)")
     by_name = {job.name: job for job in jobs if job.kind == "score"}
-    found = [(_check(file, by_name), read_json(file)) for file in files]
+    found, errors = [], []
+    for file in files:
+        try:
+            found.append((_check(file, by_name), read_json(file)))
+        except ValueError as error:
+            errors.append(str(error))
+    if errors:
+        raise ValueError(
+            f"{errors[0]}. Nothing was taken: of the files in {folder}, {len(found)} belong to this benchmark and "
+            f"{len(errors)} do not."
+        )
     taken, known, differing = [], [], []
     for job, content in found:
         target = JobFolder.of(job, spec)
@@ -128,9 +138,9 @@ def _check(file: Path, by_name: Mapping[str, Job]) -> Job:
     """
     content = read_json(file)
     if not isinstance(content, dict) or set(content) != set(_KEYS) or content["format"] != FORMAT:
-        raise ValueError(f"{file} is no file of exported scores of this version. Export it again.")
+        raise ValueError(f"{file} is no file of exported scores of this version. Export it again")
     if hash_json({key: value for key, value in content.items() if key != "sha256"}) != content["sha256"]:
-        raise ValueError(f"{file} is damaged or was edited: it does not fit its checksum. Copy it again.")
+        raise ValueError(f"{file} is damaged or was edited: it does not fit its checksum. Copy it again")
     job = by_name.get(content["job"])
     if job is None:
         raise ValueError(

@@ -26,7 +26,8 @@ from nnunet_topomae.benchmark.content import (
 from nnunet_topomae.benchmark.recipes import PLANNERS, Recipe
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.config import TopoMAEConfig
-from nnunet_topomae.nnunet.names import PLANS, check_name
+from nnunet_topomae.files import read_json
+from nnunet_topomae.nnunet.names import PLANS, SPLITS_FILE, check_name
 
 Kind = Literal["plan", "pretrain", "train", "predict", "score"]
 # Raised when the code of a stage changes what it makes.
@@ -39,6 +40,8 @@ PATIENTS = "pretraining.patients"
 PRETRAINED = "finetuning.pretrained"
 # Where a job's parameters hold the content of a file that a setting names.
 FILES = {"pretrained": PRETRAINED, "patients": PATIENTS}
+# nnU-Net's, where a data set brings none.
+FOLDS = 5
 # What stands for a planner where a preset plans.
 PRESET = "preset "
 
@@ -133,13 +136,14 @@ def make_jobs(spec: BenchmarkSpec) -> list[Job]:
 
     Raises:
         FileNotFoundError: a data set, a file of weights, or the held-out cases that are asked for, are missing.
-        ValueError: nnU-Net's folder of raw data is not known; or nothing measures an epoch of a recipe that takes as
-            long as another one.
+        ValueError: nnU-Net's folder of raw data is not known; a data set lacks a fold; or nothing measures an epoch of
+            a recipe that takes as long as another one.
     """
     jobs: dict[str, Job] = {}
     hashes = ContentHashes(spec.out)
     for dataset in spec.datasets:
         folder = find_dataset(spec.raw_folder(), dataset)
+        _check_folds(spec, folder)
         plans = {name: _plan(spec, folder, name, planner, hashes) for name, planner in planners(spec).items()}
         held_out = {part: held_out_fingerprint(folder / part, hashes) for part in HELD_OUT} if spec.held_out else {}
         for job in plans.values():
@@ -153,6 +157,19 @@ def make_jobs(spec: BenchmarkSpec) -> list[Job]:
                         jobs[job.name] = job
     hashes.save()
     return list(jobs.values())
+
+
+def _check_folds(spec: BenchmarkSpec, folder: Path) -> None:
+    """A data set has the folds of its own file, or nnU-Net's; a preset may add the published one."""
+    file = folder / SPLITS_FILE
+    splits = read_json(file) if file.is_file() else FOLDS * [None]
+    if not isinstance(splits, list):
+        raise ValueError(f"{file} is not a list of folds")
+    count, last = max(len(splits), FOLDS + 1 if spec.preset else 0), max(spec.folds)
+    if last >= count:
+        raise ValueError(
+            f"folds names {last}, but {folder.name} has {count} folds, 0 to {count - 1}. Define others in {file}."
+        )
 
 
 def planners(spec: BenchmarkSpec) -> dict[str, str]:

@@ -284,6 +284,7 @@ def _check(path: Path, spec: BenchmarkSpec) -> None:
         raise ValueError(f"{path}: folds and seeds must be at least 0")
     if spec.code not in ("source", "version"):
         raise ValueError(f"{path}: code = {spec.code!r} must be source or version")
+    _check_titles(path, spec)
     _check_statistics(path, spec)
     reserved = ("finetuning.seed", "finetuning.label_fraction", "finetuning.label_seed", "pretraining.seed")
     for source in (spec.settings, *(recipe.settings for recipe in spec.recipes)):
@@ -292,6 +293,17 @@ def _check(path: Path, spec: BenchmarkSpec) -> None:
     for recipe in spec.recipes:
         _check_settings(path, {**spec.settings, **recipe.settings})
         _check_control(path, spec, recipe)
+
+
+def _check_titles(path: Path, spec: BenchmarkSpec) -> None:
+    """Tables and figures tell recipes apart by their titles."""
+    names: dict[str, str] = {}
+    for recipe in spec.recipes:
+        if (other := names.setdefault(recipe.title, recipe.name)) != recipe.name:
+            raise ValueError(
+                f"{path}: recipes {other} and {recipe.name} have the same title {recipe.title!r}. Give one of them "
+                "another title."
+            )
 
 
 def _check_control(path: Path, spec: BenchmarkSpec, recipe: Recipe) -> None:

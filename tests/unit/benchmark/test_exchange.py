@@ -103,6 +103,7 @@ def test_damaged_and_foreign_scores_are_refused_as_a_whole(elsewhere, exported):
 
     refused("does not fit its checksum", sha256="0" * 64)
     refused("which is not in this benchmark", job="Dataset777__other__score")
+    refused("Nothing was taken: .* 1 belong to this benchmark and 1 do not", job="Dataset777__other__score")
     refused("no file of exported scores", format=2)
     versions = {**content["parameters"]["train"]["versions"], "torch": "1.0"}
     other = {**content["parameters"], "train": {**content["parameters"]["train"], "versions": versions}}

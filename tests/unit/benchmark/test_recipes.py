@@ -120,6 +120,12 @@ def test_every_pre_trained_recipe_has_controls_from_scratch(name: str) -> None:
     assert (control.same_time_as, control.pretrainer, control.paper_row) == (name, None, None)
 
 
+def test_no_two_recipes_have_the_same_title() -> None:
+    endings = ("", "-scratch", "-scratch-2x", "-scratch-time", "-scratch-macs", "-nnunet-time")
+    names = {name + ending for name, recipe in RECIPES.items() for ending in endings if recipe.pretrainer or not ending}
+    assert len({find_recipe(name).title for name in names}) == len(names)
+
+
 @pytest.mark.parametrize(
     "name",
     ["nnunet-scratch", "unetrpp-scratch-time", "unetrpp-nnunet-time", "other-scratch", "-scratch", "full-scratch-3x"],

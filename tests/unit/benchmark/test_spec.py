@@ -331,6 +331,7 @@ def test_the_file_may_name_the_raw_data(raw, tmp_path, monkeypatch):
         ("recipes = ['mine']\n[recipe.mine]\nbase = 'full'\ntypo = 1", "unknown key recipe.mine.typo"),
         ("recipes = ['mine']\n[recipe.mine]\ntitle = 'x'", "needs a trainer, or a base"),
         ("recipes = ['mine']\n[recipe.mine]\nbase = 'full'\nadds_pretraining = 'yes'", "must be of type bool"),
+        ("recipes = ['full', 'mine']\n[recipe.mine]\nbase = 'full'\ntitle = 'fusion, all losses'", "the same title"),
         ("not toml", "is not TOML"),
     ],
 )
@@ -342,6 +343,24 @@ def test_mistakes_in_the_file_are_named(tmp_path, change, message):
     file.write_text("\n".join([*lines.values(), change]))
     with pytest.raises(ValueError, match=message):
         read_spec(file)
+
+
+def test_folds_that_a_data_set_lacks_are_named(raw, tmp_path):
+    text = "datasets = [5]\nrecipes = ['unetrpp']\nfolds = [0, 5]\n"
+    with pytest.raises(
+        ValueError, match=r"folds names 5, but Dataset005_Five has 5 folds, 0 to 4. .*splits_final\.json"
+    ):
+        jobs_of(tmp_path, text)
+    # Folds of its own; and a preset adds the published one.
+    splits = raw / "splits_final.json"
+    splits.write_text(json.dumps(6 * [{"train": [], "val": []}]))
+    assert {job.fold for job in jobs_of(tmp_path, text) if job.kind == "train"} == {0, 5}
+    splits.write_text(json.dumps(2 * [{"train": [], "val": []}]))
+    with pytest.raises(ValueError, match=r"has 2 folds, 0 to 1"):
+        jobs_of(tmp_path, text)
+    splits.write_text("{}")
+    with pytest.raises(ValueError, match=r"splits_final\.json is not a list of folds"):
+        jobs_of(tmp_path, text)
 
 
 def test_the_primary_comparison_is_read_and_names_the_default_baseline(tmp_path):

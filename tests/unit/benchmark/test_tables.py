@@ -200,6 +200,23 @@ def test_a_training_without_a_record_has_unknown_costs(finished_demo):
     assert (scratch.macs, scratch.gpu_bytes, scratch.steps, scratch.total_macs) == (None, None, None, None)
 
 
+@pytest.mark.parametrize("kind", ["train", "pretrain"])
+def test_a_score_without_the_record_of_its_training_is_missing(finished_demo, kind):
+    spec = read_spec(finished_demo)
+    jobs = make_jobs(spec)
+    training = next(job for job in jobs if (job.kind, job.recipe) == (kind, "full"))
+    file = JobFolder.of(training, spec).path / "done.json"
+    record = file.read_text()
+    file.unlink()
+    try:
+        with pytest.raises(ValueError, match="1 of 2 scores are missing: .*full"):
+            collect(spec, jobs)
+        found = collect(spec, jobs, partial=True)
+    finally:
+        file.write_text(record)
+    assert [entry.job.recipe for entry in found] == ["unetrpp"]
+
+
 def test_unfinished_recipes_are_named_and_left_out(finished_demo, tmp_path):
     spec = read_spec(finished_demo)
     jobs = make_jobs(spec)
