@@ -186,7 +186,7 @@ class LocalScheduler:
             bar.close()
         if self.running:
             tqdm.write(
-                f"Stopping: trainings write a checkpoint, for up to {SAVE_SECONDS:g} s. Ctrl-C: end them at once."
+                f"Stopping: trainings write a checkpoint, for up to {SAVE_SECONDS:g} s. Ctrl-C again kills them."
             )
         deadline = time.monotonic() + STOP_SECONDS
         with suppress(KeyboardInterrupt):

@@ -148,6 +148,8 @@ def _measured_epochs(task: Task) -> dict[str, int]:
             raise ValueError(f"steps and multiply-adds are not in all of {files}. Train with this package's trainers.")
     else:
         times = [epoch_seconds(folder) for folder in folders]
+        if missing := [folder for folder, found in zip(folders, times, strict=True) if not found]:
+            raise ValueError(f"{missing[0].path} does not say how long its epochs took. Delete it to train again.")
         total, one = sum(times[0]) + sum(times[1]), sum(times[-1]) / len(times[-1])
     return {"finetuning.epochs": max(1, round(total / one))}
 

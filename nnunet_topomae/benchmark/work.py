@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -186,20 +187,24 @@ class Worker:
                 preexec_fn=die_with_parent,
             )
             try:
-                while child.poll() is None:
-                    with suppress(subprocess.TimeoutExpired):
-                        child.wait(BOOKING_SECONDS)
-                    self._book()
+                self._wait(child)
             except Interrupted:
                 child.terminate()  # a training writes a checkpoint and ends; a second signal ends this wait
-                with suppress(subprocess.TimeoutExpired):
-                    child.wait(SAVE_SECONDS)
+                self._wait(child, SAVE_SECONDS)
                 raise
             finally:
                 end_session(child)
                 end_orphans(self.folder.path)
         if child.returncode != 0:
             raise RuntimeError(f"{program} of job {self.job.name} failed ({child.returncode}); see {self.folder.log}")
+
+    def _wait(self, child: "subprocess.Popen[bytes]", seconds: float = inf) -> None:
+        """Book what a command takes until it has ended, or the seconds are over."""
+        end = time.monotonic() + seconds
+        while child.poll() is None and (left := end - time.monotonic()) > 0:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(min(BOOKING_SECONDS, left))
+            self._book()
 
 
 def provenance(job: Job, spec: BenchmarkSpec) -> dict[str, Any]:

@@ -530,6 +530,12 @@ def test_operations_that_nobody_recorded_are_named(raw, tmp_path, monkeypatch):
         control_epochs(tmp_path, "recipes = ['full', 'full-scratch-macs']\n", "full-scratch-macs")
 
 
+def test_times_that_nobody_recorded_are_named(raw, tmp_path, monkeypatch):
+    monkeypatch.delitem(MEASURED, "nnunet__train")
+    with pytest.raises(ValueError, match=r"__nnunet__.* does not say how long its epochs took"):
+        control_epochs(tmp_path, "recipes = ['full', 'nnunet', 'full-nnunet-time']\n", "full-nnunet-time")
+
+
 @pytest.mark.parametrize(
     "recipes",
     [

@@ -79,13 +79,15 @@ def send_when(file: Path, number: int, pause: float = 0.0) -> threading.Thread:
 def test_a_training_that_is_interrupted_may_save_first(
     worker: Worker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
 ) -> None:
-    ready, saved = tmp_path / "ready", tmp_path / "saved"
-    script = f"trap 'sleep 0.3; touch {saved}; exit 143' TERM; touch {ready}; while :; do sleep 0.02; done"
+    ready, asked, saved = (tmp_path / name for name in ("ready", "asked", "saved"))
+    booked = worker.folder.path / work.ATTEMPTS
+    save = f"cp {booked} {asked}; sleep 0.3; cp {booked} {saved}; exit 143"
+    script = f"trap '{save}' TERM; touch {ready}; while :; do sleep 0.02; done"
     monkeypatch.setitem(stages.STAGES, "train", lambda task: task.command("sh", "-c", script) or [])
     sender = send_when(ready, number)
     assert worker.run() == UNFINISHED
     sender.join()
-    assert saved.exists()
+    assert read_json(saved)[0]["seconds"] > read_json(asked)[0]["seconds"] + 0.1  # booked meanwhile
 
 
 def test_a_second_signal_ends_a_training_that_does_not_stop(
