@@ -218,6 +218,25 @@ def test_gpus_that_are_none_are_refused(asked, slots, visible, message):
         gpus.choose_gpus(asked, slots, "cuda", {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
 
 
+def test_the_command_hands_its_gpus_to_the_driver(elsewhere, finished_demo, monkeypatch):
+    given = []
+
+    class Driver:
+        def __init__(self, spec, file, gpus):
+            given.append(gpus)
+
+        def run(self, jobs):
+            return scheduler.Outcome()
+
+    monkeypatch.setattr(scheduler, "LocalScheduler", Driver)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
+    file = elsewhere[0].out / finished_demo.name
+    file.write_text(file.read_text().replace('device = "cpu"', 'device = "cuda"'))
+    command = ["benchmark", "run", "-b", str(file)]
+    assert main(command) == main([*command, "--gpus", "1, 0"]) == 0
+    assert given == [["3"], ["1", "0"]]
+
+
 def test_locks_of_a_user_are_at_one_place(monkeypatch, tmp_path):
     before = gpus.lock_folder()
     monkeypatch.setenv("TMPDIR", str(tmp_path))
