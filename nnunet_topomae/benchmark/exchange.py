@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.benchmark.store import IMPORTED, SCORES, JobFolder
+from nnunet_topomae.benchmark.store import IMPORTED, SCORES, JobFolder, without_folders
 from nnunet_topomae.files import hash_json, read_json, write_json
 from nnunet_topomae.training.record import read_facts
 
@@ -112,10 +112,16 @@ def _describe(job: Job, spec: BenchmarkSpec) -> dict[str, Any]:
         "fingerprint": job.fingerprint,
         "scores": read_json(folder.path / SCORES),
         "parameters": _parameters(job),
-        "done": {name: {key: facts[key] for key in _KEPT if key in facts} for name, facts in done.items()},
+        "done": {name: _leaving(facts, spec) for name, facts in done.items()},
         "facts": {one.fingerprint: read_facts(JobFolder.of(one, spec).fold) for one in trainings},
     }
     return {**content, "sha256": hash_json(content)}
+
+
+def _leaving(facts: Mapping[str, Any], spec: BenchmarkSpec) -> dict[str, Any]:
+    """What leaves the machine of a `done.json`; earlier versions recorded folders in its commands."""
+    kept = {key: facts[key] for key in _KEPT if key in facts}
+    return {**kept, "commands": [without_folders(command, spec) for command in facts.get("commands", [])]}
 
 
 def _chain(job: Job) -> Iterator[Job]:

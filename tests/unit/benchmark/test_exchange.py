@@ -37,6 +37,8 @@ def exported(finished_demo: Path, tmp_path: Path) -> Path:
     spec = read_spec(finished_demo)
     files = export_scores(spec, make_jobs(spec), tmp_path / "scores")
     assert len(files) == 2 and all(file.stat().st_size < 100_000 for file in files)
+    # The demo's commands name its folder, as earlier versions recorded them.
+    assert not any(str(finished_demo.parent) in file.read_text() for file in files)
     return tmp_path / "scores"
 
 
