@@ -7,6 +7,7 @@ from typing import Any
 from nnunet_topomae.benchmark.exchange import Known, read_known
 from nnunet_topomae.benchmark.jobs import Job, names
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.benchmark.status import total_macs
 from nnunet_topomae.benchmark.store import SCORES, JobFolder
 from nnunet_topomae.evaluation.metrics import StructureScore
 from nnunet_topomae.files import read_json
@@ -54,15 +55,21 @@ def collect(spec: BenchmarkSpec, jobs: Sequence[Job], partial: bool = False) -> 
     Raises:
         ValueError: jobs are not done, and that was not asked for; or nothing is done.
     """
+    known = read_known(spec, jobs)
     scoring = [job for job in jobs if job.kind == "score"]
-    missing = [job for job in scoring if not JobFolder.of(job, spec).done()]
+    missing = [job for job in scoring if not _is_known(job, known)]
     if missing and (not partial or len(missing) == len(scoring)):
         raise ValueError(
             f"{len(missing)} of {len(scoring)} scores are missing: {names(missing)}. Run the benchmark to its end"
             + ("." if partial else ", or report what is there with --partial.")
         )
-    known = read_known(spec, jobs)
     return [_read(spec, job, known) for job in scoring if job not in missing]
+
+
+def _is_known(job: Job, known: Known) -> bool:
+    """Whether a score and the trainings behind it are done: without their records, nobody knows what it has cost."""
+    behind = (job, job.need("train"), job.find("pretrain"))
+    return all(known.done.get(one.fingerprint) for one in behind if one is not None)
 
 
 def _read(spec: BenchmarkSpec, job: Job, known: Known) -> Entry:
@@ -81,17 +88,10 @@ def _read(spec: BenchmarkSpec, job: Job, known: Known) -> Entry:
         gpu_bytes=max(memory, default=None),
         steps=facts["train"].get("steps"),
         pretraining_steps=facts["pretrain"].get("steps") if pretraining else 0,
-        total_macs=_total_macs(list(facts.values())),
+        total_macs=total_macs(list(facts.values())),
         training=known.done.get(training.fingerprint, {}),
         pretraining=known.done.get(pretraining.fingerprint) if pretraining else None,
     )
-
-
-def _total_macs(facts: Sequence[Mapping[str, Any]]) -> float | None:
-    """Multiply-accumulate operations of the forward passes of trainings; None where one does not say."""
-    if any({"steps", "crops_per_step", "macs"} - set(found) for found in facts):
-        return None
-    return float(sum(found["steps"] * found["crops_per_step"] * found["macs"] for found in facts))
 
 
 def _score(values: Mapping[str, Any]) -> StructureScore:

@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.benchmark.store import IMPORTED, SCORES, JobFolder
+from nnunet_topomae.benchmark.store import IMPORTED, SCORES, JobFolder, without_folders
 from nnunet_topomae.files import hash_json, read_json, write_json
 from nnunet_topomae.training.record import read_facts
 
@@ -74,7 +74,17 @@ def import_scores(spec: BenchmarkSpec, jobs: Sequence[Job], folder: Path) -> Imp
     if not files:
         raise FileNotFoundError(f"{folder} holds no exported scores (*.json)")
     by_name = {job.name: job for job in jobs if job.kind == "score"}
-    found = [(_check(file, by_name), read_json(file)) for file in files]
+    found, errors = [], []
+    for file in files:
+        try:
+            found.append((_check(file, by_name), read_json(file)))
+        except ValueError as error:
+            errors.append(str(error))
+    if errors:
+        raise ValueError(
+            f"{errors[0]}. Nothing was taken: of the files in {folder}, {len(found)} belong to this benchmark and "
+            f"{len(errors)} do not."
+        )
     taken, known, differing = [], [], []
     for job, content in found:
         target = JobFolder.of(job, spec)
@@ -102,10 +112,16 @@ def _describe(job: Job, spec: BenchmarkSpec) -> dict[str, Any]:
         "fingerprint": job.fingerprint,
         "scores": read_json(folder.path / SCORES),
         "parameters": _parameters(job),
-        "done": {name: {key: facts[key] for key in _KEPT if key in facts} for name, facts in done.items()},
+        "done": {name: _leaving(facts, spec) for name, facts in done.items()},
         "facts": {one.fingerprint: read_facts(JobFolder.of(one, spec).fold) for one in trainings},
     }
     return {**content, "sha256": hash_json(content)}
+
+
+def _leaving(facts: Mapping[str, Any], spec: BenchmarkSpec) -> dict[str, Any]:
+    """What leaves the machine of a `done.json`; earlier versions recorded folders in its commands."""
+    kept = {key: facts[key] for key in _KEPT if key in facts}
+    return {**kept, "commands": [without_folders(command, spec) for command in facts.get("commands", [])]}
 
 
 def _chain(job: Job) -> Iterator[Job]:
@@ -128,9 +144,9 @@ def _check(file: Path, by_name: Mapping[str, Job]) -> Job:
     """
     content = read_json(file)
     if not isinstance(content, dict) or set(content) != set(_KEYS) or content["format"] != FORMAT:
-        raise ValueError(f"{file} is no file of exported scores of this version. Export it again.")
+        raise ValueError(f"{file} is no file of exported scores of this version. Export it again")
     if hash_json({key: value for key, value in content.items() if key != "sha256"}) != content["sha256"]:
-        raise ValueError(f"{file} is damaged or was edited: it does not fit its checksum. Copy it again.")
+        raise ValueError(f"{file} is damaged or was edited: it does not fit its checksum. Copy it again")
     job = by_name.get(content["job"])
     if job is None:
         raise ValueError(

@@ -3,7 +3,7 @@
 import fcntl
 import os
 import re
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -57,5 +57,38 @@ def hold_gpu(gpu: str | None) -> HeldGPU | None:
 
 
 def lock_folder() -> Path:
-    """Where the locks of this user are: on the machine itself, as GPUs are, not in a shared folder."""
-    return Path(tempfile.gettempdir()) / f"nnunet_topomae_{os.getuid()}"
+    """Where the locks of this user are: on the machine itself, as GPUs are, and at one place whatever TMPDIR is."""
+    return Path("/tmp") / f"nnunet_topomae_{os.getuid()}"
+
+
+def choose_gpus(asked: str | None, slots: int, device: str, environment: Mapping[str, str]) -> list[str | None]:
+    """A slot for each job that may run at a time: its GPU as in CUDA_VISIBLE_DEVICES, None for none in particular.
+
+    Args:
+        asked: GPUs that the user names, with commas between them; None where the user does not.
+        slots: jobs at a time, where no GPUs are named.
+        device: `cpu` or `cuda`. On `cuda`, every slot gets a GPU: the first ones that are visible.
+        environment: variables, of which CUDA_VISIBLE_DEVICES counts.
+
+    Raises:
+        ValueError: an empty name, no GPU is visible, or fewer are known than there are slots.
+    """
+    if asked is not None:
+        return list(_names("--gpus", asked))
+    if device != "cuda":
+        return [None] * slots
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    known = ["0"] if visible is None else _names("CUDA_VISIBLE_DEVICES", visible)
+    if slots > len(known):
+        raise ValueError(
+            f"--slots {slots}: one job runs on a GPU at a time. Name {slots} GPUs, as in --gpus 0,1, and leave --slots "
+            "out."
+        )
+    return list(known[:slots])
+
+
+def _names(source: str, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names) or "-1" in names:
+        raise ValueError(f"{source} = {text!r} must name GPUs, each once, such as 0,1")
+    return names

@@ -26,7 +26,8 @@ from nnunet_topomae.benchmark.content import (
 from nnunet_topomae.benchmark.recipes import PLANNERS, Recipe
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.config import TopoMAEConfig
-from nnunet_topomae.nnunet.names import PLANS, check_name
+from nnunet_topomae.files import read_json
+from nnunet_topomae.nnunet.names import PLANS, SPLITS_FILE, check_name
 
 Kind = Literal["plan", "pretrain", "train", "predict", "score"]
 # Raised when the code of a stage changes what it makes.
@@ -39,6 +40,8 @@ PATIENTS = "pretraining.patients"
 PRETRAINED = "finetuning.pretrained"
 # Where a job's parameters hold the content of a file that a setting names.
 FILES = {"pretrained": PRETRAINED, "patients": PATIENTS}
+# nnU-Net's, where a data set brings none.
+FOLDS = 5
 # What stands for a planner where a preset plans.
 PRESET = "preset "
 
@@ -58,7 +61,8 @@ class Job:
         seed: seed.
         fraction: share of the labels.
         epochs: of the training, 0 for other stages and where they are not known yet.
-        measured: those of `needs` whose time alone counts: this one trains for as long as they did.
+        measured: those of `needs` whose cost alone counts: this one trains for as long as the first two did together,
+            a pre-training and its fine-tuning. The last one tells what an epoch costs.
     """
 
     kind: Kind
@@ -132,12 +136,14 @@ def make_jobs(spec: BenchmarkSpec) -> list[Job]:
 
     Raises:
         FileNotFoundError: a data set, a file of weights, or the held-out cases that are asked for, are missing.
-        ValueError: nnU-Net's folder of raw data is not known.
+        ValueError: nnU-Net's folder of raw data is not known; a data set lacks a fold; or nothing measures an epoch of
+            a recipe that takes as long as another one.
     """
     jobs: dict[str, Job] = {}
     hashes = ContentHashes(spec.out)
     for dataset in spec.datasets:
         folder = find_dataset(spec.raw_folder(), dataset)
+        _check_folds(spec, folder)
         plans = {name: _plan(spec, folder, name, planner, hashes) for name, planner in planners(spec).items()}
         held_out = {part: held_out_fingerprint(folder / part, hashes) for part in HELD_OUT} if spec.held_out else {}
         for job in plans.values():
@@ -145,12 +151,25 @@ def make_jobs(spec: BenchmarkSpec) -> list[Job]:
         for seed in spec.seeds:
             for fold in spec.folds:
                 # Those that take as long as others come after them.
-                for recipe in sorted(spec.recipes, key=lambda recipe: recipe.same_time_as is not None):
+                for recipe in sorted(spec.recipes, key=lambda recipe: recipe.equal_to is not None):
                     plan = plans[base_plans(spec, recipe)]
                     for job in _of_recipe(spec, plan, recipe, fold, seed, held_out, jobs, hashes):
                         jobs[job.name] = job
     hashes.save()
     return list(jobs.values())
+
+
+def _check_folds(spec: BenchmarkSpec, folder: Path) -> None:
+    """A data set has the folds of its own file, or nnU-Net's; a preset may add the published one."""
+    file = folder / SPLITS_FILE
+    splits = read_json(file) if file.is_file() else FOLDS * [None]
+    if not isinstance(splits, list):
+        raise ValueError(f"{file} is not a list of folds")
+    count, last = max(len(splits), FOLDS + 1 if spec.preset else 0), max(spec.folds)
+    if last >= count:
+        raise ValueError(
+            f"folds names {last}, but {folder.name} has {count} folds, 0 to {count - 1}. Define others in {file}."
+        )
 
 
 def planners(spec: BenchmarkSpec) -> dict[str, str]:
@@ -222,6 +241,8 @@ def _of_recipe(
         settings = {k: v for k, v in settings.items() if not k.startswith(UNSUPERVISED) or k == PATIENTS}
     supervised = {"trainer": recipe.trainer, **common, "code": code_state("train", spec.code)}
     supervised |= _named_files(settings, hashes)
+    if recipe.same_macs_as:
+        supervised["equal"] = "macs"
     for fraction in spec.label_fractions:
         suffix = "" if fraction == 1 else f"__labels{fraction:g}"
         seeded = {**settings, "finetuning.seed": seed}
@@ -229,9 +250,12 @@ def _of_recipe(
             seeded |= {"finetuning.label_fraction": fraction, "finetuning.label_seed": seed}
         of_fraction = replace(first, fraction=fraction, needs=needs)
         measured: tuple[Job, ...] = ()
-        if recipe.same_time_as:
-            tuned = known[f"{_where(plan, recipe.same_time_as, fold, seed)}{suffix}__train"]
-            measured = (tuned.need("pretrain"), tuned)
+        if recipe.equal_to:
+            tuned, pace = (
+                known[f"{_where(plan, name, fold, seed)}{suffix}__train"]
+                for name in (recipe.equal_to, pace_recipe(spec, recipe).name)
+            )
+            measured = (tuned.need("pretrain"), tuned, *(() if pace is tuned else (pace,)))
         jobs.append(
             replace(
                 of_fraction,
@@ -286,9 +310,50 @@ def recipe_settings(spec: BenchmarkSpec, recipe: Recipe) -> dict[str, Any]:
     settings = {**spec.settings, **recipe.settings}
     if recipe.adds_pretraining:
         steps = _epochs(settings, "pretraining") * _value(settings, "pretraining", "iterations_per_epoch")
-        more = round(steps / _value(settings, "finetuning", "iterations_per_epoch"))
+        more = round(steps / iterations(settings))
         settings["finetuning.epochs"] = _epochs(settings, "finetuning") + more
     return settings
+
+
+def pace_recipe(spec: BenchmarkSpec, recipe: Recipe) -> Recipe:
+    """The recipe that shows what an epoch of another one costs.
+
+    Args:
+        spec: the benchmark.
+        recipe: one that takes as long as a third one, or as many multiply-adds.
+
+    Returns:
+        the third one, if it trains the same in fine-tuning; else another recipe of the benchmark that does.
+
+    Raises:
+        ValueError: there is none.
+    """
+    asked = _epoch_of(spec, recipe)
+    for one in (spec.recipe(str(recipe.equal_to)), *spec.recipes):
+        if one.equal_to is None and _epoch_of(spec, one) == asked:
+            return one
+    raise ValueError(
+        f"recipe {recipe.name} takes as much as {recipe.equal_to}, but its epochs are others, and no recipe measures "
+        "them. Add one with the same trainer, plans and settings, of any number of epochs: for stock nnU-Net, nnunet."
+    )
+
+
+def _epoch_of(spec: BenchmarkSpec, recipe: Recipe) -> list[Any]:
+    """What decides the cost of an epoch of supervised training."""
+    settings = {key: value for key, value in recipe_settings(spec, recipe).items() if not key.startswith(UNSUPERVISED)}
+    for key in ("finetuning.epochs", "finetuning.schedule", PRETRAINED):
+        settings.pop(key, None)
+    return [recipe.trainer, base_plans(spec, recipe), _frozen(recipe_settings(spec, recipe)), settings]
+
+
+def _frozen(settings: Mapping[str, Any]) -> bool:
+    """Whether pre-trained weights are not trained at all; other schedules train all of them in every epoch."""
+    return settings.get("finetuning.schedule") == "head_only" and settings.get(PRETRAINED) != "scratch"
+
+
+def iterations(settings: Mapping[str, Any]) -> int:
+    """Steps of an epoch of supervised training with these settings."""
+    return _value(settings, "finetuning", "iterations_per_epoch")
 
 
 def _epochs(settings: Mapping[str, Any], stage: Literal["pretraining", "finetuning"]) -> int:

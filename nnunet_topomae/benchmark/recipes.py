@@ -37,8 +37,9 @@ class Recipe:
         settings: values of the plan's `topomae` section by key, such as `pretraining.lambda2`.
         paper_row: row of the paper's tables to compare with, if any.
         adds_pretraining: without pre-training, train for as many steps more: a fair control of pre-trained recipes.
-        same_time_as: a pre-trained recipe of the same benchmark that trains the same network; train for as long as its
-            pre-training and training take.
+        same_time_as: a pre-trained recipe of the same benchmark; train for as long as its pre-training and training
+            take.
+        same_macs_as: likewise; train for as many multiply-adds.
     """
 
     name: str
@@ -50,6 +51,12 @@ class Recipe:
     paper_row: str | None = None
     adds_pretraining: bool = False
     same_time_as: str | None = None
+    same_macs_as: str | None = None
+
+    @property
+    def equal_to(self) -> str | None:
+        """The recipe whose time or multiply-adds decide how long this one trains; None where its settings do."""
+        return self.same_time_as or self.same_macs_as
 
 
 _FUSION: dict[str, Any] = {"trainer": FUSION_TRAINER, "pretrainer": PRETRAINER}
@@ -196,12 +203,16 @@ NOT_AVAILABLE = {
 }
 
 
-# Endings of the controls of a pre-trained recipe: the same network and training without pre-training.
-_CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
-    "-scratch": ("", {}),
-    "-scratch-2x": (", with the steps of pre-training too", {"adds_pretraining": True}),
-    "-scratch-time": (", for as long as with pre-training", {}),
+# Endings of the controls of a pre-trained recipe: the same network and training without pre-training. What the key of
+# the values names decides how long they train.
+_CONTROLS = {
+    "-scratch": ("", None),
+    "-scratch-2x": (", with the steps of pre-training too", "adds_pretraining"),
+    "-scratch-time": (", for as long as with pre-training", "same_time_as"),
+    "-scratch-macs": (", with as many multiply-adds as with pre-training", "same_macs_as"),
 }
+# The same for stock nnU-Net.
+_NNUNET_TIME = "-nnunet-time"
 
 
 def find_recipe(name: str) -> Recipe:
@@ -221,18 +232,19 @@ def find_recipe(name: str) -> Recipe:
 
 def _control(name: str) -> Recipe | None:
     """The control of that name, None if it belongs to no pre-trained recipe."""
-    for ending, (title, values) in _CONTROLS.items():
+    for ending in (*_CONTROLS, _NNUNET_TIME):
         recipe = RECIPES.get(name.removesuffix(ending)) if name.endswith(ending) else None
         if recipe is None or recipe.pretrainer is None:
             continue
+        common: dict[str, Any] = {"name": name, "paper_row": None}
+        if ending == _NNUNET_TIME:
+            title = f"nnU-Net, for as long as “{recipe.title}”"
+            return replace(RECIPES["nnunet"], title=title, same_time_as=recipe.name, **common)
+        title, key = _CONTROLS[ending]
+        if key is not None:
+            common[key] = True if key == "adds_pretraining" else recipe.name
+        settings = {**recipe.settings, "finetuning.pretrained": "scratch"}
         return replace(
-            recipe,
-            name=name,
-            title=f"{recipe.title}: from scratch{title}",
-            pretrainer=None,
-            settings={**recipe.settings, "finetuning.pretrained": "scratch"},
-            paper_row=None,
-            same_time_as=recipe.name if ending == "-scratch-time" else None,
-            **values,
+            recipe, title=f"{recipe.title}: from scratch{title}", pretrainer=None, settings=settings, **common
         )
     return None

@@ -139,7 +139,7 @@ class JobRecord:
         name: of the job.
         fingerprint: of all that decides its result.
         seconds: by the clock, over all attempts; None if it is not done.
-        commands: nnU-Net's commands of the last attempt; the benchmark's folder is `$OUT`.
+        commands: nnU-Net's commands of the last attempt; `$OUT` and `$nnUNet_raw` stand for folders.
     """
 
     name: str
@@ -161,6 +161,7 @@ class Results:
         versions: of packages, and the commit of the checkout; likewise.
         stated_late: finished trainings that began while the file named another primary comparison or margin, or none.
         unrecorded: finished trainings of a version that did not record which comparison the file named.
+        planned_otherwise: finished trainings that began while the file named other seeds or folds.
     """
 
     spec: BenchmarkSpec
@@ -171,6 +172,7 @@ class Results:
     versions: Mapping[str, str]
     stated_late: int = 0
     unrecorded: int = 0
+    planned_otherwise: int = 0
 
     @property
     def recipes(self) -> dict[str, Recipe]:

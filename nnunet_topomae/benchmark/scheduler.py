@@ -16,13 +16,14 @@ from nnunet_topomae.benchmark.gpus import hold_gpu
 from nnunet_topomae.benchmark.jobs import Job, job_command
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.status import job_status
-from nnunet_topomae.benchmark.store import JobFolder, end_orphans, jobs_to_do
-from nnunet_topomae.benchmark.work import BUSY, CHANGED, DONE, UNFINISHED, WAITING
+from nnunet_topomae.benchmark.store import JobFolder, jobs_to_do
+from nnunet_topomae.benchmark.work import BUSY, CHANGED, DONE, REASONS, SAVE_SECONDS, UNFINISHED, WAITING
 from nnunet_topomae.training.record import duration
 
 POLL_SECONDS = 0.5
 OTHERS_SECONDS = 5.0
-STOP_SECONDS = 20.0
+# A job that was asked to stop waits for its training, and then ends what that has left behind.
+STOP_SECONDS = SAVE_SECONDS + 10.0
 
 
 class Stopped(KeyboardInterrupt):
@@ -64,7 +65,8 @@ class LocalScheduler:
     def run(self, jobs: Sequence[Job]) -> Outcome:
         """Run all jobs that are not done; a failed one takes those that need it with it, and no others.
 
-        SIGTERM ends what runs, as Ctrl-C does; run again to continue. Where stderr is a terminal, bars show the jobs
+        SIGTERM ends what runs, as Ctrl-C does, after trainings have written a checkpoint; the second time at once. Run
+        again to continue. Where stderr is a terminal, bars show the jobs
         and the epochs of the running trainings.
 
         Args:
@@ -157,8 +159,8 @@ class LocalScheduler:
             del self.running[child]
             self.free.append(gpu)
             folder = JobFolder.of(job, self.spec)
-            if code != BUSY:
-                end_orphans(folder.path)
+            if code not in REASONS:
+                folder.end_orphans()
             if code == DONE:
                 outcome.done.append(job.name)
                 tqdm.write(f"done: {job.name}, {duration((folder.done() or {}).get('seconds', 0.0))}")
@@ -182,17 +184,21 @@ class LocalScheduler:
         """End what still runs; another run continues it."""
         for bar in self.bars.values():
             bar.close()
-        for child in self.running:
-            with suppress(ProcessLookupError):
-                child.send_signal(signal.SIGTERM)
+        if self.running:
+            tqdm.write(
+                f"Stopping: trainings write a checkpoint, for up to {SAVE_SECONDS:g} s. Ctrl-C again kills them."
+            )
         deadline = time.monotonic() + STOP_SECONDS
+        with suppress(KeyboardInterrupt):
+            for child in self.running:
+                child.terminate()
+            for child in self.running:
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(max(0.1, deadline - time.monotonic()))
         for child, (job, _) in self.running.items():
-            try:
-                child.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-            end_orphans(JobFolder.of(job, self.spec).path)
+            child.kill()
+            child.wait()
+            JobFolder.of(job, self.spec).end_orphans()
         self.running.clear()
 
 

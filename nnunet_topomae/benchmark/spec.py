@@ -88,6 +88,11 @@ class BenchmarkSpec:
         """What the file says beforehand: the primary comparison and its margin; None without one."""
         return None if self.primary is None else {**asdict(self.primary), "margin": self.margin}
 
+    @property
+    def planned(self) -> dict[str, list[int]]:
+        """The trainings that the file asks for of every recipe: seeds and folds."""
+        return {"seeds": sorted(self.seeds), "folds": sorted(self.folds)}
+
     def raw_folder(self) -> Path:
         """nnU-Net's folder of raw data.
 
@@ -279,6 +284,7 @@ def _check(path: Path, spec: BenchmarkSpec) -> None:
         raise ValueError(f"{path}: folds and seeds must be at least 0")
     if spec.code not in ("source", "version"):
         raise ValueError(f"{path}: code = {spec.code!r} must be source or version")
+    _check_titles(path, spec)
     _check_statistics(path, spec)
     reserved = ("finetuning.seed", "finetuning.label_fraction", "finetuning.label_seed", "pretraining.seed")
     for source in (spec.settings, *(recipe.settings for recipe in spec.recipes)):
@@ -286,22 +292,36 @@ def _check(path: Path, spec: BenchmarkSpec) -> None:
             raise ValueError(f"{path}: {taken[0]} is set by seeds and label_fractions")
     for recipe in spec.recipes:
         _check_settings(path, {**spec.settings, **recipe.settings})
-        _check_time(path, spec, recipe)
+        _check_control(path, spec, recipe)
 
 
-def _check_time(path: Path, spec: BenchmarkSpec, recipe: Recipe) -> None:
-    """A recipe that takes as long as another one needs that one here, with a pre-training, to measure its time."""
-    if recipe.same_time_as is None:
+def _check_titles(path: Path, spec: BenchmarkSpec) -> None:
+    """Tables and figures tell recipes apart by their titles."""
+    names: dict[str, str] = {}
+    for recipe in spec.recipes:
+        if (other := names.setdefault(recipe.title, recipe.name)) != recipe.name:
+            raise ValueError(
+                f"{path}: recipes {other} and {recipe.name} have the same title {recipe.title!r}. Give one of them "
+                "another title."
+            )
+
+
+def _check_control(path: Path, spec: BenchmarkSpec, recipe: Recipe) -> None:
+    """A recipe that takes as much as another one needs that one here, with a pre-training, to measure it."""
+    if recipe.equal_to is None:
         return
-    other = next((one for one in spec.recipes if one.name == recipe.same_time_as), None)
+    key, takes = ("same_time_as", "long") if recipe.same_time_as else ("same_macs_as", "many multiply-adds")
+    other = next((one for one in spec.recipes if one.name == recipe.equal_to), None)
     if other is None or other.pretrainer is None:
         lacks = "is not among the recipes" if other is None else "has no pre-training"
         raise ValueError(
-            f"{path}: recipe {recipe.name} takes as long as {recipe.same_time_as}, which {lacks}. Add it, or leave "
+            f"{path}: recipe {recipe.name} takes as {takes} as {recipe.equal_to}, which {lacks}. Add it, or leave "
             f"{recipe.name} out."
         )
     if recipe.pretrainer is not None or recipe.adds_pretraining:
-        raise ValueError(f"{path}: recipe {recipe.name} has same_time_as, so no pretrainer and no adds_pretraining")
+        raise ValueError(f"{path}: recipe {recipe.name} has {key}, so no pretrainer and no adds_pretraining")
+    if recipe.same_time_as and recipe.same_macs_as:
+        raise ValueError(f"{path}: recipe {recipe.name} has same_time_as and same_macs_as; choose one")
 
 
 def _check_statistics(path: Path, spec: BenchmarkSpec) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nnunet_topomae.benchmark.jobs import PRESET, Job, Kind
+from nnunet_topomae.benchmark.jobs import PRESET, Job, Kind, iterations
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.benchmark.status import epoch_seconds
+from nnunet_topomae.benchmark.status import epoch_seconds, total_macs
 from nnunet_topomae.benchmark.store import SCORES, JobFolder, variant_name
 from nnunet_topomae.files import read_json, strict_json, write_json
 from nnunet_topomae.nnunet.names import (
@@ -25,7 +25,7 @@ from nnunet_topomae.nnunet.names import (
     PREVIOUS_CHECKPOINT,
     SPLITS_FILE,
 )
-from nnunet_topomae.training.record import read_facts
+from nnunet_topomae.training.record import FACTS_FILE, read_facts
 
 CHECKPOINTS = (FINAL_CHECKPOINT, LATEST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT)
 # What batch normalisation keeps in a state dict besides its parameters.
@@ -126,20 +126,32 @@ def _prepare_plans(task: Task) -> None:
         _link(target / entry.name, entry)
     _, name, configuration = _model_of(task.job)
     plans = read_plans(source / f"{task.job.parameters['plans']}.json")
-    settings = {**task.job.parameters["settings"], **_settings_of_time(task)}
+    settings = {**task.job.parameters["settings"], **_measured_epochs(task)}
     write_plans(make_variant(plans, name, [configuration], settings), target)
 
 
-def _settings_of_time(task: Task) -> dict[str, int]:
-    """As many epochs as fit into the time of the measured pre-training and training, of the length of the latter's.
+def _measured_epochs(task: Task) -> dict[str, int]:
+    """As many epochs as fit into the time, or the multiply-adds, of the measured pre-training and fine-tuning.
 
-    Both trainings are of the same network. Their epochs count, not what comes before and after them.
+    The last measured training tells what an epoch of this one costs. Of time, epochs alone count, not what comes before
+    and after them.
     """
     if not task.job.measured:
         return {}
-    pretraining, training = (epoch_seconds(JobFolder.of(job, task.spec)) for job in task.job.measured)
-    more = sum(pretraining) / (sum(training) / len(training))
-    return {"finetuning.epochs": len(training) + round(more)}
+    folders = [JobFolder.of(job, task.spec) for job in task.job.measured]
+    if task.job.parameters.get("equal") == "macs":
+        facts = [read_facts(folder.fold) for folder in folders]
+        steps = {"steps": iterations(task.job.parameters["settings"])}
+        total, one = total_macs(facts[:2]), total_macs([{**facts[-1], **steps}])
+        if total is None or one is None:
+            files = ", ".join(str(folder.fold / FACTS_FILE) for folder in folders)
+            raise ValueError(f"steps and multiply-adds are not in all of {files}. Train with this package's trainers.")
+    else:
+        times = [epoch_seconds(folder) for folder in folders]
+        if missing := [folder for folder, found in zip(folders, times, strict=True) if not found]:
+            raise ValueError(f"{missing[0].path} does not say how long its epochs took. Delete it to train again.")
+        total, one = sum(times[0]) + sum(times[1]), sum(times[-1]) / len(times[-1])
+    return {"finetuning.epochs": max(1, round(total / one))}
 
 
 def _link_model(task: Task, job: Job) -> None:

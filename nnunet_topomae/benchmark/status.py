@@ -3,8 +3,9 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
@@ -69,6 +70,17 @@ def epoch_seconds(folder: JobFolder) -> list[float]:
         return [record["seconds"] for record in read_epochs(folder.fold)]
     text = folder.log.read_text(errors="replace") if folder.log.is_file() else ""
     return [float(value) for value in re.findall(r"Epoch time: ([\d.]+) s", text)]
+
+
+def total_macs(facts: Sequence[Mapping[str, Any]]) -> float | None:
+    """Multiply-accumulate operations of the forward passes of trainings; None where one does not say.
+
+    Args:
+        facts: of each training, as in `training.json`.
+    """
+    if any({"steps", "crops_per_step", "macs"} - set(found) for found in facts):
+        return None
+    return float(sum(found["steps"] * found["crops_per_step"] * found["macs"] for found in facts))
 
 
 def describe(jobs: Sequence[Job], spec: BenchmarkSpec, slots: int = 1) -> str:

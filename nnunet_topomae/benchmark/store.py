@@ -7,6 +7,7 @@ process, however it ends.
 
 import fcntl
 import os
+import re
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -172,6 +173,12 @@ class JobFolder:
             end_orphans(self.path)
             yield
 
+    def end_orphans(self) -> None:
+        """End what a job's process left behind, unless another process works on the job now."""
+        if self.path.is_dir():
+            with suppress(BusyError), self.lease():
+                pass
+
 
 def jobs_to_do(jobs: Sequence[Job], spec: BenchmarkSpec) -> list[Job]:
     """The jobs that are not done, in their order, without those that only lead to results of other machines.
@@ -197,6 +204,22 @@ def jobs_to_do(jobs: Sequence[Job], spec: BenchmarkSpec) -> list[Job]:
 def variant_name(plans: str) -> str:
     """Name of a recipe's plans, made from base plans."""
     return f"{plans}_benchmark"
+
+
+def without_folders(command: str, spec: BenchmarkSpec) -> str:
+    """A command without this machine's folders, for results that leave it.
+
+    Args:
+        command: as for a shell.
+        spec: the benchmark; `$OUT` and `$nnUNet_raw` stand for its folders. Those of preprocessed data and of results
+            lie in `$OUT`.
+    """
+    raw = spec.raw_folder()
+    folders = {str(spec.out): "$OUT", str(raw): "$nnUNet_raw", str(raw.absolute()): "$nnUNet_raw"}
+    for folder in sorted(folders, key=len, reverse=True):  # one may lie in the other
+        whole = rf"(?<![^\s'=]){re.escape(folder)}(?![^\s'/])"
+        command = re.sub(whole, folders[folder], command)
+    return command
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from nnunet_topomae.benchmark.exchange import read_known
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.results import Contrast, Cost, JobRecord, Results, Row, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
+from nnunet_topomae.benchmark.store import without_folders
 from nnunet_topomae.evaluation.metrics import SUMMARISED, StructureScore, summarise
 from nnunet_topomae.evaluation.statistics import rank_shares
 
@@ -132,15 +133,17 @@ def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[En
     done = read_known(spec, jobs).done
     origins = {made_by: facts["provenance"] for made_by, facts in done.items() if "provenance" in facts}
     trainings = [origins[job.fingerprint] for job in jobs if job.kind == "train" and job.fingerprint in origins]
+    made = [part for origin in origins.values() for part in (origin, *origin.get("later", []))]
     return Results(
         spec,
         correct_together(tables),
         [_job_record(spec, job, done.get(job.fingerprint, {})) for job in jobs],
         published["source"],
-        _merge([origin["machine"] for origin in origins.values()]),
-        _merge([{**origin["versions"], "commit": origin["commit"] or "-"} for origin in origins.values()]),
+        _merge([part["machine"] for part in made]),
+        _merge([{**part["versions"], "commit": part["commit"] or "-"} for part in made]),
         sum("primary" in origin and origin["primary"] != spec.stated for origin in trainings),
         sum("primary" not in origin for origin in trainings) if spec.stated else 0,
+        sum(origin.get("planned", spec.planned) != spec.planned for origin in trainings),
     )
 
 
@@ -151,7 +154,8 @@ def _merge(tables: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def _job_record(spec: BenchmarkSpec, job: Job, done: Mapping[str, Any]) -> JobRecord:
-    commands = [command.replace(str(spec.out), "$OUT") for command in done.get("commands", [])]
+    # Earlier versions recorded the folders as they were.
+    commands = [without_folders(command, spec) for command in done.get("commands", [])]
     return JobRecord(job.name, job.fingerprint, done.get("seconds"), commands)
 
 

@@ -3,20 +3,31 @@
 Training is continued from its last good checkpoint; every other stage starts from nothing.
 """
 
+import json
 import os
 import resource
 import shlex
 import signal
 import socket
 import subprocess
+import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from nnunet_topomae.benchmark.jobs import Job
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
-from nnunet_topomae.benchmark.store import TOKEN, BusyError, JobFolder, end_orphans, running_cpu_seconds
+from nnunet_topomae.benchmark.store import (
+    TOKEN,
+    BusyError,
+    JobFolder,
+    end_orphans,
+    running_cpu_seconds,
+    without_folders,
+)
 from nnunet_topomae.files import read_json, write_json
 from nnunet_topomae.nnunet.process import die_with_parent, end_session, find_program
 from nnunet_topomae.nnunet.provenance import describe_commit, describe_machine, describe_versions
@@ -31,8 +42,10 @@ REASONS = {
     WAITING: "a job that it needs has not finished",
     CHANGED: "the file, the data or the code were changed since it was submitted: it is another job now",
 }
-# Less than the scheduler and SLURM give an interrupted job.
-SAVE_SECONDS = 15.0
+# Of an attempt's provenance, what the result is made with; the rest is what the file states.
+_MADE_WITH = ("versions", "commit", "machine", "device")
+# What an interrupted training gets for its step and its checkpoint. SLURM warns 120 s ahead (benchmark/slurm.py).
+SAVE_SECONDS = 90.0
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -87,7 +100,9 @@ class Worker:
             JobFolder.of(need, self.spec).check_outputs()
         write_json(self.folder.path / "job.json", {"name": self.job.name, "parameters": dict(self.job.parameters)})
         self.attempts = self._earlier_attempts()
-        self.attempts.append({"started": time.time(), "host": socket.gethostname()})
+        self.attempts.append(
+            {"started": time.time(), "host": socket.gethostname(), "provenance": provenance(self.job, self.spec)}
+        )
         self.start, self.used_before = time.monotonic(), _cpu_seconds()
         self._book()
         try:
@@ -103,16 +118,18 @@ class Worker:
 
     def _earlier_attempts(self) -> list[dict[str, Any]]:
         file = self.folder.path / ATTEMPTS
-        if not file.is_file():
-            return []
+        if not file.is_file():  # a log is of an attempt whose record was deleted
+            return [{}] if self.folder.log.is_file() else []
         try:
             read: Any = read_json(file)
         except (ValueError, OSError) as error:
             raise ValueError(
-                f"{file} is damaged: {error}. Delete it: the report then omits earlier attempts."
+                f"{file} is damaged: {error}. Delete it: the report then does not know earlier attempts."
             ) from error
         if not isinstance(read, list) or not all(isinstance(attempt, dict) for attempt in read):
-            raise ValueError(f"{file} is damaged: it is no list. Delete it: the report then omits earlier attempts.")
+            raise ValueError(
+                f"{file} is damaged: it is no list. Delete it: the report then does not know earlier attempts."
+            )
         return read
 
     def _book(self) -> None:
@@ -130,19 +147,9 @@ class Worker:
         }
         facts["attempts"] = len(self.attempts)
         facts["peak_process_bytes"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-        facts |= {"finished": time.time(), "commands": self.commands, "provenance": self._provenance()}
+        origin = merge_provenance([attempt.get("provenance") for attempt in self.attempts])
+        facts |= {"finished": time.time(), "commands": self.commands, "provenance": origin}
         self.folder.finish(outputs, facts)
-
-    def _provenance(self) -> dict[str, Any]:
-        """What the result was made with and where, and which primary comparison the file named at the start."""
-        device = self.job.parameters.get("device")
-        return {
-            "versions": describe_versions(),
-            "commit": describe_commit(),
-            "machine": describe_machine(gpu=device == "cuda"),
-            "device": device,
-            "primary": self.spec.stated,
-        }
 
     def command(self, program: str, *arguments: str) -> None:
         """Run one of nnU-Net's commands; whatever it starts ends with it.
@@ -165,9 +172,10 @@ class Worker:
             "nnUNet_results": str(self.folder.results),
             TOKEN: str(self.folder.path),
         }
-        self.commands.append(shlex.join([program, *arguments]))
+        line = shlex.join([program, *arguments])
+        self.commands.append(without_folders(line, self.spec))
         with self.folder.log.open("a", encoding="utf-8") as log:
-            log.write(f"\n$ {self.commands[-1]}\n")
+            log.write(f"\n$ {line}\n")
             log.flush()
             child = subprocess.Popen(
                 [find_program(program), *arguments],
@@ -179,20 +187,65 @@ class Worker:
                 preexec_fn=die_with_parent,
             )
             try:
-                while child.poll() is None:
-                    with suppress(subprocess.TimeoutExpired):
-                        child.wait(BOOKING_SECONDS)
-                    self._book()
+                self._wait(child)
             except Interrupted:
-                child.terminate()  # a training writes a checkpoint and ends
-                with suppress(subprocess.TimeoutExpired):
-                    child.wait(SAVE_SECONDS)
+                child.terminate()  # a training writes a checkpoint and ends; a second signal ends this wait
+                self._wait(child, SAVE_SECONDS)
                 raise
             finally:
                 end_session(child)
                 end_orphans(self.folder.path)
         if child.returncode != 0:
             raise RuntimeError(f"{program} of job {self.job.name} failed ({child.returncode}); see {self.folder.log}")
+
+    def _wait(self, child: "subprocess.Popen[bytes]", seconds: float = inf) -> None:
+        """Book what a command takes until it has ended, or the seconds are over."""
+        end = time.monotonic() + seconds
+        while child.poll() is None and (left := end - time.monotonic()) > 0:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(min(BOOKING_SECONDS, left))
+            self._book()
+
+
+def provenance(job: Job, spec: BenchmarkSpec) -> dict[str, Any]:
+    """What an attempt is made with and where, and what the benchmark's file states when it starts.
+
+    Args:
+        job: what is attempted.
+        spec: the benchmark, as its file is now.
+    """
+    device = job.parameters.get("device")
+    return {
+        "versions": describe_versions(),
+        "commit": describe_commit(),
+        "machine": _machine_with_gpu() if device == "cuda" else describe_machine(gpu=False),
+        "device": device,
+        "primary": spec.stated,
+        "planned": spec.planned,
+    }
+
+
+def merge_provenance(attempts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """The provenance of a result: that of the first attempt, which alone tells what was stated beforehand.
+
+    Args:
+        attempts: what each attempt recorded when it started, None where an earlier version did not; not the last one.
+
+    Returns:
+        the first record, with those of later attempts under `later` where they were made with something else. If the
+        first attempt has none, what was stated is not known and left out.
+    """
+    known = [{key: attempt[key] for key in _MADE_WITH} for attempt in attempts if attempt is not None]
+    later = [made for number, made in enumerate(known) if made not in known[:number]][1:]
+    return {**known[0], **(attempts[0] or {}), **({"later": later} if later else {})}
+
+
+def _machine_with_gpu() -> dict[str, str]:
+    """The machine as a process of its own sees it: the one that asks torch for the GPU keeps some of its memory."""
+    code = "import json; from nnunet_topomae.nnunet import provenance as p; print(json.dumps(p.describe_machine()))"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    return dict(json.loads(lines[-1])) if done.returncode == 0 and lines else describe_machine(gpu=False)
 
 
 def _interrupt(number: int, frame: Any) -> None:

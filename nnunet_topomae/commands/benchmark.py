@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan = add("plan", _plan, "list the jobs, and make plans and preprocessed data")
     plan.add_argument("--dry", action="store_true", help="only list the jobs")
     run = add("run", _run, "run the unfinished jobs on this machine")
-    run.add_argument("--gpus", metavar="0,1", help="GPUs to use, one job at a time on each")
+    run.add_argument("--gpus", metavar="0,1", help="GPUs to use, one job at a time on each (default: the first one)")
     add("submit", _submit, "submit the unfinished jobs to SLURM")
     add("export", _export, "print the commands of the unfinished jobs")
     for action in (run, add("status", _status, "show the progress and the time left")):
@@ -89,12 +89,13 @@ def _job(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
 
 
 def _run(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
+    from nnunet_topomae.benchmark.gpus import choose_gpus
     from nnunet_topomae.benchmark.scheduler import LocalScheduler, exit_code
     from nnunet_topomae.benchmark.status import describe
 
     if args.slots < 1:
         raise ValueError(f"--slots {args.slots} must be at least 1")
-    slots: list[str | None] = list(args.gpus.split(",")) if args.gpus else [None] * args.slots
+    slots = choose_gpus(args.gpus, args.slots, spec.device, os.environ)
     try:
         outcome = LocalScheduler(spec, args.b, slots).run(jobs)
     except KeyboardInterrupt as stop:

@@ -132,6 +132,7 @@ def run_demo(out: Path, cases: int, device: str) -> int:
         cases: number of phantoms to train on, at least 5.
         device: `cpu` or `cuda`.
     """
+    from nnunet_topomae.benchmark.gpus import choose_gpus
     from nnunet_topomae.benchmark.jobs import make_jobs
     from nnunet_topomae.benchmark.scheduler import LocalScheduler
     from nnunet_topomae.benchmark.spec import read_spec
@@ -141,7 +142,7 @@ def run_demo(out: Path, cases: int, device: str) -> int:
     write_phantom_dataset(out / "nnUNet_raw", DATASET_ID, cases, HELD_OUT_CASES, SEED)
     spec = read_spec(file)
     jobs = make_jobs(spec)
-    outcome = LocalScheduler(spec, file, [None] * slots(device)).run(jobs)
+    outcome = LocalScheduler(spec, file, choose_gpus(None, slots(device), device, os.environ)).run(jobs)
     if outcome.failed or outcome.interrupted:
         unfinished = [*outcome.failed, *outcome.interrupted]
         print_failure(next(job for job in jobs if job.name in unfinished), spec)

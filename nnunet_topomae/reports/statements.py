@@ -86,7 +86,12 @@ def _statement(results: Results, table: Table, contrast: Contrast, family: int) 
     if results.unrecorded:
         sentences.append(
             f"Whether it was stated beforehand is not recorded for {results.unrecorded} trainings: "
-            "an earlier version of nnunet-topomae made them."
+            "an earlier version of nnunet-topomae made them, or the record of their attempts was deleted."
+        )
+    if results.planned_otherwise:
+        sentences.append(
+            f"{_count(results.planned_otherwise, 'training')} began while the benchmark's file named other seeds or "
+            "folds, which may have been changed after the first results were known."
         )
     if found.testable:
         digits = COMPARED[metric].digits

@@ -147,6 +147,12 @@ def test_pretraining_comes_first_and_held_out_cases_are_scored(small):
     assert last_lines(predicted.log, 1) == ["hello"]
     (command,) = predicted.done()["commands"]
     assert "-tr TopoMAEFusionTrainer -p TopoMAEPlans_benchmark -f 0 --disable_tta" in command
+    # What leaves the machine names no folder of it.
+    assert command.startswith("nnUNetv2_predict -i $nnUNet_raw/Dataset005_Test/imagesTs -o $OUT/runs/")
+    small.call("report", "--partial")
+    small.call("export-scores", "-o", str(small.root / "scores"))
+    leaving = [*(small.spec.out / "report").iterdir(), *(small.root / "scores").iterdir()]
+    assert len(leaving) > 5 and not [path for path in leaving if str(small.root) in path.read_text()]
     assert small.starts(TRAIN) == ["anew"]
     # Other truth: only the score is done again.
     with (small.raw / "labelsTs/case_10.nii.gz").open("ab") as file:
@@ -311,10 +317,27 @@ def test_interrupting_stops_the_children_and_keeps_their_work(small, number, cod
     driver.send_signal(number)
     assert driver.wait(60) == code
     assert folder.state() == "stopped"
+    assert (folder.fold / "saved.txt").is_file()
     assert not small.processes(folder.path)
     small.behave()
     small.call("run")
     assert small.starts(TRAIN) == ["anew", "--c"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_second_interrupt_ends_a_training_that_does_not_stop(small):
+    small.behave(TopoMAEFusionTrainer={"until": str(small.root / "never"), "hangs": True})
+    driver = small.start("run")
+    folder = small.folder(TRAIN)
+    small.wait_for(lambda: list(folder.path.glob("nnUNet_results/*/TopoMAEFusion*/fold_0/checkpoint_latest.pth")), 120)
+    driver.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        driver.wait(2.0)
+    assert folder.state() == "running"  # it could still save
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(15) == 130
+    assert folder.state() == "stopped" and not small.processes(folder.path)
 
 
 @pytest.mark.slow
@@ -448,3 +471,4 @@ def test_submitting_to_slurm(small):
     assert batch.wait(60) == 77
     assert (small.root / "requeued").read_text() == "requeue 102\n"
     assert small.folder(TRAIN).state() == "stopped"
+    assert (small.folder(TRAIN).fold / "saved.txt").is_file()

@@ -4,15 +4,16 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from nnunet_topomae.benchmark import gpus
+from nnunet_topomae.benchmark import gpus, scheduler
 from nnunet_topomae.benchmark.collect import collect
 from nnunet_topomae.benchmark.exchange import export_scores, import_scores
-from nnunet_topomae.benchmark.jobs import make_jobs
-from nnunet_topomae.benchmark.spec import read_spec
+from nnunet_topomae.benchmark.jobs import Job, make_jobs
+from nnunet_topomae.benchmark.spec import BenchmarkSpec, read_spec
 from nnunet_topomae.benchmark.stages import _link
 from nnunet_topomae.benchmark.status import describe
 from nnunet_topomae.benchmark.store import JobFolder, jobs_to_do
@@ -36,6 +37,8 @@ def exported(finished_demo: Path, tmp_path: Path) -> Path:
     spec = read_spec(finished_demo)
     files = export_scores(spec, make_jobs(spec), tmp_path / "scores")
     assert len(files) == 2 and all(file.stat().st_size < 100_000 for file in files)
+    # The demo's commands name its folder, as earlier versions recorded them.
+    assert not any(str(finished_demo.parent) in file.read_text() for file in files)
     return tmp_path / "scores"
 
 
@@ -102,6 +105,7 @@ def test_damaged_and_foreign_scores_are_refused_as_a_whole(elsewhere, exported):
 
     refused("does not fit its checksum", sha256="0" * 64)
     refused("which is not in this benchmark", job="Dataset777__other__score")
+    refused("Nothing was taken: .* 1 belong to this benchmark and 1 do not", job="Dataset777__other__score")
     refused("no file of exported scores", format=2)
     versions = {**content["parameters"]["train"]["versions"], "torch": "1.0"}
     other = {**content["parameters"], "train": {**content["parameters"]["train"], "versions": versions}}
@@ -152,6 +156,95 @@ def test_a_gpu_is_held_as_long_as_its_job_lives(tmp_path, monkeypatch):
     assert again is not None
     with again:
         pass
+
+
+@pytest.fixture
+def drivers(tmp_path, monkeypatch):
+    """Makes drivers whose jobs write what they see and run until they are told to end; and the job."""
+    monkeypatch.setattr(gpus, "lock_folder", lambda: tmp_path / "locks")
+    go_on = tmp_path / "go_on"
+    wait = f"import os, pathlib, time\npathlib.Path('{tmp_path}/seen').write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    wait += f"while not os.path.exists('{go_on}'): time.sleep(0.02)"
+    monkeypatch.setattr(scheduler, "job_command", lambda file, job: [sys.executable, "-c", wait])
+    spec = BenchmarkSpec("b", tmp_path / "out", (5,), (), ("x",))
+    yield lambda *slots: scheduler.LocalScheduler(spec, tmp_path / "b.toml", slots)
+    go_on.touch()
+
+
+def test_a_driver_starts_no_job_on_the_gpu_of_another_driver(drivers, tmp_path):
+    """Not even when the other driver is gone and only its job is left."""
+    job = Job("train", "train", "Dataset005_Five", {})
+    first, second, third = drivers("1"), drivers("1"), drivers("1", "2")
+    assert first._launch(job)
+    assert not second._launch(job) and not second.running and second.free == ["1"]
+    (child,) = first.running
+    del first
+    assert third._launch(job) and third.free == ["1"] and not second._launch(job)
+    (tmp_path / "go_on").touch()
+    children = [child, *third.running]
+    assert [one.wait(20) for one in children] == [0, 0]
+    assert (tmp_path / "seen").read_text() in "12"
+    assert second._launch(job)
+    assert [one.wait(20) for one in second.running] == [0]
+    assert (tmp_path / "seen").read_text() == "1"
+
+
+@pytest.mark.parametrize(
+    ("asked", "slots", "device", "visible", "expected"),
+    [
+        ("0, 1", 1, "cuda", None, ["0", "1"]),
+        (None, 1, "cuda", None, ["0"]),
+        (None, 1, "cuda", "3, GPU-5a", ["3"]),
+        (None, 2, "cuda", "3,GPU-5a", ["3", "GPU-5a"]),
+        (None, 2, "cpu", "3", [None, None]),
+    ],
+)
+def test_without_a_choice_a_job_takes_the_first_visible_gpu(asked, slots, device, visible, expected):
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert gpus.choose_gpus(asked, slots, device, environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "slots", "visible", "message"),
+    [
+        ("0,", 1, None, "--gpus = '0,' must name GPUs"),
+        ("", 1, None, "--gpus = '' must name GPUs"),
+        ("0,0", 1, None, "each once"),
+        (None, 1, "", "CUDA_VISIBLE_DEVICES = '' must name GPUs"),
+        (None, 1, "-1", "CUDA_VISIBLE_DEVICES = '-1' must name GPUs"),
+        (None, 2, None, "--slots 2: one job runs on a GPU at a time"),
+    ],
+)
+def test_gpus_that_are_none_are_refused(asked, slots, visible, message):
+    with pytest.raises(ValueError, match=message):
+        gpus.choose_gpus(asked, slots, "cuda", {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+
+
+def test_the_command_hands_its_gpus_to_the_driver(elsewhere, finished_demo, monkeypatch):
+    given = []
+
+    class Driver:
+        def __init__(self, spec, file, gpus):
+            given.append(gpus)
+
+        def run(self, jobs):
+            return scheduler.Outcome()
+
+    monkeypatch.setattr(scheduler, "LocalScheduler", Driver)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
+    file = elsewhere[0].out / finished_demo.name
+    file.write_text(file.read_text().replace('device = "cpu"', 'device = "cuda"'))
+    command = ["benchmark", "run", "-b", str(file)]
+    assert main(command) == main([*command, "--gpus", "1, 0"]) == 0
+    assert given == [["3"], ["1", "0"]]
+
+
+def test_locks_of_a_user_are_at_one_place(monkeypatch, tmp_path):
+    before = gpus.lock_folder()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert tempfile.gettempdir() == str(tmp_path)
+    assert gpus.lock_folder() == before
 
 
 def test_values_of_several_machines_stand_side_by_side():

@@ -101,19 +101,34 @@ def test_a_control_trains_for_the_steps_of_pre_training_too(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.pretrainer])
 def test_every_pre_trained_recipe_has_controls_from_scratch(name: str) -> None:
-    """The same trainer, plans and network; as many steps as fine-tuning, as both trainings, or for as long as both."""
+    """The same trainer, plans and network; as many steps as fine-tuning, or as much as both trainings."""
     recipe = find_recipe(name)
-    for ending, adds, time in (("", False, None), ("-2x", True, None), ("-time", False, name)):
+    for ending, adds, time, macs in (
+        ("", False, None, None),
+        ("-2x", True, None, None),
+        ("-time", False, name, None),
+        ("-macs", False, None, name),
+    ):
         control, config = find_recipe(f"{name}-scratch{ending}"), _config(f"{name}-scratch{ending}")
         assert (control.trainer, control.plans) == (recipe.trainer, recipe.plans)
         assert config.architecture == _config(name).architecture and config.finetuning.pretrained == "scratch"
         assert control.pretrainer is None and control.paper_row is None
-        assert (control.adds_pretraining, control.same_time_as) == (adds, time)
+        assert (control.adds_pretraining, control.same_time_as, control.same_macs_as) == (adds, time, macs)
         assert control.title.startswith(f"{recipe.title}: from scratch")
+    control = find_recipe(f"{name}-nnunet-time")
+    assert (control.trainer, control.plans, control.settings) == ("SeededNNUNetTrainer", "nnUNetPlans", {})
+    assert (control.same_time_as, control.pretrainer, control.paper_row) == (name, None, None)
+
+
+def test_no_two_recipes_have_the_same_title() -> None:
+    endings = ("", "-scratch", "-scratch-2x", "-scratch-time", "-scratch-macs", "-nnunet-time")
+    names = {name + ending for name, recipe in RECIPES.items() for ending in endings if recipe.pretrainer or not ending}
+    assert len({find_recipe(name).title for name in names}) == len(names)
 
 
 @pytest.mark.parametrize(
-    "name", ["nnunet-scratch", "unetrpp-scratch-time", "other-scratch", "-scratch", "full-scratch-3x"]
+    "name",
+    ["nnunet-scratch", "unetrpp-scratch-time", "unetrpp-nnunet-time", "other-scratch", "-scratch", "full-scratch-3x"],
 )
 def test_only_pre_trained_recipes_have_controls(name: str) -> None:
     with pytest.raises(ValueError, match=f"no recipe '{name}'"):

@@ -154,7 +154,7 @@ def test_nothing_is_cut_off_in_a_browser(report, tmp_path, find_browser, width):
 
 @pytest.mark.slow
 def test_commands_are_escaped_and_name_no_folder(page, finished_demo):
-    assert any("nnUNetv2_train $OUT/nnUNet_raw '<&>'" in words for words in page.words)
+    assert any("nnUNetv2_train $nnUNet_raw '<&>'" in words for words in page.words)
     assert not any(str(finished_demo.parent) in words for words in page.words)
 
 

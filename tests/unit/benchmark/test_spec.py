@@ -16,6 +16,7 @@ from nnunet_topomae.benchmark.spec import read_spec
 from nnunet_topomae.benchmark.stages import Task, train
 from nnunet_topomae.benchmark.store import JobFolder
 from nnunet_topomae.config import TopoMAEConfig
+from nnunet_topomae.training.record import add_facts, write_epoch
 
 
 @pytest.fixture
@@ -330,6 +331,7 @@ def test_the_file_may_name_the_raw_data(raw, tmp_path, monkeypatch):
         ("recipes = ['mine']\n[recipe.mine]\nbase = 'full'\ntypo = 1", "unknown key recipe.mine.typo"),
         ("recipes = ['mine']\n[recipe.mine]\ntitle = 'x'", "needs a trainer, or a base"),
         ("recipes = ['mine']\n[recipe.mine]\nbase = 'full'\nadds_pretraining = 'yes'", "must be of type bool"),
+        ("recipes = ['full', 'mine']\n[recipe.mine]\nbase = 'full'\ntitle = 'fusion, all losses'", "the same title"),
         ("not toml", "is not TOML"),
     ],
 )
@@ -341,6 +343,24 @@ def test_mistakes_in_the_file_are_named(tmp_path, change, message):
     file.write_text("\n".join([*lines.values(), change]))
     with pytest.raises(ValueError, match=message):
         read_spec(file)
+
+
+def test_folds_that_a_data_set_lacks_are_named(raw, tmp_path):
+    text = "datasets = [5]\nrecipes = ['unetrpp']\nfolds = [0, 5]\n"
+    with pytest.raises(
+        ValueError, match=r"folds names 5, but Dataset005_Five has 5 folds, 0 to 4. .*splits_final\.json"
+    ):
+        jobs_of(tmp_path, text)
+    # Folds of its own; and a preset adds the published one.
+    splits = raw / "splits_final.json"
+    splits.write_text(json.dumps(6 * [{"train": [], "val": []}]))
+    assert {job.fold for job in jobs_of(tmp_path, text) if job.kind == "train"} == {0, 5}
+    splits.write_text(json.dumps(2 * [{"train": [], "val": []}]))
+    with pytest.raises(ValueError, match=r"has 2 folds, 0 to 1"):
+        jobs_of(tmp_path, text)
+    splits.write_text("{}")
+    with pytest.raises(ValueError, match=r"splits_final\.json is not a list of folds"):
+        jobs_of(tmp_path, text)
 
 
 def test_the_primary_comparison_is_read_and_names_the_default_baseline(tmp_path):
@@ -434,46 +454,113 @@ def test_a_control_waits_for_the_times_that_it_is_to_take(raw, tmp_path):
         assert score.need("train") is control and score.find("pretrain") is None
 
 
-def test_a_control_trains_for_as_long_as_pre_training_and_fine_tuning_took(raw, tmp_path):
-    """Pre-training: 6 epochs of 10 s. Fine-tuning: 5 epochs of 4 s. So the control has 5 + 15 epochs."""
-    text = f'{HEAD}recipes = ["full", "full-scratch-time"]\n[settings.finetuning]\nepochs = 5\n'
-    made = jobs_of(tmp_path, text)
-    jobs = {job.kind: job for job in made if job.recipe in ("", "full")}
-    control = next(job for job in made if job.measured)
-    spec = read_spec(tmp_path / "b.toml")
-    plans = {
-        "plans_name": "TopoMAEPlans",
-        "configurations": {
-            "3d_fullres": {
-                "batch_size": 2,
-                "patch_size": [32, 32, 32],
-                "architecture": {"arch_kwargs": {"strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]}},
-            }
-        },
+PLANS = {
+    "3d_fullres": {
+        "batch_size": 2,
+        "patch_size": [32, 32, 32],
+        "architecture": {"arch_kwargs": {"strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]}},
     }
-    dataset = JobFolder.of(jobs["plan"], spec).dataset
-    dataset.mkdir(parents=True)
-    (dataset / "TopoMAEPlans.json").write_text(json.dumps(plans))
-    for name, epochs, seconds in (("pretrain", 6, 10.0), ("train", 5, 4.0)):
-        folder = JobFolder.of(jobs[name], spec).fold
-        folder.mkdir(parents=True)
-        record = {"seconds": seconds, "train": {}, "validation": {}}
-        lines = [json.dumps({"epoch": epoch, **record}) for epoch in range(epochs)]
-        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+}
+# Epochs, seconds of each, and multiply-adds of a crop, of which an epoch has 250 x 2.
+MEASURED = {"full__pretrain": (6, 10.0, 3e9), "full__train": (5, 4.0, 2e9), "nnunet__train": (5, 8.0, 7e9)}
+
+
+def control_epochs(folder, text, name):
+    """Epochs for which a control trains after jobs that have taken what MEASURED says; and its job."""
+    jobs = jobs_of(folder, f"{HEAD}{text}[settings.finetuning]\nepochs = 5\n")
+    spec = read_spec(folder / "b.toml")
+    for job in jobs:
+        if job.kind == "plan":
+            dataset = JobFolder.of(job, spec).dataset
+            dataset.mkdir(parents=True)
+            name_of_plans = job.parameters["plans"]
+            plans = {"plans_name": name_of_plans, "configurations": PLANS}
+            (dataset / f"{name_of_plans}.json").write_text(json.dumps(plans))
+        elif (measured := MEASURED.get(f"{job.recipe}__{job.kind}")) is not None:
+            epochs, seconds, macs = measured
+            fold = JobFolder.of(job, spec).fold
+            record = {"seconds": seconds, "train": {}, "validation": {}}
+            fold.mkdir(parents=True)
+            for epoch in range(epochs):
+                write_epoch(fold, {"epoch": epoch, **record})
+            add_facts(fold, {"steps": 250 * epochs, "crops_per_step": 2, "macs": macs})
+    control = next(job for job in jobs if (job.recipe, job.kind) == (name, "train"))
     commands = []
     train(Task(control, spec, lambda *command: commands.append(command)))
     folder = JobFolder.of(control, spec)
-    written = json.loads((folder.dataset / "TopoMAEPlans_benchmark.json").read_text())
-    section = written["configurations"]["3d_fullres"]["topomae"]["finetuning"]
-    assert (section["epochs"], section["pretrained"]) == (20, "scratch")
     assert not folder.results.exists()  # no pre-training was linked
-    assert commands[0][:6] == ("nnUNetv2_train", "005", "3d_fullres", "0", "-tr", "TopoMAEFusionTrainer")
+    (written,) = (path for path in folder.dataset.glob("*_benchmark.json"))
+    section = json.loads(written.read_text())["configurations"]["3d_fullres"]["topomae"]["finetuning"]
+    assert commands[0][:6] == ("nnUNetv2_train", "005", "3d_fullres", "0", "-tr", control.parameters["trainer"])
+    return section["epochs"], control
+
+
+@pytest.mark.parametrize(
+    ("name", "also", "epochs"),
+    [
+        ("full-scratch-time", "", 20),  # (60 s + 20 s) / 4 s
+        ("full-scratch-macs", "", 14),  # (6 x 3 + 5 x 2) / 2
+        ("full-nnunet-time", "'nnunet', ", 10),  # 80 s / 8 s
+    ],
+)
+def test_a_control_takes_as_much_as_pre_training_and_fine_tuning(raw, tmp_path, name, also, epochs):
+    found, control = control_epochs(tmp_path, f"recipes = [{also}'{name}', 'full']\n", name)
+    assert found == epochs
+    assert [job.recipe for job in control.measured] == ["full", "full", *(["nnunet"] if also else [])]
+
+
+@pytest.mark.parametrize(("key", "epochs"), [("same_time_as", 10), ("same_macs_as", 4)])
+def test_an_own_control_is_measured_by_a_training_of_its_own_network(raw, tmp_path, key, epochs):
+    """Not by that of the recipe that it takes as long as, whose epochs take half of the time."""
+    text = f"recipes = ['full', 'own', 'nnunet']\nrecipe.own = {{ base = 'nnunet', {key} = 'full' }}\n"
+    assert control_epochs(tmp_path, text, "own")[0] == epochs
+
+
+def test_controls_at_equal_time_and_at_equal_operations_are_different_jobs(raw, tmp_path):
+    own = "recipes = ['full', 'own']\nrecipe.own = {{ base = 'full-scratch', {} = 'full' }}\n"
+    time, macs = (fingerprints(tmp_path, own.format(key)) for key in ("same_time_as", "same_macs_as"))
+    assert {name for name in time if time[name] != macs[name]} == {
+        f"Dataset005__own__fold0__seed0__{kind}" for kind in ("train", "score")
+    }
+
+
+def test_operations_that_nobody_recorded_are_named(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr("nnunet_topomae.benchmark.stages.read_facts", lambda fold: {"steps": 3})
+    with pytest.raises(ValueError, match=r"steps and multiply-adds are not in all of .*training\.json"):
+        control_epochs(tmp_path, "recipes = ['full', 'full-scratch-macs']\n", "full-scratch-macs")
+
+
+def test_times_that_nobody_recorded_are_named(raw, tmp_path, monkeypatch):
+    monkeypatch.delitem(MEASURED, "nnunet__train")
+    with pytest.raises(ValueError, match=r"__nnunet__.* does not say how long its epochs took"):
+        control_epochs(tmp_path, "recipes = ['full', 'nnunet', 'full-nnunet-time']\n", "full-nnunet-time")
+
+
+@pytest.mark.parametrize(
+    "recipes",
+    [
+        "['full', 'full-nnunet-time']",
+        "['full', 'own']\nrecipe.own = { base = 'nnunet', same_time_as = 'full' }",
+        "['full', 'own', 'nnunet']\nrecipe.own = { base = 'nnunet', same_time_as = 'full', settings.batch_size = 4 }",
+        # Frozen weights make epochs cheaper than those from scratch.
+        "['own', 'control']\nrecipe.own = { base = 'full', settings.finetuning.schedule = 'head_only' }\n"
+        "recipe.control = { base = 'full-scratch', same_time_as = 'own', settings.finetuning.schedule = 'head_only' }",
+    ],
+)
+def test_epochs_that_nothing_measures_are_refused(raw, tmp_path, recipes):
+    with pytest.raises(ValueError, match=r"but its epochs are others, and no recipe measures them. Add one with"):
+        jobs_of(tmp_path, f"{HEAD}recipes = {recipes}\n")
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("recipes = ['full-scratch-time']\n", "takes as long as full, which is not among the recipes. Add it, or"),
+        ("recipes = ['full-scratch-macs']\n", "takes as many multiply-adds as full, which is not among the recipes"),
+        (
+            "recipes = ['full', 'mine']\n[recipe.mine]\nbase = 'full-scratch-macs'\nsame_time_as = 'full'\n",
+            "recipe mine has same_time_as and same_macs_as; choose one",
+        ),
         (
             "recipes = ['full', 'mine']\n[recipe.mine]\nbase = 'full'\nsame_time_as = 'full'\n",
             "recipe mine has same_time_as, so no pretrainer",

@@ -66,6 +66,8 @@ def test_the_primary_comparison_says_what_it_rests_on_and_what_it_could_show():
     assert "It was not stated beforehand for all trainings: 3 began while" in late
     earlier = " ".join(*primary_statements(replace(results, unrecorded=2)))
     assert "is not recorded for 2 trainings: an earlier version" in earlier and "began while" not in earlier
+    added = " ".join(*primary_statements(replace(results, planned_otherwise=1)))
+    assert "1 training began while the benchmark's file named other seeds or folds, which may" in added
     assert "By the margin of 0.015 in the benchmark's file: the difference is larger than the margin." in text
     assert f"**{sentences[0]}** {sentences[1]}" in markdown(results, {})
 

@@ -200,6 +200,23 @@ def test_a_training_without_a_record_has_unknown_costs(finished_demo):
     assert (scratch.macs, scratch.gpu_bytes, scratch.steps, scratch.total_macs) == (None, None, None, None)
 
 
+@pytest.mark.parametrize("kind", ["train", "pretrain"])
+def test_a_score_without_the_record_of_its_training_is_missing(finished_demo, kind):
+    spec = read_spec(finished_demo)
+    jobs = make_jobs(spec)
+    training = next(job for job in jobs if (job.kind, job.recipe) == (kind, "full"))
+    file = JobFolder.of(training, spec).path / "done.json"
+    record = file.read_text()
+    file.unlink()
+    try:
+        with pytest.raises(ValueError, match="1 of 2 scores are missing: .*full"):
+            collect(spec, jobs)
+        found = collect(spec, jobs, partial=True)
+    finally:
+        file.write_text(record)
+    assert [entry.job.recipe for entry in found] == ["unetrpp"]
+
+
 def test_unfinished_recipes_are_named_and_left_out(finished_demo, tmp_path):
     spec = read_spec(finished_demo)
     jobs = make_jobs(spec)
@@ -224,6 +241,19 @@ def test_a_comparison_that_was_stated_late_is_counted(finished_demo):
     found = build_results(spec, jobs, entries)
     assert found.machine == {"processor": "a quick one", "cores": "64"}
     assert found.versions == {"torch": "9.9", "commit": "-"}
+
+
+def test_trainings_that_began_with_other_seeds_or_on_several_machines_are_known(finished_demo, monkeypatch):
+    spec = read_spec(finished_demo)
+    jobs = make_jobs(spec)
+    entries, known = collect(spec, jobs), read_known(spec, jobs)
+    first, *_ = (known.done[job.fingerprint]["provenance"] for job in jobs if job.kind == "train")
+    first["planned"] = {**spec.planned, "seeds": [0, 1]}
+    first["later"] = [{**first, "machine": {"processor": "a slow one", "cores": "64"}}]
+    monkeypatch.setattr("nnunet_topomae.benchmark.tables.read_known", lambda *_: known)
+    found = build_results(spec, jobs, entries)
+    assert found.planned_otherwise == 1  # earlier versions did not record it
+    assert found.machine == {"processor": "a quick one; a slow one", "cores": "64"}
 
 
 def test_a_version_that_did_not_record_the_comparison_is_not_said_to_have_named_another(finished_demo, monkeypatch):
