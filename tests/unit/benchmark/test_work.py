@@ -52,8 +52,9 @@ def test_an_attempt_is_booked_while_it_runs(worker: Worker, monkeypatch: pytest.
 def test_processor_time_is_booked_of_processes_that_nobody_waits_for(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command's own child does the work and is killed with it."""
-    busy = "while :; do :; done & sleep 0.5; kill -9 $$"
+    """The command's own child does the work, for at least 20 ticks of 0.01 s, and is killed with it."""
+    used = "$(cut -d ' ' -f 14 /proc/$child/stat)"
+    busy = f"while :; do :; done & child=$!; while [ {used} -lt 20 ]; do sleep 0.1; done; kill -9 $$"
     monkeypatch.setitem(stages.STAGES, "train", lambda task: task.command("sh", "-c", busy))
     with pytest.raises(RuntimeError, match="failed"):
         worker.run()
