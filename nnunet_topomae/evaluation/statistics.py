@@ -122,6 +122,11 @@ class Comparison:
         if -margin < self.low and self.high < margin:
             return "equivalent, the whole interval lies within the margin"
         if self.low >= margin or self.high <= -margin:
+            if not self.shown:
+                return (
+                    "the interval of this comparison alone lies beyond the margin, but corrected for all data sets, no "
+                    "difference is shown"
+                )
             return "the difference is larger than the margin"
         if self.shown:
             return "a difference is shown, but it may be smaller than the margin"
@@ -167,14 +172,15 @@ def compare(
     )
 
 
-def correct(comparisons: Mapping[Key, Comparison]) -> dict[Key, Comparison]:
+def correct(comparisons: Mapping[Key, Comparison], pending: int = 0) -> dict[Key, Comparison]:
     """Correct comparisons that are made together, by Holm's method; those that cannot be tested do not count.
 
     Args:
         comparisons: by any key.
+        pending: further comparisons that will be made with them. Until then, they count as tests without a difference.
     """
     tested = [key for key, found in comparisons.items() if found.testable]
-    adjusted = dict(zip(tested, holm([comparisons[key].p for key in tested]), strict=True))
+    adjusted = dict(zip(tested, holm([*(comparisons[key].p for key in tested), *[1.0] * pending]), strict=False))
     return {key: replace(found, adjusted_p=adjusted.get(key, float("nan"))) for key, found in comparisons.items()}
 
 
