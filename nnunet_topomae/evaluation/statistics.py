@@ -20,6 +20,8 @@ RESAMPLES = 4000
 LEVEL = 0.05
 # Fewer are too few for Student's t; Wilcoxon's test cannot reach 0.05 with fewer either.
 FEWEST_PATIENTS = 6
+# Fewer say little about whether a recipe suits some folds: studies/statistics_coverage.py.
+FEW_FOLDS = 5
 
 Key = TypeVar("Key")
 
@@ -95,6 +97,11 @@ class Comparison:
         found = []
         if self.folds == 1:
             found.append("one fold: whether another split would agree is not known")
+        elif self.folds < FEW_FOLDS and min(self.seeds) > 1:
+            found.append(
+                f"only {self.folds} folds: whether a recipe suits some of them better is hardly seen; where it does, "
+                "differences are found too often"
+            )
         elif min(self.seeds) == 1:
             found.append(
                 "one training per fold: luck of a training and effect of a fold cannot be told apart, "
