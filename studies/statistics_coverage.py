@@ -1,6 +1,6 @@
 """How often a benchmark's statistics find a difference, in simulated benchmarks without and with one.
 
-    python studies/statistics_coverage.py [--json studies/statistics.json]        # four minutes
+    python studies/statistics_coverage.py [--json studies/statistics.json]        # six CPU minutes
     python studies/statistics_coverage.py --quick                                   # three simulations per row: seconds
 
 A score is the sum of the recipe's quality, what suits the recipe in this patient, the luck of the training, and noise;
@@ -11,7 +11,7 @@ The last line says how often a difference that reports call detectable would be 
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ import numpy as np
 from numpy import ndarray
 from scipy.stats import ttest_ind, wilcoxon
 
-from nnunet_topomae.evaluation.nested import Design, estimate, student_p
+from nnunet_topomae.evaluation.nested import Design, Estimate, estimate, student_p
 from nnunet_topomae.evaluation.statistics import LEVEL
 from nnunet_topomae.files import write_json
 
-REPETITIONS = 8000
+REPETITIONS = 20_000
+# Simulated at a time.
+CHUNK = 1000
 NOISE = 0.02
 
 
@@ -70,6 +72,7 @@ def each_seeds(what: str, cases: int, folds: int, seeds: Sequence[int], **values
 
 FEW_LABELS: dict[str, Any] = {"labels": 0.03, "luck": (0.015, 0.015)}
 UNEVEN: dict[str, Any] = {"luck": (0.0184, 0.006)}
+CALM: dict[str, Any] = {"luck": (0.0054, 0.0037), "fold": 0.005}
 TABLES: dict[str, list[Row]] = {
     "no difference": [
         *each_seeds("plain", 10, 5, (2, 5)),
@@ -87,10 +90,15 @@ TABLES: dict[str, list[Row]] = {
         *each_seeds("two scans a patient", 200, 5, (2, 5), scans=2, suits=0.02),
         *each_seeds("folds suit recipes", 40, 5, (1, 2, 3, 5), fold=0.005),
         *each_seeds("folds suit recipes", 260, 5, (2, 5), fold=0.005),
+        *each_seeds("shared labels, folds suit recipes", 40, 5, (2, 3), fold=0.005, **FEW_LABELS),
+        *each_seeds("calm trainings, folds suit recipes", 40, 5, (2, 3), **CALM),
+        *each_seeds("calm trainings, folds suit recipes", 100, 5, (2, 3, 5), **CALM),
+        *each_seeds("calm trainings, folds suit recipes", 260, 5, (3,), **CALM),
         *each_seeds("held-out cases", 20, 5, (1, 2, 5), held_out=True),
         *each_seeds("held-out cases", 200, 5, (2, 5), held_out=True),
         *each_seeds("held-out cases, shared labels", 20, 5, (2, 5), held_out=True, **FEW_LABELS),
         *each_seeds("held-out cases, folds suit recipes", 40, 5, (2, 5), held_out=True, fold=0.005),
+        *each_seeds("held-out cases, calm trainings, folds suit recipes", 40, 5, (2,), held_out=True, **CALM),
     ],
     "a difference": [
         *each_seeds("+1 point", 40, 5, (1, 2, 3, 5), effect=0.01),
@@ -104,6 +112,14 @@ TABLES: dict[str, list[Row]] = {
     ],
     "no difference, beyond what the analysis covers": [
         *each_seeds("folds suit recipes twice as much", 40, 5, (2, 3, 5), fold=0.01),
+        *each_seeds("folds suit recipes three times as much", 40, 5, (2, 3), fold=0.015),
+        *each_seeds(
+            "shared labels, folds suit recipes three times as much", 40, 5, (3,), **FEW_LABELS | {"fold": 0.015}
+        ),
+        *each_seeds("two folds, folds suit recipes", 20, 2, (2, 5), fold=0.005),
+        *each_seeds("two folds, folds suit recipes", 100, 2, (5,), fold=0.005),
+        *each_seeds("two folds, calm trainings, folds suit recipes", 40, 2, (5,), **CALM),
+        *each_seeds("three folds, calm trainings, folds suit recipes", 30, 3, (5,), **CALM),
         *each_seeds("a seed's luck is the same in all folds", 40, 5, (2, 5), seed=0.004),
         *each_seeds("two scans a patient, not told", 200, 5, (2, 5), scans=2, suits=0.03, told=False),
     ],
@@ -149,26 +165,60 @@ def rates(row: Row, repetitions: int) -> tuple[dict[str, float | None], dict[str
         the share of simulated benchmarks by test, None where a test does not exist; and the median of the `difference`
         that the reports call detectable, with the share of benchmarks in which ours would have `shown` it.
     """
-    tables = simulate(row, repetitions, np.random.default_rng([row.cases, row.folds, row.seeds]))
+    generator = np.random.default_rng([row.cases, row.folds, row.seeds])
     design = design_of(row)
-    found = [estimate(recipe, baseline, design) for baseline, recipe in tables]
-    differences = tables[:, 1] - tables[:, 0]
-    seed_means = tables.mean(axis=2)
-    tests: dict[str, Callable[[], ndarray]] = {
-        "ours": lambda: np.array([one.p for one in found]),
-        "t-test, fold means": lambda: np.array([one.fold_p for one in found]),
-        "Wilcoxon, case means": lambda: wilcoxon(differences.mean(axis=2), axis=1).pvalue,
-        "Wilcoxon, case x seed": lambda: wilcoxon(differences.reshape(repetitions, -1), axis=1).pvalue,
-        "t-test, seed means (the paper's)": lambda: ttest_ind(seed_means[:, 1], seed_means[:, 0], axis=1).pvalue,
-    }
+    found: list[Estimate] = []
+    others: list[dict[str, ndarray]] = []
+    for start in range(0, repetitions, CHUNK):
+        tables = simulate(row, min(CHUNK, repetitions - start), generator)
+        found += [estimate(recipe, baseline, design) for baseline, recipe in tables]
+        others.append(usual_tests(tables))
     absent = {
         "t-test, fold means": row.folds == 1 or row.held_out,
-        "t-test, seed means (the paper's)": tables.shape[-1] == 1,
+        "t-test, seed means (the paper's)": row.seeds * (row.folds if row.held_out else 1) == 1,
     }
-    shares = {name: None if absent.get(name) else float((test() < LEVEL).mean()) for name, test in tests.items()}
+    p_values = {
+        "ours": np.array([one.p for one in found]),
+        "t-test, fold means": np.array([one.fold_p for one in found]),
+        **{name: np.concatenate([part[name] for part in others]) for name in others[0]},
+    }
+    shares = {name: None if absent.get(name) else float((p < LEVEL).mean()) for name, p in p_values.items()}
     named = float(np.median([one.detectable() for one in found]))
     moved = [student_p(one.difference - row.effect + named, one.variance, one.freedom) for one in found]
     return shares, {"difference": named, "shown": float((np.array(moved) < LEVEL).mean())}
+
+
+def usual_tests(tables: ndarray) -> dict[str, ndarray]:
+    """The p values of tests that papers use.
+
+    Args:
+        tables: scores (repetition, baseline or recipe, case, training).
+    """
+    differences = tables[:, 1] - tables[:, 0]
+    seed_means = tables.mean(axis=2)
+    several = tables.shape[-1] > 1
+    return {
+        "Wilcoxon, case means": wilcoxon(differences.mean(axis=2), axis=1).pvalue,
+        "Wilcoxon, case x seed": wilcoxon(differences.reshape(len(tables), -1), axis=1).pvalue,
+        "t-test, seed means (the paper's)": ttest_ind(seed_means[:, 1], seed_means[:, 0], axis=1).pvalue
+        if several
+        else np.full(len(tables), np.nan),
+    }
+
+
+def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A table as docs/benchmark.md shows it.
+
+    Args:
+        rows: of one table of the JSON file.
+    """
+    names = list(rows[0]["rates"])
+    lines = [f"| benchmark | cases | folds x seeds | {' | '.join(names)} |", "|" + "---|" * (3 + len(names))]
+    for row in rows:
+        cells = ["–" if value is None else f"{value:.3f}" for value in row["rates"].values()]
+        first = f"| {row['what']} | {row['cases']} | {row['folds']} x {row['seeds']} | "
+        lines.append(first + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -183,13 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for title, rows in TABLES.items()
     }
     for title, rows in tables.items():
-        names = list(rows[0]["rates"])
-        sys.stdout.write(f"\n{title}\n\n| benchmark | cases | folds x seeds | {' | '.join(names)} |\n")
-        sys.stdout.write("|" + "---|" * (3 + len(names)) + "\n")
-        for row in rows:
-            cells = ["–" if value is None else f"{value:.3f}" for value in row["rates"].values()]
-            sys.stdout.write(f"| {row['what']} | {row['cases']} | {row['folds']} x {row['seeds']} | ")
-            sys.stdout.write(" | ".join(cells) + " |\n")
+        sys.stdout.write(f"\n{title}\n\n{to_markdown(rows)}")
     shown = [row["detectable"]["shown"] for row in tables["no difference"]]
     sys.stdout.write(
         f"\nA difference that reports call detectable is shown in {min(shown):.0%} to {max(shown):.0%}, "

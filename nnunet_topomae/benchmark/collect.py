@@ -29,6 +29,7 @@ class Entry:
         total_macs: of the forward passes of all steps, pre-training included; None where a training does not say.
         training: `done.json` of the supervised training.
         pretraining: `done.json` of the pre-training, None without one.
+        ended_early: the training and the pre-training, where they ended before their last epoch, in words.
     """
 
     job: Job
@@ -42,6 +43,7 @@ class Entry:
     total_macs: float | None
     training: Mapping[str, Any]
     pretraining: Mapping[str, Any] | None
+    ended_early: Sequence[str] = ()
 
 
 def collect(spec: BenchmarkSpec, jobs: Sequence[Job], partial: bool = False) -> list[Entry]:
@@ -77,7 +79,8 @@ def _read(spec: BenchmarkSpec, job: Job, known: Known) -> Entry:
     folder.check_outputs()
     read = read_json(folder.path / SCORES)
     training, pretraining = job.need("train"), job.find("pretrain")
-    facts = {one.kind: known.facts.get(one.fingerprint, {}) for one in (training, pretraining) if one}
+    trainings = [one for one in (training, pretraining) if one]
+    facts = {one.kind: known.facts.get(one.fingerprint, {}) for one in trainings}
     memory = [found["peak_gpu_bytes"] for found in facts.values() if found.get("peak_gpu_bytes")]
     return Entry(
         job=training,
@@ -91,6 +94,11 @@ def _read(spec: BenchmarkSpec, job: Job, known: Known) -> Entry:
         total_macs=total_macs(list(facts.values())),
         training=known.done.get(training.fingerprint, {}),
         pretraining=known.done.get(pretraining.fingerprint) if pretraining else None,
+        ended_early=[
+            f"{one.name} after {early['epochs']} epochs ({early['reason']})"
+            for one in trainings
+            if (early := facts[one.kind].get("ended_early"))
+        ],
     )
 
 

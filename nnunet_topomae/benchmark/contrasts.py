@@ -114,16 +114,19 @@ def make_contrasts(
     return contrasts
 
 
-def correct_together(tables: Sequence[Table]) -> list[Table]:
+def correct_together(tables: Sequence[Table], datasets: int) -> list[Table]:
     """Correct all exploratory comparisons of a report as one family, and the primary ones of its data sets as another.
 
     Args:
         tables: of the report.
+        datasets: of the benchmark. The primary comparison of a data set that is not complete counts as a test, too: it
+            will be made.
     """
     keyed = {(place, index): one for place, table in enumerate(tables) for index, one in enumerate(table.contrasts)}
     for primary in (True, False):
         family = {key: one.found for key, one in keyed.items() if one.primary == primary}
-        keyed |= {key: replace(keyed[key], found=found) for key, found in correct(family).items()}
+        pending = datasets - len(family) if primary and family else 0
+        keyed |= {key: replace(keyed[key], found=found) for key, found in correct(family, pending).items()}
     return [
         replace(table, contrasts=[keyed[place, index] for index in range(len(table.contrasts))])
         for place, table in enumerate(tables)

@@ -1,6 +1,6 @@
 """The one comparison that a benchmark is made for, named in its file before anything runs. Standard library only."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,19 @@ class Primary:
     against: str
     metric: str
     fraction: float = 1.0
+
+
+def describe(stated: Mapping[str, Any] | None) -> str:
+    """What a file named, in words.
+
+    Args:
+        stated: as in `BenchmarkSpec.stated`, which every training records.
+    """
+    if stated is None:
+        return "none"
+    share = "" if stated["fraction"] == 1 else f", {100 * stated['fraction']:g} % of the labels"
+    margin = "" if stated["margin"] is None else f", margin {stated['margin']:g}"
+    return f"{stated['recipe']} against {stated['against']} by {stated['metric']}{share}{margin}"
 
 
 def read_primary(path: Path, value: Any, recipes: Collection[str], fractions: Collection[float]) -> Primary:

@@ -1,7 +1,7 @@
 """The numbers of a report, typed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nnunet_topomae.benchmark.recipes import Recipe
@@ -11,28 +11,43 @@ from nnunet_topomae.files import strict_json
 
 
 @dataclass(frozen=True)
+class Amount:
+    """What the trainings of a recipe took, where it may differ by fold and seed.
+
+    Attributes:
+        mean: over the trainings.
+        least: of a training.
+        most: of a training.
+    """
+
+    mean: float
+    least: float
+    most: float
+
+
+@dataclass(frozen=True)
 class Cost:
     """Mean cost of a training, its pre-training included, which counts in full for every label fraction.
 
     Attributes:
-        hours: by the clock, over all attempts, also those that were killed.
+        hours: by the clock, over all attempts, also those that were killed; pauses and other work of the machine count.
         pretraining_hours: the part of `hours` that is pre-training.
-        cpu_hours: of all processes, in all attempts.
+        cpu_hours: of all processes, in all attempts; None where not recorded.
         attempts: times that training and pre-training were started.
-        steps: of the supervised training; None where not known.
-        pretraining_steps: of the pre-training; 0 without one, None where not known.
-        total_macs: of the forward passes of all steps; None where not known.
+        steps: of the supervised training; None where not known of every training.
+        pretraining_steps: of the pre-training; 0 without one, None where not known of every training.
+        total_macs: of the forward passes of all steps; None where not known of every training.
         gpu_bytes: largest GPU memory; None without a GPU.
         peak_process_bytes: memory of the largest process.
     """
 
     hours: float
     pretraining_hours: float
-    cpu_hours: float
+    cpu_hours: float | None
     attempts: float
-    steps: int | None
-    pretraining_steps: int | None
-    total_macs: float | None
+    steps: Amount | None
+    pretraining_steps: Amount | None
+    total_macs: Amount | None
     gpu_bytes: float | None
     peak_process_bytes: float
 
@@ -43,7 +58,7 @@ class Row:
 
     Attributes:
         structures: metrics by structure, means over cases, then seeds.
-        mean: metrics, means over structures; counts are sums.
+        mean: metrics, means over structures; counts are sums over structures and cases, means over trainings of a case.
         seed_sd: standard deviation of `mean` over seeds; None with one seed.
         training_sd: how much the mean Dice of single trainings of one fold varies; None with one seed.
         cases: number of cases.
@@ -51,6 +66,8 @@ class Row:
         parameters: of the network.
         macs: multiply-accumulate operations of the network on one crop, None where not known.
         cost: of a training.
+        ended_early: trainings and pre-trainings that ended before their last epoch, each with its length and reason.
+        has_absent: whether, in any training, neither truth nor prediction of a case has a structure.
     """
 
     structures: Mapping[str, Mapping[str, float]]
@@ -62,6 +79,8 @@ class Row:
     parameters: int
     macs: float | None
     cost: Cost
+    ended_early: Sequence[str] = ()
+    has_absent: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +119,7 @@ class Table:
         values: by metric and recipe, the mean over structures of every case (cases, seeds); for held-out cases (cases,
             folds x seeds).
         published: the paper's numbers, as in published.json.
+        machines: descriptions of the machines that the trainings and pre-trainings ran on.
     """
 
     dataset: str
@@ -113,6 +133,7 @@ class Table:
     trainings: int
     values: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
     published: Sequence[Mapping[str, Any]]
+    machines: Sequence[str] = ()
 
     @property
     def key(self) -> str:
@@ -159,7 +180,8 @@ class Results:
         published_source: where the published numbers are from.
         machine: where the jobs were done, several values with a semicolon between them.
         versions: of packages, and the commit of the checkout; likewise.
-        stated_late: finished trainings that began while the file named another primary comparison or margin, or none.
+        stated_late: number of finished trainings that began while the file named another primary comparison or margin,
+            or none, by what it named.
         unrecorded: finished trainings of a version that did not record which comparison the file named.
         planned_otherwise: finished trainings that began while the file named other seeds or folds.
     """
@@ -170,7 +192,7 @@ class Results:
     published_source: str
     machine: Mapping[str, str]
     versions: Mapping[str, str]
-    stated_late: int = 0
+    stated_late: Mapping[str, int] = field(default_factory=dict)
     unrecorded: int = 0
     planned_otherwise: int = 0
 

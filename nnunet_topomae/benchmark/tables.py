@@ -1,6 +1,7 @@
 """From the scores of trainings to the numbers of a report."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -18,7 +19,8 @@ from nnunet_topomae.benchmark.contrasts import (
 )
 from nnunet_topomae.benchmark.exchange import read_known
 from nnunet_topomae.benchmark.jobs import Job
-from nnunet_topomae.benchmark.results import Contrast, Cost, JobRecord, Results, Row, Table
+from nnunet_topomae.benchmark.primary import describe
+from nnunet_topomae.benchmark.results import Amount, Contrast, Cost, JobRecord, Results, Row, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.store import without_folders
 from nnunet_topomae.evaluation.metrics import SUMMARISED, StructureScore, summarise
@@ -30,18 +32,20 @@ LISTED = ("dice", "hd95")
 SEED = 20241121
 
 
-def summarise_recipe(entries: Sequence[Entry]) -> Row:
+def summarise_recipe(entries: Sequence[Entry], held_out: bool) -> Row:
     """Means of one recipe: over cases where a metric is defined, as nnU-Net takes them, then structures, then seeds.
 
     Args:
         entries: trainings of the recipe on one data set with one share of the labels: every fold with every seed.
+        held_out: every training has scored all cases, so that counts are means over the folds too.
     """
+    times = len({entry.job.fold for entry in entries}) if held_out else 1
     seeds = sorted({entry.job.seed for entry in entries})
     structures = list(next(iter(entries[0].scores.values())))
     per_seed = [
         {
-            name: summarise(
-                [case[name] for entry in entries if entry.job.seed == seed for case in entry.scores.values()]
+            name: _summarise(
+                [case[name] for entry in entries if entry.job.seed == seed for case in entry.scores.values()], times
             )
             for name in structures
         }
@@ -65,10 +69,19 @@ def summarise_recipe(entries: Sequence[Entry]) -> Row:
         training_sd=_training_sd(entries),
         cases=len(by_case),
         by_case=by_case,
+        has_absent=any(
+            np.isnan(score.dice) for entry in entries for case in entry.scores.values() for score in case.values()
+        ),
         parameters=entries[0].parameters,
         macs=entries[0].macs,
         cost=_cost(entries),
+        ended_early=sorted({text for entry in entries for text in entry.ended_early}),
     )
+
+
+def _summarise(scores: Sequence[StructureScore], times: int) -> dict[str, float | int]:
+    """Means of one structure and seed; counts are divided by how many times every case was scored."""
+    return {name: value / times if name in COUNTS else value for name, value in summarise(scores).items()}
 
 
 def _training_sd(entries: Sequence[Entry]) -> float | None:
@@ -105,14 +118,23 @@ def _cost(entries: Sequence[Entry]) -> Cost:
     return Cost(
         hours=float(np.mean([sum(done["seconds"] for done in parts) for parts in both])) / 3600,
         pretraining_hours=float(np.mean([(entry.pretraining or {}).get("seconds", 0.0) for entry in entries])) / 3600,
-        cpu_hours=float(np.mean([sum(done["cpu_seconds"] for done in parts) for parts in both])) / 3600,
+        # A job that was not measured has booked 0.
+        cpu_hours=None
+        if any(done["cpu_seconds"] == 0 for parts in both for done in parts)
+        else float(np.mean([sum(done["cpu_seconds"] for done in parts) for parts in both])) / 3600,
         attempts=float(np.mean([sum(done.get("attempts", 1) for done in parts) for parts in both])),
-        steps=entries[0].steps,
-        pretraining_steps=entries[0].pretraining_steps,
-        total_macs=entries[0].total_macs,
+        steps=_amount([entry.steps for entry in entries]),
+        pretraining_steps=_amount([entry.pretraining_steps for entry in entries]),
+        total_macs=_amount([entry.total_macs for entry in entries]),
         gpu_bytes=max((entry.gpu_bytes for entry in entries if entry.gpu_bytes is not None), default=None),
         peak_process_bytes=float(max(done["peak_process_bytes"] for parts in both for done in parts)),
     )
+
+
+def _amount(values: Sequence[float | int | None]) -> Amount | None:
+    """Mean and extremes; None where a value is not known."""
+    known = [value for value in values if value is not None]
+    return Amount(float(np.mean(known)), float(min(known)), float(max(known))) if len(known) == len(values) else None
 
 
 def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[Entry]) -> Results:
@@ -134,17 +156,28 @@ def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[En
     origins = {made_by: facts["provenance"] for made_by, facts in done.items() if "provenance" in facts}
     trainings = [origins[job.fingerprint] for job in jobs if job.kind == "train" and job.fingerprint in origins]
     made = [part for origin in origins.values() for part in (origin, *origin.get("later", []))]
+    late = [
+        describe(origin["primary"]) for origin in trainings if "primary" in origin and origin["primary"] != spec.stated
+    ]
     return Results(
         spec,
-        correct_together(tables),
+        correct_together(tables, len(spec.datasets)),
         [_job_record(spec, job, done.get(job.fingerprint, {})) for job in jobs],
         published["source"],
         _merge([part["machine"] for part in made]),
         _merge([{**part["versions"], "commit": part["commit"] or "-"} for part in made]),
-        sum("primary" in origin and origin["primary"] != spec.stated for origin in trainings),
+        dict(Counter(late)),
         sum("primary" not in origin for origin in trainings) if spec.stated else 0,
         sum(origin.get("planned", spec.planned) != spec.planned for origin in trainings),
     )
+
+
+def _machines(entries: Sequence[Entry]) -> list[str]:
+    """Machines of trainings and pre-trainings; one whose system was updated is the same machine."""
+    done = [done for entry in entries for done in (entry.training, entry.pretraining) if done]
+    machines = [one["provenance"]["machine"] for one in done if "provenance" in one]
+    found = (", ".join(f"{key} {value}" for key, value in one.items() if key != "system") for one in machines)
+    return list(dict.fromkeys(found))
 
 
 def _merge(tables: Sequence[Mapping[str, str]]) -> dict[str, str]:
@@ -187,7 +220,7 @@ def _table(
     return Table(
         dataset=dataset,
         fraction=fraction,
-        rows={name: summarise_recipe(of_recipe) for name, of_recipe in by_recipe.items()},
+        rows={name: summarise_recipe(of_recipe, spec.held_out) for name, of_recipe in by_recipe.items()},
         incomplete=[recipe.name for recipe in spec.recipes if recipe.name not in by_recipe],
         contrasts=contrasts,
         ranks=ranks,
@@ -196,4 +229,5 @@ def _table(
         trainings=len(spec.folds) * len(spec.seeds),
         values=values,
         published=published,
+        machines=_machines([entry for of_recipe in by_recipe.values() for entry in of_recipe]),
     )

@@ -18,9 +18,11 @@ from numpy import ndarray
 from scipy.special import stdtr, stdtrit
 
 Scores = Float[ndarray, "_cases _trainings"]
-# Relative excess of the folds' variance times the other variance's degrees of freedom from which on the folds alone
-# count. A larger number finds more differences, also where there are none: studies/statistics_coverage.py.
-FULL_EXCESS = 28.0
+# How much the means of the folds count where they agree with the other variance, and the degrees of freedom of that one
+# at which an excess of 1 adds 1 to it. A larger scale finds more differences, also where there are none:
+# studies/statistics_coverage.py.
+FOLDS_WEIGHT = 0.5
+FREEDOM_SCALE = 30.0
 # Degrees of freedom of paired trainings below which nothing is tested: two pairs in one fold find a difference in 9 to
 # 11 % of the benchmarks without one.
 FEWEST_PAIRS = 2
@@ -117,7 +119,7 @@ def estimate(recipe: Scores, baseline: Scores, design: Design) -> Estimate:
 
     The variance of cases is taken within folds, over patients. The variance of trainings is taken within folds too: of
     each recipe or, if paired, of their differences. Both contain the noise of single scores, so it is taken off once.
-    The means of the folds give a second estimate of the whole. It is pooled with the first, or replaces it where the
+    The means of the folds give a second estimate of the whole. It is averaged with the first, or replaces it where the
     folds differ by much more than cases and trainings explain. With one training per fold it is the only one.
 
     Args:
@@ -226,13 +228,13 @@ def _total_crossed(cases: _Part | None, trainings: _Part | None, noise: float, f
 def _with_folds(known: _Part, folds: _Part) -> _Part:
     """A variance, compared with what the means of the folds say about it.
 
-    Both are estimates of the same if no recipe suits some folds, and are pooled. The more the means of the folds
-    exceed the known variance, and the better that is known, the more they count; at last they alone count.
+    Both are estimates of the same if no recipe suits some folds. The result lies between them pooled and the means of
+    the folds alone. The more these exceed the known variance, and the better that is known, the more they count.
     """
     if known.variance == 0:
         return folds
-    excess = (folds.variance / known.variance - 1) * known.freedom
-    weight = min(1.0, max(0.0, excess / FULL_EXCESS))
+    excess = (folds.variance / known.variance - 1) * (known.freedom / FREEDOM_SCALE) ** 2
+    weight = min(1.0, max(0.0, FOLDS_WEIGHT + excess))
     freedom = known.freedom + folds.freedom
     pooled = (known.freedom * known.variance + folds.freedom * folds.variance) / freedom
     return _Part(

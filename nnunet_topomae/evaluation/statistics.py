@@ -20,6 +20,8 @@ RESAMPLES = 4000
 LEVEL = 0.05
 # Fewer are too few for Student's t; Wilcoxon's test cannot reach 0.05 with fewer either.
 FEWEST_PATIENTS = 6
+# Fewer say little about whether a recipe suits some folds: studies/statistics_coverage.py.
+FEW_FOLDS = 5
 
 Key = TypeVar("Key")
 
@@ -95,6 +97,11 @@ class Comparison:
         found = []
         if self.folds == 1:
             found.append("one fold: whether another split would agree is not known")
+        elif self.folds < FEW_FOLDS and min(self.seeds) > 1:
+            found.append(
+                f"only {self.folds} folds: whether a recipe suits some of them better is hardly seen; where it does, "
+                "differences are found too often"
+            )
         elif min(self.seeds) == 1:
             found.append(
                 "one training per fold: luck of a training and effect of a fold cannot be told apart, "
@@ -122,6 +129,11 @@ class Comparison:
         if -margin < self.low and self.high < margin:
             return "equivalent, the whole interval lies within the margin"
         if self.low >= margin or self.high <= -margin:
+            if not self.shown:
+                return (
+                    "the interval of this comparison alone lies beyond the margin, but corrected for all data sets, no "
+                    "difference is shown"
+                )
             return "the difference is larger than the margin"
         if self.shown:
             return "a difference is shown, but it may be smaller than the margin"
@@ -167,14 +179,15 @@ def compare(
     )
 
 
-def correct(comparisons: Mapping[Key, Comparison]) -> dict[Key, Comparison]:
+def correct(comparisons: Mapping[Key, Comparison], pending: int = 0) -> dict[Key, Comparison]:
     """Correct comparisons that are made together, by Holm's method; those that cannot be tested do not count.
 
     Args:
         comparisons: by any key.
+        pending: further comparisons that will be made with them. Until then, they count as tests without a difference.
     """
     tested = [key for key, found in comparisons.items() if found.testable]
-    adjusted = dict(zip(tested, holm([comparisons[key].p for key in tested]), strict=True))
+    adjusted = dict(zip(tested, holm([*(comparisons[key].p for key in tested), *[1.0] * pending]), strict=False))
     return {key: replace(found, adjusted_p=adjusted.get(key, float("nan"))) for key, found in comparisons.items()}
 
 

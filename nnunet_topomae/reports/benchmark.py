@@ -14,6 +14,7 @@ from nnunet_topomae.benchmark.results import Results, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.tables import build_results
 from nnunet_topomae.files import write_text
+from nnunet_topomae.reports import statements
 from nnunet_topomae.reports.benchmark_plots import (
     case_figure,
     difference_figure,
@@ -32,15 +33,7 @@ from nnunet_topomae.reports.headline import headlines
 from nnunet_topomae.reports.overlays import case_picture
 from nnunet_topomae.reports.page import Picture, render
 from nnunet_topomae.reports.plots import data_uri, draw
-from nnunet_topomae.reports.statements import (
-    caveats,
-    exploratory_contrasts,
-    extent,
-    heading,
-    interval,
-    primary_statements,
-    signed,
-)
+from nnunet_topomae.reports.statements import exploratory_contrasts, primary_statements
 from nnunet_topomae.reports.training_panels import make_training_panels
 from nnunet_topomae.reports.viewer import read_niivue, write_viewer
 
@@ -90,7 +83,7 @@ def write_benchmark_report(
         results=results,
         primary=primary_statements(results),
         exploratory=exploratory_contrasts,
-        statements={"caveats": caveats, "extent": extent, "heading": heading, "interval": interval, "signed": signed},
+        statements=statements,
         headlines=headlines(results),
         metrics=COMPARED,
         pictures=pictures,
@@ -166,7 +159,7 @@ def _figures(results: Results, table: Table) -> Iterator[tuple[str, Any, str, st
             f"{key}_differences" if metric == "dice" else f"{key}_{metric}_differences",
             difference_figure(compared, label, baseline),
             f"Differences of {label} to {baseline} with 95 % intervals",
-            "Dark and filled where a difference is shown: p, corrected for all comparisons made together, below 0.05.",
+            _shown_means(results, table, metric),
         )
     yield (
         f"{key}_cases",
@@ -188,6 +181,20 @@ def _figures(results: Results, table: Table) -> Iterator[tuple[str, Any, str, st
             "Curves of mean Dice against the share of labelled training cases",
             "Bands: standard deviation over seeds, each with cases of its own.",
         )
+
+
+def _shown_means(results: Results, table: Table, metric: str) -> str:
+    """Caption of the differences to the baseline: what counts as shown."""
+    caption = (
+        "Dark and filled where a difference is shown: p, corrected for all exploratory comparisons of the report, is "
+        "below 0.05."
+    )
+    drawn = (one for one in table.contrasts if (one.metric, one.baseline) == (metric, results.spec.baseline))
+    primary = next((one.recipe for one in drawn if one.primary), None)
+    if primary is None:
+        return caption
+    several = "corrected for the data sets only" if len(results.spec.datasets) > 1 else "not corrected"
+    return f"{caption} “{results.titles[primary]}” is the primary comparison: its p is {several}."
 
 
 def _fraction_curves(results: Results, dataset: str) -> dict[str, dict[float, tuple[float, float]]]:

@@ -12,11 +12,14 @@ from nnunet_topomae.benchmark.results import Results, Table
 from nnunet_topomae.evaluation.metrics import METRICS
 from nnunet_topomae.reports.page import Picture, format_number, format_p
 from nnunet_topomae.reports.statements import (
+    amount,
     caveats,
+    cost_notes,
     exploratory_contrasts,
     extent,
     heading,
     interval,
+    primary_of,
     primary_statements,
     signed,
 )
@@ -43,9 +46,14 @@ def markdown(results: Results, pictures: Mapping[str, Sequence[tuple[str, Pictur
     for sentences in primary_statements(results):
         lines += [" ".join([f"**{sentences[0]}**", *sentences[1:]]), ""]
     for table in results.tables:
-        lines += [f"## {heading(table)}", "", f"{extent(results, table)}.", "", *_score_rows(table, titles), ""]
-        lines += [*_beside_rows(results, table, titles), *_structure_rows(table, titles)]
-        lines += [*_cost_rows(table, titles), *_comparison_rows(table, titles)]
+        lines += [f"## {heading(table)}", ""]
+        if table.incomplete:
+            lines += [f"**Left out, not complete: {', '.join(titles[name] for name in table.incomplete)}.**", ""]
+        lines += [f"{extent(results, table)}.", ""]
+        if not table.rows:
+            continue
+        lines += [*_score_rows(table, titles), "", *_beside_rows(results, table, titles)]
+        lines += [*_structure_rows(table, titles), *_cost_rows(table, titles), *_comparison_rows(table, titles)]
         for name, picture in pictures.get(table.key, ()):
             lines += [f"![{picture.alt}]({name})", "", picture.caption, ""]
     lines += ["## Versions", "", ", ".join(f"{name} {value}" for name, value in results.versions.items()), ""]
@@ -78,28 +86,30 @@ def _score_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
 
 
 def _cost_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
-    if not table.rows:
-        return []
     lines = [
-        "Cost of one training with its pre-training, killed attempts included; multiply-adds of forward passes:",
+        "Cost of one training with its pre-training, means over folds and seeds (least–most where they differ), killed "
+        "attempts included. Hours are by the clock: pauses and other work of the machine count, in CPU hours they do "
+        "not. Starts are those of pre-training and training together. Multiply-adds are those of forward passes:",
         "",
         "| recipe | steps, pre-training | steps, supervised | MACs of a crop | MACs in all | hours "
-        "| of it pre-training | attempts |",
-        "|---" * 8 + "|",
+        "| of it pre-training | CPU hours | starts |",
+        "|---" * 9 + "|",
     ]
     for name, row in table.rows.items():
         cost = row.cost
         cells = [
             titles[name],
-            *("–" if steps is None else str(steps) for steps in (cost.pretraining_steps, cost.steps)),
+            amount(cost.pretraining_steps),
+            amount(cost.steps),
             "–" if row.macs is None else f"{row.macs / 1e9:.1f} G",
-            "–" if cost.total_macs is None else f"{cost.total_macs / 1e15:.3f} P",
+            "–" if cost.total_macs is None else f"{amount(cost.total_macs, 1e15, 3)} P",
             f"{cost.hours:.2f}",
             f"{cost.pretraining_hours:.2f}",
+            format_number(cost.cpu_hours, 2),
             f"{cost.attempts:.1f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, ""]
+    return [*lines, "", *(line for note in cost_notes(table) for line in (note, ""))]
 
 
 def beside_published(results: Results, table: Table) -> list[dict[str, Any]]:
@@ -162,8 +172,6 @@ def _beside_rows(results: Results, table: Table, titles: Mapping[str, str]) -> l
 
 def _structure_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
     """Dice in percent by structure, as the paper prints it."""
-    if not table.rows:
-        return []
     structures = list(next(iter(table.rows.values())).structures)
     lines = [f"| Dice % | {' | '.join(structures)} |", "|---" * (len(structures) + 1) + "|"]
     for name, row in table.rows.items():
@@ -198,6 +206,9 @@ def _comparison_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
             ]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
+        if primary := primary_of(table, metric, baseline):
+            pair = f"{titles[primary.recipe]} against {titles[primary.baseline]}"
+            lines += [f"Not in this table: {pair}, see [the primary comparison](#primary-comparison).", ""]
     notes = [f"- {text}" for text in caveats(table)]
     return [*lines, *notes, *([""] if notes else [])]
 
@@ -218,12 +229,13 @@ def latex(results: Results) -> str:
             " & ".join(["Method", "Dice (\\%)", f"HD95 ({unit})", *map(_escape, structures)]) + " \\\\",
             "\\hline",
         ]
-        compared = table.compared("dice", results.spec.baseline)
-        shown = [name for name, found in compared.items() if found.shown]
+        of_baseline = (one for one in table.contrasts if (one.metric, one.baseline) == ("dice", results.spec.baseline))
+        shown = {one.recipe: one for one in of_baseline if one.found.shown}
+        marks = {name: "$^{\\ddagger}$" if found.primary else "$^{\\dagger}$" for name, found in shown.items()}
         for name, row in table.rows.items():
             spread = row.seed_sd["dice"]
             dice = format_number(100 * row.mean["dice"], 2) + ("" if spread is None else f" $\\pm$ {100 * spread:.2f}")
-            cells = [_escape(titles[name]), dice + ("$^{\\dagger}$" if name in shown else "")]
+            cells = [_escape(titles[name]), dice + marks.get(name, "")]
             cells.append(format_number(row.mean[metric], 2))
             values = [row.structures[structure]["dice"] for structure in structures]
             cells += [format_number(100 * value, 2) for value in values]
@@ -237,9 +249,17 @@ def latex(results: Results) -> str:
         notes = [_escape(note) for note in published_notes(table)]
         if any(row.seed_sd["dice"] is not None for row in table.rows.values()):
             notes.append("$\\pm$ Standard deviation over seeds.")
-        if shown:
-            baseline = _escape(titles[results.spec.baseline])
-            notes.append(f"$\\dagger$ A difference of Dice to {baseline} is shown (corrected p below 0.05).")
+        baseline = _escape(titles[results.spec.baseline])
+        if not all(one.primary for one in shown.values()):
+            notes.append(
+                f"$\\dagger$ A difference of Dice to {baseline} is shown (p below 0.05, corrected for all exploratory "
+                "comparisons)."
+            )
+        if any(one.primary for one in shown.values()):
+            several = ", corrected for the data sets" if len(results.spec.datasets) > 1 else ", not corrected"
+            notes.append(
+                f"$\\ddagger$ A difference of Dice to {baseline} is shown (primary comparison; p below 0.05{several})."
+            )
         for note in notes:
             lines.append(f"\\multicolumn{{{len(structures) + 3}}}{{l}}{{\\footnotesize {note}}} \\\\")
         parts.append("\n".join([*lines, "\\hline", "\\end{tabular}", ""]))

@@ -2,7 +2,7 @@
 
 from nnunet_topomae.benchmark.results import Results, Table
 from nnunet_topomae.evaluation.statistics import Comparison
-from nnunet_topomae.reports.statements import interval, primary_statements
+from nnunet_topomae.reports.statements import interval, primary_statements, removed_primary
 
 
 def headlines(results: Results) -> list[str]:
@@ -14,7 +14,8 @@ def headlines(results: Results) -> list[str]:
     if results.spec.primary is not None:
         return [sentences[0] for sentences in primary_statements(results)]
     several = len(results.tables) > 1
-    return [f"{table.key}: " * several + headline(table, results) for table in results.tables]
+    found = [f"{table.key}: " * several + headline(table, results) for table in results.tables]
+    return [*found, f"No primary comparison is named. {removed_primary(results)}"] if results.stated_late else found
 
 
 def headline(table: Table, results: Results) -> str:

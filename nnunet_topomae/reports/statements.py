@@ -1,9 +1,11 @@
 """What a benchmark's comparisons say, as sentences: the same in the page and in Markdown."""
 
+from collections.abc import Iterable
+
 from nnunet_topomae.benchmark.compared import COMPARED
-from nnunet_topomae.benchmark.results import Contrast, Cost, Results, Table
+from nnunet_topomae.benchmark.results import Amount, Contrast, Cost, Results, Table
 from nnunet_topomae.evaluation.statistics import Comparison
-from nnunet_topomae.reports.page import format_p
+from nnunet_topomae.reports.page import format_number, format_p
 
 
 def heading(table: Table) -> str:
@@ -35,6 +37,8 @@ def interval(found: Comparison, metric: str) -> str:
 def extent(results: Results, table: Table) -> str:
     """How much a table rests on: cases, patients, folds, seeds and trainings."""
     spec = results.spec
+    if not table.rows:
+        return "No recipe is complete yet"
     return (
         f"{_count(len(table.cases), 'case')} of {_count(table.patients, 'patient')}, "
         f"{_count(len(spec.folds), 'fold')} with {_count(len(spec.seeds), 'seed')}: "
@@ -46,20 +50,56 @@ def primary_statements(results: Results) -> list[list[str]]:
     """Sentences on the primary comparison of every data set: the result, what it rests on, the margin, and limits.
 
     Returns:
-        a list of sentences per data set; without a primary comparison, one sentence that says so.
+        a list of sentences per data set whose recipes are complete; otherwise one list that says what is missing.
     """
     spec = results.spec
     exploratory = sum(not one.primary for table in results.tables for one in table.contrasts)
     if spec.primary is None:
         text = "No primary comparison was named in the benchmark's file. "
-        return [[f"{text}All {exploratory} comparisons are exploratory and corrected together."]]
+        removed = f" {removed_primary(results)}" if results.stated_late else ""
+        return [[f"{text}All {exploratory} comparisons are exploratory and corrected together.{removed}"]]
     found = [(table, one) for table in results.tables for one in table.contrasts if one.primary]
     if not found:
-        return [["The primary comparison cannot be made yet: one of its recipes is not complete."]]
-    return [_statement(results, table, one, len(found)) for table, one in found]
+        return [
+            ["The primary comparison cannot be made yet: one of its recipes is not complete.", *_beforehand(results)]
+        ]
+    return [_statement(results, table, one, len(spec.datasets) - len(found)) for table, one in found]
 
 
-def _statement(results: Results, table: Table, contrast: Contrast, family: int) -> list[str]:
+def removed_primary(results: Results) -> str:
+    """That the file has named a primary comparison which it names no more.
+
+    Args:
+        results: of a benchmark without a primary comparison, with trainings that began with one.
+    """
+    number = sum(results.stated_late.values())
+    return f"{_count(number, 'training')} began while it named one: {'; '.join(results.stated_late)}."
+
+
+def _beforehand(results: Results) -> list[str]:
+    """Whether the primary comparison was named before the trainings began, where it was not for all of them."""
+    sentences = []
+    if results.stated_late:
+        named = "; ".join(f"{number}: {what}" for what, number in results.stated_late.items())
+        sentences.append(
+            f"It was not stated beforehand for all trainings: {sum(results.stated_late.values())} began while the "
+            f"benchmark's file named another primary comparison or margin, or none ({named})."
+        )
+    if results.unrecorded:
+        sentences.append(
+            f"Whether it was stated beforehand is not recorded for {_count(results.unrecorded, 'training')}: "
+            "an earlier version of nnunet-topomae made them, or the record of their attempts was deleted."
+        )
+    if results.planned_otherwise:
+        sentences.append(
+            f"{_count(results.planned_otherwise, 'training')} began while the benchmark's file named other seeds or "
+            "folds, which may have been changed after the first results were known."
+        )
+    return sentences
+
+
+def _statement(results: Results, table: Table, contrast: Contrast, pending: int) -> list[str]:
+    datasets = len(results.spec.datasets)
     found, metric, titles = contrast.found, contrast.metric, results.titles
     known = f" (95 % interval {interval(found, metric)}), p {_equals(found.p)}" if found.p == found.p else ""
     worse = "" if COMPARED[metric].higher_is_better else " (lower is better)"
@@ -69,30 +109,23 @@ def _statement(results: Results, table: Table, contrast: Contrast, family: int) 
         f"{signed(found.difference, metric)}{known}, {found.verdict}{worse}."
     )
     sentences = [result]
-    if family > 1:
-        sentences.append(f"Corrected for {family} data sets, p {_equals(found.adjusted_p)}.")
+    if datasets > 1 and found.testable:
+        sentences.append(f"Corrected for {datasets} data sets, p {_equals(found.adjusted_p)}.")
+    if pending:
+        sentences.append(
+            f"On {pending} of them it cannot be made yet, as one of its recipes is not complete there; until then "
+            "this counts as no difference."
+        )
     if found.fold_p == found.fold_p:
         sentences.append(
             f"Conservative check, t-test over the means of {found.folds} folds: p {_equals(found.fold_p)}."
         )
     sentences.append(f"It rests on {extent(results, table)}.")
-    costs = (f"“{titles[name]}” {_cost(table.rows[name].cost)}" for name in (contrast.recipe, contrast.baseline))
+    cpu = results.spec.device == "cpu"
+    both = (contrast.recipe, contrast.baseline)
+    costs = (f"“{titles[name]}” {_cost(table.rows[name].cost, cpu)}" for name in both)
     sentences.append(f"Cost of a training: {'; '.join(costs)}.")
-    if results.stated_late:
-        sentences.append(
-            f"It was not stated beforehand for all trainings: {results.stated_late} began while the benchmark's file "
-            "named another primary comparison or margin, or none."
-        )
-    if results.unrecorded:
-        sentences.append(
-            f"Whether it was stated beforehand is not recorded for {results.unrecorded} trainings: "
-            "an earlier version of nnunet-topomae made them, or the record of their attempts was deleted."
-        )
-    if results.planned_otherwise:
-        sentences.append(
-            f"{_count(results.planned_otherwise, 'training')} began while the benchmark's file named other seeds or "
-            "folds, which may have been changed after the first results were known."
-        )
+    sentences += [*_machines(table), *_ended_early(table, both), *_beforehand(results)]
     if found.testable:
         digits = COMPARED[metric].digits
         sentences.append(
@@ -105,15 +138,51 @@ def _statement(results: Results, table: Table, contrast: Contrast, family: int) 
     return sentences + [f"{text[0].upper()}{text[1:]}." for text in found.caveats]
 
 
-def _cost(cost: Cost) -> str:
-    """What two recipes may be equal in: steps, operations, time."""
+def _cost(cost: Cost, cpu: bool) -> str:
+    """What two recipes may be equal in: steps, operations, time; on a CPU, time of the processors too."""
     parts = []
     if cost.steps is not None and cost.pretraining_steps is not None:
-        before = f", {cost.pretraining_steps} of pre-training" if cost.pretraining_steps else ""
-        parts.append(f"{cost.steps + cost.pretraining_steps} steps{before}")
+        before = f"{amount(cost.pretraining_steps)} steps of pre-training, " if cost.pretraining_steps.most else ""
+        parts.append(f"{before}{amount(cost.steps)} supervised steps")
     if cost.total_macs is not None:
-        parts.append(f"{cost.total_macs / 1e12:.1f} T multiply-adds")
-    return ", ".join([*parts, f"{cost.hours:.2f} h"])
+        parts.append(f"{amount(cost.total_macs, 1e12, 1)} T multiply-adds")
+    parts.append(f"{cost.hours:.2f} h")
+    if cpu and cost.cpu_hours is not None:
+        parts.append(f"{cost.cpu_hours:.2f} CPU h")
+    return ", ".join(parts)
+
+
+def amount(found: Amount | None, unit: float = 1.0, digits: int = 0) -> str:
+    """A mean over trainings, with the extremes where they differ; a dash where it is not known.
+
+    Args:
+        found: the amount.
+        unit: what it is counted in.
+        digits: after the decimal point.
+    """
+    if found is None:
+        return "–"
+    mean, least, most = (format_number(value / unit, digits) for value in (found.mean, found.least, found.most))
+    return mean if found.least == found.most else f"{mean} ({least}–{most})"
+
+
+def cost_notes(table: Table) -> list[str]:
+    """What has to be known to compare the costs of a table: several machines, and trainings that ended early."""
+    return [*_machines(table), *_ended_early(table, table.rows)]
+
+
+def _machines(table: Table) -> list[str]:
+    if len(table.machines) < 2:
+        return []
+    return [
+        f"The trainings come from {len(table.machines)} machines, so their hours cannot be compared directly: "
+        f"{'; '.join(table.machines)}."
+    ]
+
+
+def _ended_early(table: Table, recipes: Iterable[str]) -> list[str]:
+    found = dict.fromkeys(text for name in recipes for text in table.rows[name].ended_early)
+    return [f"Ended before the last epoch: {'; '.join(found)}."] if found else []
 
 
 def exploratory_contrasts(table: Table) -> list[tuple[str, str, list[Contrast]]]:
@@ -123,6 +192,18 @@ def exploratory_contrasts(table: Table) -> list[tuple[str, str, list[Contrast]]]
         if not one.primary:
             groups.setdefault((one.metric, one.baseline), []).append(one)
     return [(metric, baseline, found) for (metric, baseline), found in groups.items()]
+
+
+def primary_of(table: Table, metric: str, baseline: str) -> Contrast | None:
+    """The primary comparison, where it would be one of a metric's with a baseline.
+
+    Args:
+        table: one data set with one share of the labels.
+        metric: name of the metric.
+        baseline: name of the recipe that the others are compared with.
+    """
+    fitting = (one for one in table.contrasts if one.primary and one.metric == metric)
+    return next((one for one in fitting if baseline in (one.recipe, one.baseline)), None)
 
 
 def caveats(table: Table) -> list[str]:
@@ -136,8 +217,7 @@ def caveats(table: Table) -> list[str]:
         for text in found.caveats:
             counts[text] = counts.get(text, 0) + 1
     notes = [f"{text} ({number} of {len(tested)} comparisons)" for text, number in counts.items()]
-    listed = (score for row in table.rows.values() for case in row.by_case.values() for score in case.values())
-    if any(score["dice"] != score["dice"] for score in listed):
+    if any(row.has_absent for row in table.rows.values()):
         notes.append(
             "a structure that neither truth nor prediction has counts as perfect in comparisons, and not at all in the "
             "table of scores; so differences are not exactly those of the means there"

@@ -35,7 +35,7 @@ def _results(preset: str) -> Results:
         {},
         1_000_000,
         1e9,
-        Cost(1.0, 0.0, 2.0, 1.0, 40, 0, 3e15, None, 1e9),
+        Cost(1.0, 0.0, 2.0, 1.0, None, None, None, None, 1e9),
     )
     table = Table(f"Dataset001_{preset}", 1.0, {"unetrpp": row}, [], [], {}, [], 0, 1, {}, PUBLISHED[preset])
     spec = BenchmarkSpec("test", Path(), (1,), (RECIPES["unetrpp"],), ("unetrpp",), folds=(0,), device="cpu")

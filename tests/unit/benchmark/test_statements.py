@@ -9,30 +9,30 @@ import numpy as np
 import pytest
 
 from nnunet_topomae.benchmark.compared import COMPARED, Metric
-from nnunet_topomae.benchmark.contrasts import compared_metrics, make_contrasts
+from nnunet_topomae.benchmark.contrasts import compared_metrics, correct_together, make_contrasts
 from nnunet_topomae.benchmark.primary import Primary, read_primary
 from nnunet_topomae.benchmark.recipes import RECIPES
-from nnunet_topomae.benchmark.results import Cost, JobRecord, Results, Row, Table
+from nnunet_topomae.benchmark.results import Amount, Cost, JobRecord, Results, Row, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.evaluation.nested import Design
-from nnunet_topomae.reports import benchmark
+from nnunet_topomae.reports import benchmark, statements
 from nnunet_topomae.reports.formats import latex, markdown
+from nnunet_topomae.reports.headline import headlines
 from nnunet_topomae.reports.page import render
 from nnunet_topomae.reports.statements import (
     caveats,
+    cost_notes,
     exploratory_contrasts,
-    heading,
-    interval,
     primary_statements,
-    signed,
 )
 
 NAMES = ("full", "fusion-scratch", "unetrpp")
 FOLDS = [fold for fold in range(5) for _ in range(8)]
 MEAN = {"dice": 0.8, "hd95": 5.0, "nsd": 0.9, "missed": 0.0, "betti_error": 1.25}
-ROW = Row(
-    {"organ": MEAN}, MEAN, {"dice": 0.01}, 0.02, 40, {}, 3, None, Cost(1.5, 0.5, 2.0, 2.5, 40, 100, 3e15, None, 1.0)
+COST = Cost(
+    1.5, 0.5, 2.0, 2.5, Amount(40.0, 40.0, 40.0), Amount(100.0, 100.0, 100.0), Amount(3e15, 3e15, 3e15), None, 1.0
 )
+ROW = Row({"organ": MEAN}, MEAN, {"dice": 0.01}, 0.02, 40, {}, 3, None, COST)
 
 
 def make_results(metric="dice", **values):
@@ -58,12 +58,13 @@ def test_the_primary_comparison_says_what_it_rests_on_and_what_it_could_show():
     text = " ".join(sentences)
     assert "40 cases of 30 patients, 5 folds with 2 seeds: 10 trainings per recipe" in text
     assert f"About three of four such benchmarks would show a true difference of {found.detectable:.4f};" in text
-    cost = "140 steps, 100 of pre-training, 3000.0 T multiply-adds, 1.50 h"
+    cost = "100 steps of pre-training, 40 supervised steps, 3000.0 T multiply-adds, 1.50 h"
     first, second = "“fusion, all losses”", "“fusion network from scratch”"
     assert f"Cost of a training: {first} {cost}; {second} {cost}." in text
     assert "beforehand" not in text
-    late = " ".join(*primary_statements(replace(results, stated_late=3)))
+    late = " ".join(*primary_statements(replace(results, stated_late={"none": 2, "full against unetrpp by dice": 1})))
     assert "It was not stated beforehand for all trainings: 3 began while" in late
+    assert "or none (2: none; 1: full against unetrpp by dice)." in late
     earlier = " ".join(*primary_statements(replace(results, unrecorded=2)))
     assert "is not recorded for 2 trainings: an earlier version" in earlier and "began while" not in earlier
     added = " ".join(*primary_statements(replace(results, planned_otherwise=1)))
@@ -82,13 +83,12 @@ def test_a_metric_of_one_line_is_compared_and_reported(monkeypatch):
     heading_ = "difference to UNETR++ from scratch (exploratory, lower is better)"
     assert f"Volume error ml, {heading_}:" in markdown(results, {})
     (table,) = results.tables
-    shown = {"heading": heading, "interval": interval, "signed": signed, "caveats": caveats}
     page = render(
         "comparisons.html.j2",
         table=table,
         titles=results.titles,
         exploratory=exploratory_contrasts,
-        statements=shown,
+        statements=statements,
         metrics=COMPARED,
     )
     assert f"<h3>Volume error ml: {heading_}</h3>" in page
@@ -113,11 +113,105 @@ def test_several_data_sets_are_corrected_and_worse_is_not_called_better():
     results = make_results(primary=Primary("full", "fusion-scratch", "dice"))
     (table,) = results.tables
     first = replace(table.contrasts[0], metric="hd95")
-    results = replace(results, tables=[replace(table, contrasts=[first])] * 2)
+    two = replace(results.spec, datasets=(1, 2))
+    results = replace(results, spec=two, tables=[replace(table, contrasts=[first])] * 2)
     statements = primary_statements(results)
     assert len(statements) == 2
     assert statements[0][0].endswith("higher (lower is better).")
     assert statements[0][1].startswith("Corrected for 2 data sets, p ")
+    assert "cannot be made yet" not in " ".join(statements[0])
+
+
+def test_a_data_set_that_is_not_complete_counts_as_no_difference():
+    """Its primary comparison will be made: until then, p is not smaller than it may be then."""
+    results = make_results(primary=Primary("full", "fusion-scratch", "dice"), datasets=(1, 2))
+    tables = correct_together(results.tables, 2)
+    primary = tables[0].contrasts[0].found
+    assert primary.adjusted_p == pytest.approx(2 * primary.p)
+    (sentences,) = primary_statements(replace(results, tables=tables))
+    assert sentences[1].startswith("Corrected for 2 data sets, p ")
+    assert sentences[2].startswith("On 1 of them it cannot be made yet")
+
+
+def test_a_table_without_a_complete_recipe_says_so_and_has_no_empty_table():
+    results = make_results()
+    empty = replace(results.tables[0], rows={}, incomplete=list(NAMES), contrasts=[], cases=[], patients=0)
+    text = markdown(replace(results, tables=[empty]), {})
+    assert "**Left out, not complete: fusion, all losses, fusion network from scratch, UNETR++ from scratch.**" in text
+    assert "No recipe is complete yet." in text
+    assert "0 cases" not in text and "|" not in text
+
+
+def test_a_primary_comparison_that_was_removed_is_told():
+    """It may have been removed after the scores were seen."""
+    named = {"full against unetrpp by dice, margin 0.02": 6}
+    results = replace(make_results(), stated_late=named)
+    ((sentence,),) = primary_statements(results)
+    assert sentence.endswith("6 trainings began while it named one: full against unetrpp by dice, margin 0.02.")
+    assert headlines(results)[-1].endswith("6 trainings began while it named one: " + "".join(named) + ".")
+    late = replace(make_results(primary=Primary("full", "nnunet", "dice")), stated_late=named)
+    assert "6 began while the benchmark's file named another" in " ".join(*primary_statements(late))
+
+
+def test_hours_of_processors_are_told_where_they_are_the_device():
+    primary = Primary("full", "fusion-scratch", "dice")
+    assert ", 1.50 h, 2.00 CPU h; " in " ".join(*primary_statements(make_results(primary=primary, device="cpu")))
+    assert "CPU h" not in " ".join(*primary_statements(make_results(primary=primary, device="cuda")))
+
+
+def test_costs_that_differ_have_their_extremes_and_their_reasons():
+    results = make_results(primary=Primary("full", "fusion-scratch", "dice"))
+    (table,) = results.tables
+    cost = replace(COST, steps=Amount(350.0, 300.0, 400.0), cpu_hours=None)
+    row = replace(ROW, cost=cost, ended_early=["D__full__fold0 after 3 epochs (asked)"])
+    table = replace(table, rows={**table.rows, "full": row}, machines=["cores 2", "cores 8"])
+    results = replace(results, tables=[table])
+    text, notes = markdown(results, {}), cost_notes(table)
+    assert "| fusion, all losses | 100 | 350 (300–400) | – | 3.000 P | 1.50 | 0.50 | – | 2.5 |" in text
+    assert notes == [
+        "The trainings come from 2 machines, so their hours cannot be compared directly: cores 2; cores 8.",
+        "Ended before the last epoch: D__full__fold0 after 3 epochs (asked).",
+    ]
+    (said,) = primary_statements(results)
+    assert set(notes) < set(said) and all(note in text for note in notes)
+    assert "350 (300–400) supervised steps" in " ".join(said)
+
+
+def test_the_primary_comparison_is_pointed_to_where_it_is_left_out():
+    results = make_results(primary=Primary("full", "unetrpp", "dice"))
+    text = markdown(results, {})
+    assert "Not in this table: fusion, all losses against UNETR++ from scratch, see [the primary" in text
+    assert "Not in this table" not in markdown(make_results(), {})
+    (table,) = results.tables
+    page = render(
+        "comparisons.html.j2",
+        table=table,
+        titles=results.titles,
+        exploratory=exploratory_contrasts,
+        statements=statements,
+        metrics=COMPARED,
+    )
+    assert '<a href="#primary">the primary comparison</a>' in page
+
+
+def test_the_primary_comparison_is_not_said_to_be_corrected_with_the_others():
+    results = make_results(primary=Primary("full", "unetrpp", "dice"))
+    (table,) = results.tables
+    text = latex(results)
+    assert "from scratch is shown (primary comparison; p below 0.05, not corrected)." in text
+    assert "fusion, all losses & 80.00 $\\pm$ 1.00$^{\\ddagger}$" in text and "\\dagger$ A difference" not in text
+    assert benchmark._shown_means(results, table, "dice").endswith(
+        "“fusion, all losses” is the primary comparison: its p is not corrected."
+    )
+    assert benchmark._shown_means(results, table, "betti_error").endswith("of the report, is below 0.05.")
+
+
+def test_the_margin_does_not_contradict_the_corrected_verdict():
+    found = make_results().tables[0].contrasts[0].found
+    assert found.against_margin(0.01) == "the difference is larger than the margin"
+    unclear = replace(found, adjusted_p=0.06)
+    assert unclear.verdict == "no difference shown"
+    assert unclear.against_margin(0.01).endswith("corrected for all data sets, no difference is shown")
 
 
 def test_caveats_are_counted():
@@ -130,9 +224,8 @@ def test_caveats_are_counted():
 
 def test_where_means_and_differences_may_disagree_the_page_says_so():
     (table,) = make_results().tables
-    absent = {"case": {"organ": {"dice": float("nan"), "hd95": float("nan")}}}
     assert not any("perfect" in text for text in caveats(table))
-    rows = {**table.rows, "full": replace(ROW, by_case=absent)}
+    rows = {**table.rows, "full": replace(ROW, has_absent=True)}
     (text,) = (text for text in caveats(replace(table, rows=rows)) if "perfect" in text)
     assert text.startswith("a structure that neither truth nor prediction has counts as perfect in comparisons")
 
@@ -151,7 +244,7 @@ def test_markdown_has_betti_errors_and_costs(betti):
     assert ("| Betti error |" in text) == betti
     assert ("| 0.9000 | 1.25 | 0.0 |" in text) == betti
     assert "| fusion, all losses | 0.8000 | 0.0100 | 0.0200 | 5.00 |" in text
-    assert "| fusion, all losses | 100 | 40 | – | 3.000 P | 1.50 | 0.50 | 2.5 |" in text
+    assert "| fusion, all losses | 100 | 40 | – | 3.000 P | 1.50 | 0.50 | 2.00 | 2.5 |" in text
 
 
 class Elements(HTMLParser):

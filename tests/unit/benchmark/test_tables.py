@@ -19,14 +19,15 @@ from nnunet_topomae.benchmark.contrasts import (
 from nnunet_topomae.benchmark.exchange import read_known
 from nnunet_topomae.benchmark.jobs import Job, make_jobs
 from nnunet_topomae.benchmark.primary import Primary
-from nnunet_topomae.benchmark.results import Table
+from nnunet_topomae.benchmark.results import Amount, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec, read_spec
 from nnunet_topomae.benchmark.store import JobFolder
-from nnunet_topomae.benchmark.tables import build_results, summarise_recipe
+from nnunet_topomae.benchmark.tables import _machines, build_results, summarise_recipe
 from nnunet_topomae.evaluation.metrics import StructureScore
 from nnunet_topomae.evaluation.nested import Design
 from nnunet_topomae.evaluation.statistics import holm
 from nnunet_topomae.reports.formats import scores_csv
+from nnunet_topomae.training.record import add_facts
 
 NAN = float("nan")
 COST = {"seconds": 3600.0, "cpu_seconds": 7200.0, "peak_process_bytes": 5.0}
@@ -125,7 +126,7 @@ def test_exploratory_comparisons_are_one_family_and_the_primary_one_is_not_in_it
     tables = [
         replace(table, contrasts=make_contrasts(spec, metric, scores, Design(), 1.0)) for metric in ("dice", "nsd")
     ]
-    (primary, one), (two, three) = (table.contrasts for table in correct_together(tables))
+    (primary, one), (two, three) = (table.contrasts for table in correct_together(tables, 1))
     assert primary.primary and primary.found.adjusted_p == primary.found.p
     family = [one.found, two.found, three.found]
     assert [found.adjusted_p for found in family] == pytest.approx(holm([found.p for found in family]))
@@ -137,7 +138,7 @@ def test_betti_errors_are_compared_where_they_are_measured():
 
 
 def test_means_leave_out_what_is_not_defined(entries):
-    row = summarise_recipe(entries)
+    row = summarise_recipe(entries, True)
     assert row.structures["x"]["dice"] == pytest.approx(np.mean([0.65, 0.75]))
     assert row.structures["y"]["dice"] == 1.0
     assert row.mean["dice"] == pytest.approx((0.7 + 1.0) / 2)
@@ -148,15 +149,73 @@ def test_means_leave_out_what_is_not_defined(entries):
     assert row.by_case["a"]["x"]["dice"] == pytest.approx(0.65) and np.isnan(row.by_case["b"]["y"]["hd95"])
     assert (row.cases, row.parameters, row.macs) == (2, 12, None)
     assert (row.cost.hours, row.cost.cpu_hours, row.cost.gpu_bytes) == (1.0, 2.0, None)
-    assert (summarise_recipe(entries[:1]).seed_sd["dice"], summarise_recipe(entries[:1]).training_sd) == (None, None)
+    alone = summarise_recipe(entries[:1], True)
+    assert (alone.seed_sd["dice"], alone.training_sd) == (None, None)
     both = [replace(entries[0], pretraining={**COST, "attempts": 3}), replace(entries[1], pretraining=COST)]
-    cost = summarise_recipe(both).cost
+    cost = summarise_recipe(both, True).cost
     assert (cost.hours, cost.pretraining_hours, cost.attempts) == (2.0, 1.0, 3.0)  # attempts: 1 + 3 and 1 + 1
 
 
 def test_the_largest_gpu_memory_counts(entries):
     some = [replace(entries[0], gpu_bytes=2.0), replace(entries[1], gpu_bytes=3.0), *entries[2:]]
-    assert summarise_recipe(some).cost.gpu_bytes == 3.0
+    assert summarise_recipe(some, True).cost.gpu_bytes == 3.0
+
+
+def test_steps_and_operations_are_means_over_the_trainings(entries):
+    """A control of equal time has a length of its own in every fold and seed."""
+    lengths = (300, 340, 360, 400)
+    some = [
+        replace(one, steps=steps, total_macs=steps * 2.0, ended_early=["a"] * (steps == 300))
+        for one, steps in zip(entries, lengths, strict=True)
+    ]
+    row = summarise_recipe(some, True)
+    assert (row.cost.steps, row.cost.pretraining_steps) == (Amount(350.0, 300.0, 400.0), Amount(0.0, 0.0, 0.0))
+    assert row.cost.total_macs == Amount(700.0, 600.0, 800.0) and list(row.ended_early) == ["a"]
+    # One training that does not say it.
+    row = summarise_recipe([*some[:3], entries[3]], True)
+    assert row.cost.steps is None and row.cost.total_macs is None
+
+
+def test_time_of_processors_that_was_not_recorded_is_not_known(entries):
+    unknown = replace(entries[0], training={**COST, "cpu_seconds": 0.0})
+    assert summarise_recipe([unknown, *entries[1:]], True).cost.cpu_hours is None
+
+
+def test_held_out_cases_are_counted_once_and_not_once_per_fold():
+    """One of two structures is always missed in both cases: by five folds and two seeds, too."""
+    entries = [
+        entry(fold, seed, {case: {"x": (0.0, 9.0), "y": (1.0, 0.0)} for case in "ab"})
+        for fold in range(5)
+        for seed in (0, 1)
+    ]
+    entries = [
+        replace(one, scores={case: {**of, "x": replace(of["x"], missed=True)} for case, of in one.scores.items()})
+        for one in entries
+    ]
+    row = summarise_recipe(entries, held_out=True)
+    assert (row.mean["missed"], row.structures["x"]["missed"], row.structures["y"]["missed"]) == (2.0, 2.0, 0.0)
+    # In cross-validation, every fold has cases of its own.
+    assert summarise_recipe(entries[:4], held_out=False).mean["missed"] == 4.0
+
+
+def test_a_structure_that_is_absent_in_one_training_only_is_noted(entries):
+    """The mean over seeds is defined where one training predicts what is not there."""
+    present = [entry(0, 0, {"a": {"x": (0.0, 9.0)}}), entry(0, 1, {"a": {"x": (NAN, NAN)}})]
+    row = summarise_recipe(present, False)
+    assert row.by_case["a"]["x"]["dice"] == 0.0 and row.has_absent
+    assert not summarise_recipe(present[:1], False).has_absent
+
+
+def test_machines_are_those_of_the_trainings(entries):
+    def on(system, cores):
+        return {**COST, "provenance": {"machine": {"system": system, "processor": "any", "cores": cores}}}
+
+    some = [replace(entries[0], training=on("a", "2"), pretraining=on("b", "2")), entries[1]]
+    assert _machines(some) == ["processor any, cores 2"]
+    assert _machines([*some, replace(entries[2], training=on("a", "8"))]) == [
+        "processor any, cores 2",
+        "processor any, cores 8",
+    ]
 
 
 def test_errors_of_the_volume_do_not_cancel():
@@ -165,7 +224,7 @@ def test_errors_of_the_volume_do_not_cancel():
         case: {"x": replace(of["x"], volume_error=error)}
         for (case, of), error in zip(scores[0].scores.items(), (3.0, -3.0), strict=True)
     }
-    mean = summarise_recipe([replace(scores[0], scores=sized)]).mean
+    mean = summarise_recipe([replace(scores[0], scores=sized)], False).mean
     assert (mean["volume_error"], mean["absolute_volume_error"]) == (0.0, 3.0)
 
 
@@ -217,6 +276,21 @@ def test_a_score_without_the_record_of_its_training_is_missing(finished_demo, ki
     assert [entry.job.recipe for entry in found] == ["unetrpp"]
 
 
+def test_a_training_that_ended_early_is_named(finished_demo):
+    spec = read_spec(finished_demo)
+    jobs = make_jobs(spec)
+    job = next(job for job in jobs if (job.kind, job.recipe) == ("train", "unetrpp"))
+    file = JobFolder.of(job, spec).fold / "training.json"
+    record = file.read_text()
+    add_facts(file.parent, {"ended_early": {"epochs": 3, "reason": "somebody has asked"}})
+    try:
+        full, scratch = collect(spec, jobs)
+    finally:
+        file.write_text(record)
+    assert full.ended_early == []
+    assert scratch.ended_early == [f"{job.name} after 3 epochs (somebody has asked)"]
+
+
 def test_unfinished_recipes_are_named_and_left_out(finished_demo, tmp_path):
     spec = read_spec(finished_demo)
     jobs = make_jobs(spec)
@@ -233,10 +307,10 @@ def test_a_comparison_that_was_stated_late_is_counted(finished_demo):
     spec = read_spec(finished_demo)
     jobs = make_jobs(spec)
     entries = collect(spec, jobs)
-    assert build_results(spec, jobs, entries).stated_late == 0
+    assert build_results(spec, jobs, entries).stated_late == {}
     now = replace(spec, primary=Primary("full", "unetrpp", "dice"), margin=0.02)
     found = build_results(now, jobs, entries)
-    assert (found.stated_late, found.unrecorded) == (2, 0)
+    assert (found.stated_late, found.unrecorded) == ({"none": 2}, 0)
     # Where and with what it was made is what the jobs say, not this machine.
     found = build_results(spec, jobs, entries)
     assert found.machine == {"processor": "a quick one", "cores": "64"}
@@ -265,5 +339,5 @@ def test_a_version_that_did_not_record_the_comparison_is_not_said_to_have_named_
     monkeypatch.setattr("nnunet_topomae.benchmark.tables.read_known", lambda *_: known)
     now = replace(spec, primary=Primary("full", "unetrpp", "dice"))
     found = build_results(now, jobs, entries)
-    assert (found.stated_late, found.unrecorded) == (0, 2)
+    assert (found.stated_late, found.unrecorded) == ({}, 2)
     assert build_results(spec, jobs, entries).unrecorded == 0

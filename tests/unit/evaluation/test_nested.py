@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp, ttest_ind, ttest_rel
 
-from nnunet_topomae.evaluation.nested import Design, estimate
+from nnunet_topomae.evaluation.nested import Design, _Part, _with_folds, estimate
 
 FOLDS = [fold for fold in range(5) for _ in range(8)]
 
@@ -73,6 +73,17 @@ def test_folds_that_differ_much_count_alone():
     tables[1] += np.repeat(generator.standard_normal(5), 8)[:, None]
     found = estimate(tables[1], tables[0], Design(case_folds=FOLDS))
     assert found.p == pytest.approx(found.fold_p) and found.freedom == pytest.approx(4)
+
+
+def test_folds_that_differ_count_the_more_the_better_the_rest_is_known():
+    folds = _Part(1.5, 4.0)
+    shares = [
+        (_with_folds(_Part(1.0, freedom), folds).freedom - freedom - 4) / -freedom for freedom in (3.0, 15.0, 30.0)
+    ]
+    assert shares == pytest.approx([0.505, 0.625, 1.0])
+    assert _with_folds(_Part(1.0, 30.0), folds) == folds
+    # Folds that differ less than the rest explains count less than half.
+    assert _with_folds(_Part(1.0, 30.0), _Part(0.25, 4.0)).variance == pytest.approx(31 / 34)
 
 
 def test_held_out_cases_share_the_folds_of_the_trainings():

@@ -110,6 +110,8 @@ def test_caveats_say_where_interval_p_and_folds_disagree():
     assert corrected.startswith("the interval is of this comparison alone")
     assert replace(found, fold_p=0.2).caveats == ["a t-test over the means of the 5 folds alone does not show it"]
     assert replace(found, folds=1).caveats == ["one fold: whether another split would agree is not known"]
+    (few,) = replace(found, folds=2).caveats
+    assert few.startswith("only 2 folds: whether a recipe suits some of them better is hardly seen")
 
 
 @pytest.mark.parametrize(
