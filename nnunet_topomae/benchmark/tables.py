@@ -175,7 +175,8 @@ def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[En
 def _machines(entries: Sequence[Entry]) -> list[str]:
     """Machines of trainings and pre-trainings; one whose system was updated is the same machine."""
     done = [done for entry in entries for done in (entry.training, entry.pretraining) if done]
-    machines = [one["provenance"]["machine"] for one in done if "provenance" in one]
+    origins = [one["provenance"] for one in done if "provenance" in one]
+    machines = [part["machine"] for origin in origins for part in (origin, *origin.get("later", []))]
     found = (", ".join(f"{key} {value}" for key, value in one.items() if key != "system") for one in machines)
     return list(dict.fromkeys(found))
 
