@@ -229,7 +229,8 @@ def _own_recipe(path: Path, name: str, values: dict[str, Any]) -> Recipe:
     if "base" in values:
         base = find_recipe(values.pop("base"))
         inherited = {field.name: getattr(base, field.name) for field in fields(Recipe)}
-        values = {**inherited, "paper_row": None, "title": name, **values, "name": name}
+        title = base.title if name == base.name else name
+        values = {**inherited, "paper_row": None, "title": title, **values, "name": name}
         return Recipe(**{**values, "settings": {**base.settings, **settings}})
     if "trainer" not in values:
         raise ValueError(f"{path}: recipe.{name} needs a trainer, or a base recipe")

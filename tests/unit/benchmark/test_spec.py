@@ -12,6 +12,7 @@ import nnunet_topomae
 from nnunet_topomae.benchmark import content
 from nnunet_topomae.benchmark.jobs import make_jobs
 from nnunet_topomae.benchmark.primary import Primary
+from nnunet_topomae.benchmark.recipes import RECIPES
 from nnunet_topomae.benchmark.spec import read_spec
 from nnunet_topomae.benchmark.stages import Task, train
 from nnunet_topomae.benchmark.store import JobFolder
@@ -279,6 +280,13 @@ def test_identical_pretrainings_run_once(raw, tmp_path):
     (other,) = (job for job in jobs_of(tmp_path, f"{HEAD}recipes = ['slow']\n{own}") if job.kind == "pretrain")
     assert other.name != pretrainings[0].name
     assert (other.place, other.fingerprint) == (pretrainings[0].place, pretrainings[0].fingerprint)
+
+
+def test_a_changed_recipe_keeps_its_title_with_its_name(raw, tmp_path):
+    own = "[recipe.full]\nbase = 'full'\n[recipe.slow]\nbase = 'full'\n[recipe.nnunet]\nbase = 'nnunet'\ntitle = 'U'\n"
+    path = tmp_path / "b.toml"
+    path.write_text(f"{HEAD}recipes = ['full', 'slow', 'nnunet']\n{own}")
+    assert [recipe.title for recipe in read_spec(path).recipes] == [RECIPES["full"].title, "slow", "U"]
 
 
 def test_the_file_may_name_the_raw_data(raw, tmp_path, monkeypatch):
