@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import runpy
 import signal
 import statistics
 import subprocess
@@ -207,6 +208,11 @@ def test_spatial_task(study: Study, tmp_path: Path, capsys: pytest.CaptureFixtur
     printed = capsys.readouterr().out
     module.main(["--table", str(out)])
     assert capsys.readouterr().out == printed
+
+
+def test_the_recipe_page_shows_what_was_measured(repository: Path) -> None:
+    script = runpy.run_path(str(repository / "docs" / "make_recipe_tables.py"))
+    assert script["PAGE"].read_text(encoding="utf-8") == script["page"](), "run python docs/make_recipe_tables.py"
 
 
 def test_spatial_task_flips_where_it_says_so(
