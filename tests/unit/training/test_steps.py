@@ -194,10 +194,11 @@ def test_the_gap_is_among_the_terms_where_the_distance_is_not_exact() -> None:
 
 @pytest.mark.slow
 def test_pre_training_learns() -> None:
+    """The first total is near that of predicting the mean: both reconstruction heads start small."""
     step, network, batch = _step(TopologyConfig(region_size=7))
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+    optimizer = torch.optim.AdamW(network.parameters(), 6e-3)
     totals = []
-    for _ in range(15):
+    for _ in range(50):
         terms = step(batch, _masks(), 1.0)
         optimise(terms["total"], network, optimizer, None, 1.0, ["a"])
         totals.append(detach_terms(terms)["total"])
