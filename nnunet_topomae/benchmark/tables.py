@@ -155,7 +155,7 @@ def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[En
     done = read_known(spec, jobs).done
     origins = {made_by: facts["provenance"] for made_by, facts in done.items() if "provenance" in facts}
     trainings = [origins[job.fingerprint] for job in jobs if job.kind == "train" and job.fingerprint in origins]
-    made = [part for origin in origins.values() for part in (origin, *origin.get("later", []))]
+    made = [part for origin in origins.values() for part in _made_with(origin)]
     late = [
         describe(origin["primary"]) for origin in trainings if "primary" in origin and origin["primary"] != spec.stated
     ]
@@ -172,11 +172,16 @@ def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[En
     )
 
 
+def _made_with(provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Versions, commit and machine of the first attempt, and of later ones where they were others."""
+    return [provenance, *provenance.get("later", [])]
+
+
 def _machines(entries: Sequence[Entry]) -> list[str]:
     """Machines of trainings and pre-trainings; one whose system was updated is the same machine."""
     done = [done for entry in entries for done in (entry.training, entry.pretraining) if done]
     origins = [one["provenance"] for one in done if "provenance" in one]
-    machines = [part["machine"] for origin in origins for part in (origin, *origin.get("later", []))]
+    machines = [part["machine"] for origin in origins for part in _made_with(origin)]
     found = (", ".join(f"{key} {value}" for key, value in one.items() if key != "system") for one in machines)
     return list(dict.fromkeys(found))
 

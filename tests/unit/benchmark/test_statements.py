@@ -73,6 +73,18 @@ def test_the_primary_comparison_says_what_it_rests_on_and_what_it_could_show():
     assert f"**{sentences[0]}** {sentences[1]}" in markdown(results, {})
 
 
+def comparisons_page(results: Results) -> str:
+    (table,) = results.tables
+    return render(
+        "comparisons.html.j2",
+        table=table,
+        titles=results.titles,
+        exploratory=exploratory_contrasts,
+        statements=statements,
+        metrics=COMPARED,
+    )
+
+
 def test_a_metric_of_one_line_is_compared_and_reported(monkeypatch):
     monkeypatch.setitem(COMPARED, "volume_error", Metric("Volume error ml", 1, 0.0, False))
     primary = read_primary(Path("b.toml"), ["full", "fusion-scratch", "volume_error"], NAMES, [1.0])
@@ -82,15 +94,7 @@ def test_a_metric_of_one_line_is_compared_and_reported(monkeypatch):
     assert re.match(r"Volume error ml on D, .*: \+0\.\d .*, higher \(lower is better\)\.$", said)
     heading_ = "difference to UNETR++ from scratch (exploratory, lower is better)"
     assert f"Volume error ml, {heading_}:" in markdown(results, {})
-    (table,) = results.tables
-    page = render(
-        "comparisons.html.j2",
-        table=table,
-        titles=results.titles,
-        exploratory=exploratory_contrasts,
-        statements=statements,
-        metrics=COMPARED,
-    )
+    page = comparisons_page(results)
     assert f"<h3>Volume error ml: {heading_}</h3>" in page
 
 
@@ -182,15 +186,7 @@ def test_the_primary_comparison_is_pointed_to_where_it_is_left_out():
     text = markdown(results, {})
     assert "Not in this table: fusion, all losses against UNETR++ from scratch, see [the primary" in text
     assert "Not in this table" not in markdown(make_results(), {})
-    (table,) = results.tables
-    page = render(
-        "comparisons.html.j2",
-        table=table,
-        titles=results.titles,
-        exploratory=exploratory_contrasts,
-        statements=statements,
-        metrics=COMPARED,
-    )
+    page = comparisons_page(results)
     assert '<a href="#primary">the primary comparison</a>' in page
 
 
