@@ -44,6 +44,8 @@ FILES = {"pretrained": PRETRAINED, "patients": PATIENTS}
 FOLDS = 5
 # What stands for a planner where a preset plans.
 PRESET = "preset "
+# More than the folds of any data set.
+SEED_STRIDE = 1000
 
 
 @dataclass(frozen=True)
@@ -225,12 +227,14 @@ def _of_recipe(
     common = {"plans": base_plans(spec, recipe), "fold": fold, "device": spec.device}
     common["versions"] = library_versions("nnunetv2", "torch")
     where = _where(plan, recipe.name, fold, seed)
+    # The same number in all folds would give them the same initial weights and draws, and so the same luck.
+    number = SEED_STRIDE * seed + fold
     first = Job("pretrain", f"{where}__pretrain", plan.dataset, {}, (plan,), recipe.name, fold, seed)
     jobs: list[Job] = []
     needs: tuple[Job, ...] = (plan,)
     if recipe.pretrainer:
         unsupervised = {key: value for key, value in settings.items() if not key.startswith(SUPERVISED)}
-        parameters = {"trainer": recipe.pretrainer, "settings": {**unsupervised, "pretraining.seed": seed}, **common}
+        parameters = {"trainer": recipe.pretrainer, "settings": {**unsupervised, "pretraining.seed": number}, **common}
         parameters |= _named_files(unsupervised, hashes)
         parameters["code"] = code_state("pretrain", spec.code)
         own = replace(first, parameters=parameters, epochs=_epochs(settings, "pretraining"))
@@ -245,9 +249,9 @@ def _of_recipe(
         supervised["equal"] = "macs"
     for fraction in spec.label_fractions:
         suffix = "" if fraction == 1 else f"__labels{fraction:g}"
-        seeded = {**settings, "finetuning.seed": seed}
+        seeded = {**settings, "finetuning.seed": number}
         if fraction < 1:
-            seeded |= {"finetuning.label_fraction": fraction, "finetuning.label_seed": seed}
+            seeded |= {"finetuning.label_fraction": fraction, "finetuning.label_seed": number}
         of_fraction = replace(first, fraction=fraction, needs=needs)
         measured: tuple[Job, ...] = ()
         if recipe.equal_to:

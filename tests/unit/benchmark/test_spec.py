@@ -45,7 +45,7 @@ def test_label_fractions_share_the_pretraining(raw, tmp_path):
     assert [job.kind for job in jobs] == ["plan", "pretrain", "train", "score", "train", "score"]
     half = jobs[4]
     assert half.parameters["settings"]["finetuning.label_fraction"] == 0.5
-    assert half.parameters["settings"]["finetuning.label_seed"] == 3
+    assert half.parameters["settings"]["finetuning.label_seed"] == 3000
     assert "finetuning.seed" not in jobs[1].parameters["settings"]
     assert [(job.fraction, job.seed, job.find("pretrain")) for job in jobs[2:]] == [
         (1.0, 3, jobs[1]),
@@ -65,6 +65,14 @@ def test_jobs_know_what_they_are(raw, tmp_path):
     assert jobs[-1].need("train").recipe == "nnunet" and jobs[-1].find("pretrain") is None
     with pytest.raises(ValueError, match="needs no job of the stage predict"):
         jobs[-1].need("predict")
+
+
+def test_folds_do_not_share_random_numbers(raw, tmp_path):
+    text = 'datasets = [5]\nrecipes = ["full"]\nfolds = [0, 1]\nseeds = [0, 1]\nlabel_fractions = [0.5]\n'
+    jobs = jobs_of(tmp_path, text)
+    for kind, keys in {"pretrain": ["pretraining.seed"], "train": ["finetuning.seed", "finetuning.label_seed"]}.items():
+        settings = [job.parameters["settings"] for job in jobs if job.kind == kind]
+        assert all(len({one[key] for one in settings}) == 4 for key in keys), kind
 
 
 def test_held_out_cases_are_predicted_once_per_training(raw, tmp_path):
