@@ -120,7 +120,8 @@ TABLES: dict[str, list[Row]] = {
         *each_seeds("two folds, folds suit recipes", 100, 2, (5,), fold=0.005),
         *each_seeds("two folds, calm trainings, folds suit recipes", 40, 2, (5,), **CALM),
         *each_seeds("three folds, calm trainings, folds suit recipes", 30, 3, (5,), **CALM),
-        *each_seeds("a seed's luck is the same in all folds", 40, 5, (2, 5), seed=0.004),
+        *each_seeds("a seed's luck is the same in all folds", 40, 5, (1, 2, 3, 5), seed=0.004),
+        *each_seeds("a seed's luck, as strong as in our first benchmarks", 40, 5, (1, 2, 3), seed=0.006),
         *each_seeds("two scans a patient, not told", 200, 5, (2, 5), scans=2, suits=0.03, told=False),
     ],
 }

@@ -1,7 +1,7 @@
 """The mean difference of two recipes and its uncertainty, with cases and trainings nested in folds.
 
-A training belongs to one fold: two trainings with the same seed in two folds share nothing but a number. So five folds
-with two seeds are ten trainings per recipe. The variance of the difference of means has three parts:
+A training belongs to one fold. Trainings of one seed in two folds are different trainings, with random numbers of their
+own. So five folds with two seeds are ten trainings per recipe. The variance of the difference of means has three parts:
 
 * cases: other patients would give another difference;
 * trainings: with other seeds, each recipe would score differently;
