@@ -36,14 +36,14 @@ from nnunet_topomae.files import write_json
 TOTAL_SECONDS = 520.0
 # A busy CPU may take its time; nobody pays for it.
 CPU_PATIENCE = 5.0
-# Parts of one row run at a time. Limits in seconds; the last row has what is left.
+# Parts of one row run at a time. Limits in seconds, together more than there are: what matters most comes first.
 ROWS: tuple[dict[str, float], ...] = (
+    {"trainers": 260.0, "benchmark": 260.0},
     {"step_time": 100.0},
     {"topology_step": 80.0},
     {"idle": 60.0},
     {"memory": 80.0},
     {"compiled_step_time": 100.0},
-    {"trainers": TOTAL_SECONDS, "benchmark": TOTAL_SECONDS},
 )
 GRACE_SECONDS = 5.0
 

@@ -97,13 +97,13 @@ def busy_seconds(profiler: profile, device: DeviceType) -> float:
 
 
 PARTS: dict[str, Callable[[torch.device, Path, Record, Save], None]] = {
+    "trainers": trainers,
+    "benchmark": benchmark,
     "step_time": step_times,
     "topology_step": topology_steps,
     "idle": idle,
     "memory": memory_estimates,
     "compiled_step_time": compiled_step_times,
-    "trainers": trainers,
-    "benchmark": benchmark,
 }
 
 

@@ -114,9 +114,10 @@ def train(
             first_std = float(outputs[0].detach().std())
         loss = _deep_loss(criterion, outputs, target, variant.ds)
         loss.backward()
-        norms.append(float(nn.utils.clip_grad_norm_(network.parameters(), variant.clip)))
         for optimiser in optimisers:
             leave_out_frozen(optimiser)
+        norms.append(float(nn.utils.clip_grad_norm_(network.parameters(), variant.clip)))
+        for optimiser in optimisers:
             optimiser.step()
         if variant.ema:
             average.update_parameters(network)
