@@ -184,6 +184,7 @@ class Results:
             or none, by what it named.
         unrecorded: finished trainings of a version that did not record which comparison the file named.
         planned_otherwise: finished trainings that began while the file named other seeds or folds.
+        plan_unrecorded: finished trainings of a version that did not record which seeds and folds the file named.
     """
 
     spec: BenchmarkSpec
@@ -195,6 +196,7 @@ class Results:
     stated_late: Mapping[str, int] = field(default_factory=dict)
     unrecorded: int = 0
     planned_otherwise: int = 0
+    plan_unrecorded: int = 0
 
     @property
     def recipes(self) -> dict[str, Recipe]:

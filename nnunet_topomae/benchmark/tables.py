@@ -154,7 +154,7 @@ def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[En
             tables.append(_table(spec, dataset, fraction, chosen, published.get(preset, []) if preset else []))
     done = read_known(spec, jobs).done
     origins = {made_by: facts["provenance"] for made_by, facts in done.items() if "provenance" in facts}
-    trainings = [origins[job.fingerprint] for job in jobs if job.kind == "train" and job.fingerprint in origins]
+    trainings = [origins.get(job.fingerprint, {}) for job in jobs if job.kind == "train" and job.fingerprint in done]
     made = [part for origin in origins.values() for part in _made_with(origin)]
     late = [
         describe(origin["primary"]) for origin in trainings if "primary" in origin and origin["primary"] != spec.stated
@@ -168,7 +168,8 @@ def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[En
         _merge([{**part["versions"], "commit": part["commit"] or "-"} for part in made]),
         dict(Counter(late)),
         sum("primary" not in origin for origin in trainings) if spec.stated else 0,
-        sum(origin.get("planned", spec.planned) != spec.planned for origin in trainings),
+        sum("planned" in origin and origin["planned"] != spec.planned for origin in trainings),
+        sum("planned" not in origin for origin in trainings),
     )
 
 

@@ -7,6 +7,8 @@ from nnunet_topomae.benchmark.results import Amount, Contrast, Cost, Results, Ta
 from nnunet_topomae.evaluation.statistics import Comparison
 from nnunet_topomae.reports.page import format_number, format_p
 
+_NOT_RECORDED = "an earlier version of nnunet-topomae made them, or the record of their attempts was deleted"
+
 
 def heading(table: Table) -> str:
     """Name of a table: its data set and share of the labels."""
@@ -57,7 +59,8 @@ def primary_statements(results: Results) -> list[list[str]]:
     if spec.primary is None:
         text = "No primary comparison was named in the benchmark's file. "
         removed = f" {removed_primary(results)}" if results.stated_late else ""
-        return [[f"{text}All {exploratory} comparisons are exploratory and corrected together.{removed}"]]
+        text += f"All {exploratory} comparisons are exploratory and corrected together.{removed}"
+        return [[text, *_planned(results)]]
     found = [(table, one) for table in results.tables for one in table.contrasts if one.primary]
     if not found:
         return [
@@ -88,12 +91,23 @@ def _beforehand(results: Results) -> list[str]:
     if results.unrecorded:
         sentences.append(
             f"Whether it was stated beforehand is not recorded for {_count(results.unrecorded, 'training')}: "
-            "an earlier version of nnunet-topomae made them, or the record of their attempts was deleted."
+            f"{_NOT_RECORDED}."
         )
+    return [*sentences, *_planned(results)]
+
+
+def _planned(results: Results) -> list[str]:
+    """Whether the trainings began with the seeds and folds that the file names now, where not all of them did."""
+    sentences = []
     if results.planned_otherwise:
         sentences.append(
             f"{_count(results.planned_otherwise, 'training')} began while the benchmark's file named other seeds or "
             "folds, which may have been changed after the first results were known."
+        )
+    if results.plan_unrecorded:
+        sentences.append(
+            "Which seeds and folds the benchmark's file named at first is not recorded for "
+            f"{_count(results.plan_unrecorded, 'training')}: {_NOT_RECORDED}."
         )
     return sentences
 

@@ -69,6 +69,8 @@ def test_the_primary_comparison_says_what_it_rests_on_and_what_it_could_show():
     assert "is not recorded for 2 trainings: an earlier version" in earlier and "began while" not in earlier
     added = " ".join(*primary_statements(replace(results, planned_otherwise=1)))
     assert "1 training began while the benchmark's file named other seeds or folds, which may" in added
+    earlier = " ".join(*primary_statements(replace(results, plan_unrecorded=2)))
+    assert "seeds and folds the benchmark's file named at first is not recorded for 2 trainings: an earlier" in earlier
     assert "By the margin of 0.015 in the benchmark's file: the difference is larger than the margin." in text
     assert f"**{sentences[0]}** {sentences[1]}" in markdown(results, {})
 
@@ -104,6 +106,8 @@ def test_without_a_primary_comparison_the_page_says_so():
         "No primary comparison was named in the benchmark's file. "
         "All 2 comparisons are exploratory and corrected together."
     ]
+    ((_, added, earlier),) = primary_statements(replace(make_results(), planned_otherwise=1, plan_unrecorded=3))
+    assert added.startswith("1 training began while") and "is not recorded for 3 trainings" in earlier
 
 
 def test_a_primary_comparison_that_is_not_complete():

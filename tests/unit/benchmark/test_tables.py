@@ -326,8 +326,20 @@ def test_trainings_that_began_with_other_seeds_or_on_several_machines_are_known(
     first["later"] = [{**first, "machine": {"processor": "a slow one", "cores": "64"}}]
     monkeypatch.setattr("nnunet_topomae.benchmark.tables.read_known", lambda *_: known)
     found = build_results(spec, jobs, entries)
-    assert found.planned_otherwise == 1  # earlier versions did not record it
+    assert (found.planned_otherwise, found.plan_unrecorded) == (1, 0)
     assert found.machine == {"processor": "a quick one; a slow one", "cores": "64"}
+
+
+def test_trainings_of_which_seeds_and_folds_are_not_recorded_do_not_count_as_planned(finished_demo, monkeypatch):
+    """Neither of two: an earlier version recorded the comparison only, a still earlier one nothing."""
+    spec = read_spec(finished_demo)
+    jobs = make_jobs(spec)
+    entries, known = collect(spec, jobs), read_known(spec, jobs)
+    first, second = (known.done[job.fingerprint] for job in jobs if job.kind == "train")
+    del first["provenance"]["planned"], second["provenance"]
+    monkeypatch.setattr("nnunet_topomae.benchmark.tables.read_known", lambda *_: known)
+    found = build_results(replace(spec, primary=Primary("full", "unetrpp", "dice")), jobs, entries)
+    assert (found.planned_otherwise, found.plan_unrecorded, found.unrecorded) == (0, 2, 1)
 
 
 def test_a_version_that_did_not_record_the_comparison_is_not_said_to_have_named_another(finished_demo, monkeypatch):
