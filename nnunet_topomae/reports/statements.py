@@ -1,5 +1,6 @@
 """What a benchmark's comparisons say, as sentences: the same in the page and in Markdown."""
 
+import math
 from collections.abc import Iterable
 
 from nnunet_topomae.benchmark.compared import COMPARED
@@ -7,6 +8,7 @@ from nnunet_topomae.benchmark.results import Amount, Contrast, Cost, Results, Ta
 from nnunet_topomae.evaluation.statistics import Comparison
 from nnunet_topomae.reports.page import format_number, format_p
 
+TERA = 1e12
 _NOT_RECORDED = "an earlier version of nnunet-topomae made them, or the record of their attempts was deleted"
 
 
@@ -159,7 +161,7 @@ def _cost(cost: Cost, cpu: bool) -> str:
         before = f"{amount(cost.pretraining_steps)} steps of pre-training, " if cost.pretraining_steps.most else ""
         parts.append(f"{before}{amount(cost.steps)} supervised steps")
     if cost.total_macs is not None:
-        parts.append(f"{amount(cost.total_macs, 1e12, 1)} T multiply-adds")
+        parts.append(f"{multiply_adds(cost.total_macs)} T multiply-adds")
     parts.append(f"{cost.hours:.2f} h")
     if cpu and cost.cpu_hours is not None:
         parts.append(f"{cost.cpu_hours:.2f} CPU h")
@@ -178,6 +180,16 @@ def amount(found: Amount | None, unit: float = 1.0, digits: int = 0) -> str:
         return "–"
     mean, least, most = (format_number(value / unit, digits) for value in (found.mean, found.least, found.most))
     return mean if found.least == found.most else f"{mean} ({least}–{most})"
+
+
+def multiply_adds(found: Amount | None) -> str:
+    """Multiply-adds in 10^12 with at least three significant digits of the mean, so that recipes can be compared.
+
+    Args:
+        found: the amount.
+    """
+    whole_digits = math.floor(math.log10(found.mean / TERA)) + 1 if found and found.mean else 1
+    return amount(found, TERA, max(0, 3 - whole_digits))
 
 
 def cost_notes(table: Table) -> list[str]:

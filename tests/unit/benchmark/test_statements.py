@@ -23,6 +23,7 @@ from nnunet_topomae.reports.statements import (
     caveats,
     cost_notes,
     exploratory_contrasts,
+    multiply_adds,
     primary_statements,
 )
 
@@ -58,7 +59,7 @@ def test_the_primary_comparison_says_what_it_rests_on_and_what_it_could_show():
     text = " ".join(sentences)
     assert "40 cases of 30 patients, 5 folds with 2 seeds: 10 trainings per recipe" in text
     assert f"About three of four such benchmarks would show a true difference of {found.detectable:.4f};" in text
-    cost = "100 steps of pre-training, 40 supervised steps, 3000.0 T multiply-adds, 1.50 h"
+    cost = "100 steps of pre-training, 40 supervised steps, 3000 T multiply-adds, 1.50 h"
     first, second = "“fusion, all losses”", "“fusion network from scratch”"
     assert f"Cost of a training: {first} {cost}; {second} {cost}." in text
     assert "beforehand" not in text
@@ -175,7 +176,7 @@ def test_costs_that_differ_have_their_extremes_and_their_reasons():
     table = replace(table, rows={**table.rows, "full": row}, machines=["cores 2", "cores 8"])
     results = replace(results, tables=[table])
     text, notes = markdown(results, {}), cost_notes(table)
-    assert "| fusion, all losses | 100 | 350 (300–400) | – | 3.000 P | 1.50 | 0.50 | – | 2.5 |" in text
+    assert "| fusion, all losses | 100 | 350 (300–400) | – | 3000 T | 1.50 | 0.50 | – | 2.5 |" in text
     assert notes == [
         "The trainings come from 2 machines, so their hours cannot be compared directly: cores 2; cores 8.",
         "Ended before the last epoch: D__full__fold0 after 3 epochs (asked).",
@@ -183,6 +184,20 @@ def test_costs_that_differ_have_their_extremes_and_their_reasons():
     (said,) = primary_statements(results)
     assert set(notes) < set(said) and all(note in text for note in notes)
     assert "350 (300–400) supervised steps" in " ".join(said)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(1.394e12, "1.39"), (2.781e12, "2.78"), (3e11, "0.300"), (9.996e12, "10.00"), (2.5e17, "250000"), (0.0, "0.00")],
+)
+def test_recipes_can_be_compared_by_their_multiply_adds(number, text):
+    """In toy trainings and in published ones; a digit too many after rounding up is no harm."""
+    assert multiply_adds(Amount(number, number, number)) == text
+
+
+def test_multiply_adds_have_the_digits_of_their_mean():
+    assert multiply_adds(Amount(1.1e12, 9.95e11, 1.2e12)) == "1.10 (0.99–1.20)"
+    assert multiply_adds(None) == "–"
 
 
 def test_the_primary_comparison_is_pointed_to_where_it_is_left_out():
@@ -204,6 +219,19 @@ def test_the_primary_comparison_is_not_said_to_be_corrected_with_the_others():
         "“fusion, all losses” is the primary comparison: its p is not corrected."
     )
     assert benchmark._shown_means(results, table, "betti_error").endswith("of the report, is below 0.05.")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "spread", "caption"),
+    [((0, 1), 0.01, "Bands: standard deviation over seeds."), ((0,), None, "No bands: with one seed, ")],
+)
+def test_the_caption_of_the_label_fractions_explains_bands_that_are_there(seeds, spread, caption):
+    results = make_results(seeds=seeds)
+    row = replace(ROW, seed_sd={"dice": spread})
+    table = replace(results.tables[0], rows=dict.fromkeys(NAMES, row), values={"dice": {"full": [[0.8], [0.9]]}})
+    tables = [table, replace(table, fraction=0.1)]
+    *_, (name, _, _, text) = benchmark._figures(replace(results, tables=tables), table)
+    assert name == "D_labels" and text.startswith(caption)
 
 
 def test_the_margin_does_not_contradict_the_corrected_verdict():
@@ -244,7 +272,7 @@ def test_markdown_has_betti_errors_and_costs(betti):
     assert ("| Betti error |" in text) == betti
     assert ("| 0.9000 | 1.25 | 0.0 |" in text) == betti
     assert "| fusion, all losses | 0.8000 | 0.0100 | 0.0200 | 5.00 |" in text
-    assert "| fusion, all losses | 100 | 40 | – | 3.000 P | 1.50 | 0.50 | 2.00 | 2.5 |" in text
+    assert "| fusion, all losses | 100 | 40 | – | 3000 T | 1.50 | 0.50 | 2.00 | 2.5 |" in text
 
 
 class Elements(HTMLParser):
