@@ -112,7 +112,8 @@ class Table:
         rows: complete recipes by name.
         incomplete: names of the others.
         contrasts: all comparisons of its recipes.
-        ranks: by metric and recipe, how often it comes first, second, ... in the bootstrap.
+        ranks: by metric and recipe, how often it comes first, second, ... in the bootstrap; empty with one training per
+            fold in cross-validation.
         cases: names.
         patients: number of patients.
         trainings: of each recipe.

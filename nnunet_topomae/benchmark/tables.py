@@ -222,7 +222,8 @@ def _table(
         scores = {name: one.scores for name, one in found.items()}
         values[metric] = {name: one.tolist() for name, one in scores.items()}
         contrasts += make_contrasts(spec, metric, scores, design, fraction)
-        if len(scores) > 1:
+        # One training per fold cannot be drawn again.
+        if len(scores) > 1 and first.scores.shape[1] > 1:
             ranks[metric] = rank_shares(scores, generator, COMPARED[metric].higher_is_better, design)
     return Table(
         dataset=dataset,

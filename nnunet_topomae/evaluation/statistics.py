@@ -36,7 +36,8 @@ class Comparison:
         high: its upper end.
         p: of no difference; below 0.05 exactly where the interval excludes 0.
         adjusted_p: the same after Holm's correction for all comparisons that are made together.
-        fold_p: t-test over the means of the folds, the conservative check; NaN with one fold or held-out cases.
+        fold_p: t-test over the means of the folds, the conservative check; NaN with one fold, with held-out cases, or
+            with one training per fold, where `p` is this test already.
         detectable: the true difference that about three of four such benchmarks would show, uncorrected.
         wilcoxon_p: signed-rank test on the cases' means; takes trainings as given, so it is no evidence for a recipe.
         rank_biserial: effect size of Wilcoxon's test, -1 to 1.
@@ -105,7 +106,7 @@ class Comparison:
         elif min(self.seeds) == 1:
             found.append(
                 "one training per fold: luck of a training and effect of a fold cannot be told apart, "
-                "so that only the means of the folds are tested"
+                "so that the means of the folds alone show both"
             )
         if self.p < LEVEL <= self.adjusted_p:
             found.append(
@@ -207,7 +208,7 @@ def _compare(recipe: Scores, baseline: Scores, design: Design, higher: bool) -> 
         high=high,
         p=found.p,
         adjusted_p=float("nan"),
-        fold_p=found.fold_p,
+        fold_p=found.fold_p if min(found.seeds) > 1 else float("nan"),
         detectable=found.detectable(LEVEL),
         wilcoxon_p=float(wilcoxon(changed).pvalue) if changed.size else 1.0,
         rank_biserial=rank_biserial(differences),
@@ -227,11 +228,12 @@ def rank_shares(
     higher_is_better: bool = True,
     design: Design | None = None,
 ) -> dict[str, list[float]]:
-    """How often each recipe comes first, second, ... when patients and trainings are resampled within their folds.
+    """How often each recipe comes first, second, ... when patients and trainings are resampled.
 
     Each resample draws patients, the same for all recipes, and trainings, separately for each recipe unless they are
-    paired. From n it draws n - 1 with replacement, which makes the variance of a mean unbiased for any n (Rao and Wu
-    1988). A single training per fold cannot be resampled.
+    paired. In cross-validation it draws both within folds; a single training per fold cannot be resampled and counts as
+    given. For held-out cases it draws from the patients and the trainings of all folds. From n it draws n - 1 with
+    replacement, which makes the variance of a mean unbiased for any n (Rao and Wu 1988).
 
     Args:
         scores: table (cases, trainings) of every recipe, the same cases in the same order.

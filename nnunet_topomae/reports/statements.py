@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from nnunet_topomae.benchmark.compared import COMPARED
 from nnunet_topomae.benchmark.results import Amount, Contrast, Cost, Results, Table
+from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.evaluation.statistics import Comparison
 from nnunet_topomae.reports.page import format_number, format_p
 
@@ -69,6 +70,44 @@ def primary_statements(results: Results) -> list[list[str]]:
             ["The primary comparison cannot be made yet: one of its recipes is not complete.", *_beforehand(results)]
         ]
     return [_statement(results, table, one, len(spec.datasets) - len(found)) for table, one in found]
+
+
+def uncertainty(spec: BenchmarkSpec) -> list[str]:
+    """What the uncertainty of a difference is made of, in sentences.
+
+    Args:
+        spec: its folds and seeds decide what can be known.
+    """
+    folds, seeds = len(spec.folds) > 1, len(spec.seeds) > 1
+    if not folds and not seeds:
+        return [
+            "With one training per recipe, nothing is tested: a better recipe cannot be told from a lucky training."
+        ]
+    sentences = []
+    if seeds or spec.held_out:
+        of_cases = "patients" if spec.held_out else "patients within folds"
+        of_trainings = "within folds" if seeds else "by the means of the folds"
+        sentences.append(
+            f"The uncertainty of a difference has two parts, cases ({of_cases}) and trainings ({of_trainings}; paired "
+            "where recipes share the labelled cases)."
+        )
+    else:
+        sentences.append(
+            "With one training per fold, the luck of a training cannot be told from the effect of a fold. So p is that "
+            "of a t-test over the means of the folds, and there is no second check."
+        )
+    if folds and seeds:
+        checked = "trainings" if spec.held_out else "both"
+        sentences.append(f"The means of the folds check {checked}: the more they differ, the more they count.")
+        if not spec.held_out:
+            sentences.append("“p, fold means” is a t-test over the means of the folds, a conservative check.")
+    if folds:
+        sentences.append(
+            "All this takes the folds as independent, but they share training cases: three quarters in a usual split "
+            "into five folds. No estimate of the variance allows for that without bias, and the true uncertainty may "
+            "be larger (Bengio and Grandvalet 2004)."
+        )
+    return sentences
 
 
 def removed_primary(results: Results) -> str:

@@ -25,6 +25,7 @@ from nnunet_topomae.reports.statements import (
     exploratory_contrasts,
     multiply_adds,
     primary_statements,
+    uncertainty,
 )
 
 NAMES = ("full", "fusion-scratch", "unetrpp")
@@ -99,6 +100,36 @@ def test_a_metric_of_one_line_is_compared_and_reported(monkeypatch):
     assert f"Volume error ml, {heading_}:" in markdown(results, {})
     page = comparisons_page(results)
     assert f"<h3>Volume error ml: {heading_}</h3>" in page
+
+
+@pytest.mark.parametrize(
+    ("values", "said", "unsaid"),
+    [
+        (
+            {},
+            ["two parts, cases (patients within folds)", "check both", "“p, fold means”", "share training"],
+            ["With one"],
+        ),
+        ({"seeds": (0,)}, ["With one training per fold", "no second check", "share training"], ["two parts", "“p, f"]),
+        ({"folds": (0,)}, ["two parts, cases"], ["means of the folds", "share training"]),
+        ({"folds": (0,), "seeds": (0,)}, ["nothing is tested"], ["two parts", "share training"]),
+        ({"held_out": True}, ["two parts, cases (patients)", "check trainings", "share training"], ["“p, fold"]),
+        ({"held_out": True, "seeds": (0,)}, ["trainings (by the means of the folds; "], ["within", "check"]),
+    ],
+)
+def test_the_page_says_what_the_uncertainty_is_made_of(values, said, unsaid):
+    text = " ".join(uncertainty(replace(make_results().spec, **values)))
+    assert all(words in text for words in said) and not any(words in text for words in unsaid)
+
+
+def test_the_conservative_check_is_not_said_to_be_one_where_it_is_the_test_itself():
+    results = make_results(primary=Primary("full", "fusion-scratch", "dice"))
+    assert "Conservative check, t-test over the means of 5 folds: p" in " ".join(*primary_statements(results))
+    (table,) = results.tables
+    scores = {name: np.random.default_rng(index).random((40, 1)) for index, name in enumerate(NAMES)}
+    contrasts = make_contrasts(results.spec, "dice", scores, Design(case_folds=FOLDS), 1.0)
+    (sentences,) = primary_statements(replace(results, tables=[replace(table, contrasts=contrasts)]))
+    assert "Conservative check" not in " ".join(sentences) and sentences[-1].startswith("One training per fold")
 
 
 def test_without_a_primary_comparison_the_page_says_so():

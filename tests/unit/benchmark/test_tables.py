@@ -22,7 +22,7 @@ from nnunet_topomae.benchmark.primary import Primary
 from nnunet_topomae.benchmark.results import Amount, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec, read_spec
 from nnunet_topomae.benchmark.store import JobFolder
-from nnunet_topomae.benchmark.tables import _machines, build_results, summarise_recipe
+from nnunet_topomae.benchmark.tables import _machines, _table, build_results, summarise_recipe
 from nnunet_topomae.evaluation.metrics import StructureScore
 from nnunet_topomae.evaluation.nested import Design
 from nnunet_topomae.evaluation.statistics import holm
@@ -300,6 +300,18 @@ def test_unfinished_recipes_are_named_and_left_out(finished_demo, tmp_path):
     nowhere = replace(spec, out=tmp_path)
     with pytest.raises(ValueError, match="2 of 2 scores are missing"):
         collect(nowhere, jobs, partial=True)
+
+
+def test_ranks_are_left_out_where_no_training_can_be_drawn_again(finished_demo):
+    """Otherwise they would take the luck of single trainings for given."""
+    spec = read_spec(finished_demo)
+    entries = collect(spec, make_jobs(spec))
+    dataset = entries[0].job.dataset
+    assert _table(spec, dataset, 1.0, entries, []).ranks == {}
+    again = [replace(one, job=replace(one.job, seed=spec.seeds[0] + 1)) for one in entries]
+    twice = replace(spec, seeds=(spec.seeds[0], spec.seeds[0] + 1))
+    ranks = _table(twice, dataset, 1.0, [*entries, *again], []).ranks
+    assert set(ranks) == {"dice", "hd95", "nsd"} and ranks["dice"]["full"][0] == 1.0
 
 
 def test_a_comparison_that_was_stated_late_is_counted(finished_demo):
