@@ -161,7 +161,7 @@ def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[En
     ]
     return Results(
         spec,
-        correct_together(tables, len(spec.datasets)),
+        correct_together(tables, spec),
         [_job_record(spec, job, done.get(job.fingerprint, {})) for job in jobs],
         published["source"],
         _merge([part["machine"] for part in made]),

@@ -12,6 +12,7 @@ from nnunet_topomae.benchmark.results import Results, Table
 from nnunet_topomae.evaluation.metrics import METRICS
 from nnunet_topomae.reports.page import Picture, format_number, format_p
 from nnunet_topomae.reports.statements import (
+    PENDING,
     amount,
     caveats,
     cost_notes,
@@ -42,7 +43,7 @@ def markdown(results: Results, pictures: Mapping[str, Sequence[tuple[str, Pictur
         "",
     ]
     if results.missing:
-        lines += [f"**Not complete: {len(results.missing)} jobs are missing.**", ""]
+        lines += [f"**Not complete: {len(results.missing)} jobs are missing.** {PENDING}", ""]
     lines += ["## Primary comparison", ""]
     for sentences in primary_statements(results):
         lines += [" ".join([f"**{sentences[0]}**", *sentences[1:]]), ""]

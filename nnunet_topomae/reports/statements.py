@@ -10,6 +10,8 @@ from nnunet_topomae.evaluation.statistics import Comparison
 from nnunet_topomae.reports.page import format_number, format_p
 
 TERA = 1e12
+# For reports that are not complete.
+PENDING = "Comparisons that cannot be made yet count as tests without a difference."
 _NOT_RECORDED = "an earlier version of nnunet-topomae made them, or the record of their attempts was deleted"
 
 

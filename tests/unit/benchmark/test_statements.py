@@ -165,7 +165,7 @@ def test_several_data_sets_are_corrected_and_worse_is_not_called_better():
 def test_a_data_set_that_is_not_complete_counts_as_no_difference():
     """Its primary comparison will be made: until then, p is not smaller than it may be then."""
     results = make_results(primary=Primary("full", "fusion-scratch", "dice"), datasets=(1, 2))
-    tables = correct_together(results.tables, 2)
+    tables = correct_together(results.tables, results.spec)
     primary = tables[0].contrasts[0].found
     assert primary.adjusted_p == pytest.approx(2 * primary.p)
     (sentences,) = primary_statements(replace(results, tables=tables))

@@ -19,6 +19,7 @@ from nnunet_topomae.benchmark.contrasts import (
 from nnunet_topomae.benchmark.exchange import read_known
 from nnunet_topomae.benchmark.jobs import Job, make_jobs
 from nnunet_topomae.benchmark.primary import Primary
+from nnunet_topomae.benchmark.recipes import RECIPES
 from nnunet_topomae.benchmark.results import Amount, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec, read_spec
 from nnunet_topomae.benchmark.store import JobFolder
@@ -96,7 +97,8 @@ def test_scans_of_a_patient_are_known_from_the_data_set(tmp_path):
 
 
 def make_spec(**values):
-    return BenchmarkSpec("b", Path(), (5,), (), ("x",), **values)
+    recipes = tuple(replace(RECIPES["full"], name=name) for name in "wxyz")
+    return BenchmarkSpec("b", Path(), (5,), recipes, ("x",), **values)
 
 
 def test_no_pair_is_compared_twice_and_the_primary_one_keeps_its_direction():
@@ -120,16 +122,43 @@ def test_no_pair_is_compared_twice_and_the_primary_one_keeps_its_direction():
 
 def test_exploratory_comparisons_are_one_family_and_the_primary_one_is_not_in_it():
     generator = np.random.default_rng(0)
-    scores = {"x": generator.random((12, 2)), "y": generator.random((12, 2)) + 0.3, "z": generator.random((12, 2))}
-    spec = replace(make_spec(primary=Primary("y", "x", "dice")), baselines=("x",))
-    table = Table("D", 1.0, {}, [], [], {}, [], 12, 2, {}, [])
-    tables = [
-        replace(table, contrasts=make_contrasts(spec, metric, scores, Design(), 1.0)) for metric in ("dice", "nsd")
-    ]
-    (primary, one), (two, three) = (table.contrasts for table in correct_together(tables, 1))
-    assert primary.primary and primary.found.adjusted_p == primary.found.p
-    family = [one.found, two.found, three.found]
+    scores = {name: generator.random((12, 2)) + 0.3 * (name == "y") for name in "wxyz"}
+    spec = make_spec(primary=Primary("y", "x", "dice"))
+    (table,) = correct_together([compared_table(spec, scores)], spec)
+    (primary,) = (one.found for one in table.contrasts if one.primary)
+    family = [one.found for one in table.contrasts if not one.primary]
+    assert primary.adjusted_p == primary.p and len(family) == 3 * 3 - 1
     assert [found.adjusted_p for found in family] == pytest.approx(holm([found.p for found in family]))
+
+
+def test_comparisons_that_cannot_be_made_yet_count_as_tests():
+    """So that no difference of a partial report is lost because the benchmark goes on."""
+    generator = np.random.default_rng(0)
+    scores = {name: generator.random((12, 2)) + 0.3 * (name == "y") for name in "wxyz"}
+    spec = replace(make_spec(primary=Primary("y", "x", "dice")), baselines=("x", "z"), label_fractions=(1.0, 0.1))
+    whole = [compared_table(spec, scores, 1.0), compared_table(spec, scores, 0.1)]
+    first = [compared_table(spec, {name: scores[name] for name in "yz"}, 1.0)]
+    p_values = [one.found.p for one in first[0].contrasts]
+    assert len(p_values) == 3 and sum(len(table.contrasts) for table in whole) == 30
+    adjusted = {
+        len(tables): {
+            (one.metric, one.recipe, one.baseline): one.found.adjusted_p
+            for table in correct_together(tables, spec)[:1]
+            for one in table.contrasts
+        }
+        for tables in (first, whole)
+    }
+    # 5 pairs, 3 metrics, 2 fractions; one of these 30 comparisons is the primary one.
+    assert list(adjusted[1].values()) == pytest.approx(holm([*p_values, *[1.0] * (29 - 3)])[:3])
+    assert all(adjusted[2][key] <= value for key, value in adjusted[1].items())
+
+
+def compared_table(spec, scores, fraction=1.0):
+    """A table of the same scores by every metric, not corrected yet."""
+    contrasts = [
+        one for metric in compared_metrics(spec) for one in make_contrasts(spec, metric, scores, Design(), fraction)
+    ]
+    return Table("D", fraction, {}, [], contrasts, {}, [], 12, 2, {}, [])
 
 
 def test_betti_errors_are_compared_where_they_are_measured():
