@@ -12,7 +12,7 @@ from nnunet_topomae.benchmark.results import Contrast, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.evaluation.nested import Design
-from nnunet_topomae.evaluation.statistics import compare, correct
+from nnunet_topomae.evaluation.statistics import LEVEL, compare, correct
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,10 @@ def make_contrasts(
     for recipe, baseline in planned_pairs(spec, metric, fraction):
         if {recipe, baseline} <= set(scores):
             both = {name: scores[name] for name in (baseline, recipe)}
-            found = compare(both, baseline, design, COMPARED[metric].higher_is_better)[recipe]
-            contrasts.append(Contrast(recipe, baseline, metric, (recipe, baseline) == primary, found))
+            is_primary = (recipe, baseline) == primary
+            level = LEVEL / len(spec.datasets) if is_primary else LEVEL
+            found = compare(both, baseline, design, COMPARED[metric].higher_is_better, level)[recipe]
+            contrasts.append(Contrast(recipe, baseline, metric, is_primary, found))
     return contrasts
 
 

@@ -38,7 +38,8 @@ class Comparison:
         adjusted_p: the same after Holm's correction for all comparisons that are made together.
         fold_p: t-test over the means of the folds, the conservative check; NaN with one fold, with held-out cases, or
             with one training per fold, where `p` is this test already.
-        detectable: the true difference that about three of four such benchmarks would show, uncorrected.
+        detectable: the true difference that about three of four such benchmarks would show, at the level of `compare`.
+        least_shown: the smallest observed difference that would be shown at that level.
         wilcoxon_p: signed-rank test on the cases' means; takes trainings as given, so it is no evidence for a recipe.
         rank_biserial: effect size of Wilcoxon's test, -1 to 1.
         standardised: mean difference of the cases divided by its standard deviation.
@@ -57,6 +58,7 @@ class Comparison:
     adjusted_p: float
     fold_p: float
     detectable: float
+    least_shown: float
     wilcoxon_p: float
     rank_biserial: float
     standardised: float
@@ -142,7 +144,11 @@ class Comparison:
 
 
 def compare(
-    scores: Mapping[str, Scores], baseline: str, design: Design | None = None, higher_is_better: bool = True
+    scores: Mapping[str, Scores],
+    baseline: str,
+    design: Design | None = None,
+    higher_is_better: bool = True,
+    level: float = LEVEL,
 ) -> dict[str, Comparison]:
     """Compare every recipe with a baseline.
 
@@ -151,6 +157,8 @@ def compare(
         baseline: name of the recipe that the others are compared with.
         design: where the scores come from; by default one fold in which each case is a patient.
         higher_is_better: which way `win_rate` counts.
+        level: what p has to be below for `detectable` and `least_shown`. With n comparisons that are corrected together
+            it is 0.05 / n: below that, a difference is shown whatever the others are.
 
     Returns:
         A comparison for every recipe except the baseline, corrected for their number.
@@ -175,9 +183,8 @@ def compare(
         if not np.isfinite(table).all():
             raise ValueError(f"{name} has {int((~np.isfinite(table)).sum())} scores that are not numbers")
     others = [name for name in scores if name != baseline]
-    return correct(
-        {name: _compare(scores[name], scores[baseline], design or Design(), higher_is_better) for name in others}
-    )
+    design = design or Design()
+    return correct({name: _compare(scores[name], scores[baseline], design, higher_is_better, level) for name in others})
 
 
 def correct(comparisons: Mapping[Key, Comparison], pending: int = 0) -> dict[Key, Comparison]:
@@ -192,7 +199,7 @@ def correct(comparisons: Mapping[Key, Comparison], pending: int = 0) -> dict[Key
     return {key: replace(found, adjusted_p=adjusted.get(key, float("nan"))) for key, found in comparisons.items()}
 
 
-def _compare(recipe: Scores, baseline: Scores, design: Design, higher: bool) -> Comparison:
+def _compare(recipe: Scores, baseline: Scores, design: Design, higher: bool, level: float) -> Comparison:
     found = estimate(recipe, baseline, design)
     differences = recipe.mean(axis=1) - baseline.mean(axis=1)
     changed = differences[differences != 0]
@@ -202,6 +209,7 @@ def _compare(recipe: Scores, baseline: Scores, design: Design, higher: bool) -> 
     if min(recipe.shape[1], baseline.shape[1]) > 1:
         paper = float(ttest_ind(recipe.mean(axis=0), baseline.mean(axis=0)).pvalue)
     low, high = found.interval(LEVEL)
+    low_at_level, high_at_level = found.interval(level)
     return Comparison(
         difference=found.difference,
         low=low,
@@ -209,7 +217,8 @@ def _compare(recipe: Scores, baseline: Scores, design: Design, higher: bool) -> 
         p=found.p,
         adjusted_p=float("nan"),
         fold_p=found.fold_p if min(found.seeds) > 1 else float("nan"),
-        detectable=found.detectable(LEVEL),
+        detectable=found.detectable(level),
+        least_shown=(high_at_level - low_at_level) / 2,
         wilcoxon_p=float(wilcoxon(changed).pvalue) if changed.size else 1.0,
         rank_biserial=rank_biserial(differences),
         standardised=float(differences.mean()) / spread if spread else float("nan"),

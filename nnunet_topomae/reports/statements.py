@@ -185,10 +185,16 @@ def _statement(results: Results, table: Table, contrast: Contrast, pending: int)
     sentences += [*_machines(table), *_ended_early(table, both), *_beforehand(results)]
     if found.testable:
         digits = COMPARED[metric].digits
-        sentences.append(
+        text = (
             f"About three of four such benchmarks would show a true difference of {found.detectable:.{digits}f}; "
-            f"observed differences below {(found.high - found.low) / 2:.{digits}f} could not have been shown."
+            f"observed differences below {found.least_shown:.{digits}f} could not have been shown."
         )
+        if datasets > 1:
+            text += (
+                f" Both are for p below 0.05 / {datasets}, which is enough whatever the other data sets show. Where "
+                "those show a difference, a smaller one is enough here."
+            )
+        sentences.append(text)
     if results.spec.margin is not None:
         said = found.against_margin(results.spec.margin)
         sentences.append(f"By the margin of {results.spec.margin:g} in the benchmark's file: {said}.")

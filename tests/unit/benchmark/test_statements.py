@@ -60,6 +60,8 @@ def test_the_primary_comparison_says_what_it_rests_on_and_what_it_could_show():
     text = " ".join(sentences)
     assert "40 cases of 30 patients, 5 folds with 2 seeds: 10 trainings per recipe" in text
     assert f"About three of four such benchmarks would show a true difference of {found.detectable:.4f};" in text
+    assert f"observed differences below {(found.high - found.low) / 2:.4f} could not have been shown." in text
+    assert "Both are for p" not in text
     cost = "100 steps of pre-training, 40 supervised steps, 3000 T multiply-adds, 1.50 h"
     first, second = "“fusion, all losses”", "“fusion network from scratch”"
     assert f"Cost of a training: {first} {cost}; {second} {cost}." in text
@@ -159,7 +161,9 @@ def test_several_data_sets_are_corrected_and_worse_is_not_called_better():
     assert len(statements) == 2
     assert statements[0][0].endswith("higher (lower is better).")
     assert statements[0][1].startswith("Corrected for 2 data sets, p ")
-    assert "cannot be made yet" not in " ".join(statements[0])
+    text = " ".join(statements[0])
+    assert "cannot be made yet" not in text and "Both are for p below 0.05 / 2, which is enough" in text
+    assert f"differences below {first.found.least_shown:.2f} could not" in text
 
 
 def test_a_data_set_that_is_not_complete_counts_as_no_difference():

@@ -26,7 +26,7 @@ from nnunet_topomae.benchmark.store import JobFolder
 from nnunet_topomae.benchmark.tables import _machines, _table, build_results, summarise_recipe
 from nnunet_topomae.evaluation.metrics import StructureScore
 from nnunet_topomae.evaluation.nested import Design
-from nnunet_topomae.evaluation.statistics import holm
+from nnunet_topomae.evaluation.statistics import compare, holm
 from nnunet_topomae.reports.formats import scores_csv
 from nnunet_topomae.training.record import add_facts
 
@@ -129,6 +129,22 @@ def test_exploratory_comparisons_are_one_family_and_the_primary_one_is_not_in_it
     family = [one.found for one in table.contrasts if not one.primary]
     assert primary.adjusted_p == primary.p and len(family) == 3 * 3 - 1
     assert [found.adjusted_p for found in family] == pytest.approx(holm([found.p for found in family]))
+
+
+def test_what_the_primary_comparison_could_show_is_corrected_for_the_data_sets():
+    generator = np.random.default_rng(0)
+    scores = {name: generator.random((12, 2)) for name in "wxyz"}
+    spec = make_spec(primary=Primary("y", "x", "dice"))
+    one, two = (
+        make_contrasts(replace(spec, datasets=datasets), "dice", scores, Design(), 1.0) for datasets in ((5,), (5, 6))
+    )
+    level = compare({"x": scores["x"], "y": scores["y"]}, "x", Design(), level=0.025)["y"]
+    assert two[0].primary and (two[0].found.detectable, two[0].found.least_shown) == (
+        level.detectable,
+        level.least_shown,
+    )
+    assert one[0].found.least_shown == pytest.approx((level.high - level.low) / 2) and level.least_shown > 0
+    assert [other.found.least_shown for other in one[1:]] == [other.found.least_shown for other in two[1:]]
 
 
 def test_comparisons_that_cannot_be_made_yet_count_as_tests():

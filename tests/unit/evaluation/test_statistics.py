@@ -105,6 +105,18 @@ def test_verdicts():
     assert (equal.verdict, equal.p, equal.win_rate) == ("no difference shown", 1.0, 0.5)
 
 
+def test_what_could_be_shown_is_for_the_level_that_is_asked_for():
+    """Moved by `least_shown`, p is the level; the interval stays that of 95 %."""
+    scores = simulate(np.random.default_rng(0), 30, 3)
+    usual, strict = (compare(scores, "baseline", DESIGN, level=level)["recipe"] for level in (0.05, 0.025))
+    for level, found in ((0.05, usual), (0.025, strict)):
+        moved = scores | {"recipe": scores["recipe"] - found.difference + found.least_shown}
+        assert compare(moved, "baseline", DESIGN)["recipe"].p == pytest.approx(level)
+        known = estimate(scores["recipe"], scores["baseline"], DESIGN)
+        assert found.detectable == known.detectable(level) > found.least_shown
+    assert (strict.low, strict.high) == (usual.low, usual.high)
+
+
 def test_caveats_say_where_interval_p_and_folds_disagree():
     found = compare(simulate(np.random.default_rng(0), 30, 5, effect=0.1), "baseline", DESIGN)["recipe"]
     assert found.caveats == []
