@@ -119,7 +119,7 @@ class Table:
         trainings: of each recipe.
         values: by metric and recipe, the mean over structures of every case (cases, seeds); for held-out cases (cases,
             folds x seeds).
-        published: the paper's numbers, as in published.json.
+        published: the paper's numbers, as in published.json; none with a part of the labels.
         machines: descriptions of the machines that the trainings and pre-trainings ran on.
     """
 

@@ -150,7 +150,8 @@ def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[En
     for dataset in sorted({entry.job.dataset for entry in entries}):
         for fraction in sorted({entry.job.fraction for entry in entries}, reverse=True):
             chosen = [entry for entry in entries if (entry.job.dataset, entry.job.fraction) == (dataset, fraction)]
-            preset = spec.paper.get(str(int(chosen[0].job.dataset_id))) if chosen else None
+            # The paper's systems were trained with all labels.
+            preset = spec.paper.get(str(int(chosen[0].job.dataset_id))) if chosen and fraction == 1 else None
             tables.append(_table(spec, dataset, fraction, chosen, published.get(preset, []) if preset else []))
     done = read_known(spec, jobs).done
     origins = {made_by: facts["provenance"] for made_by, facts in done.items() if "provenance" in facts}

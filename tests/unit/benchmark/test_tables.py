@@ -359,6 +359,17 @@ def test_ranks_are_left_out_where_no_training_can_be_drawn_again(finished_demo):
     assert set(ranks) == {"dice", "hd95", "nsd"} and ranks["dice"]["full"][0] == 1.0
 
 
+def test_published_numbers_stand_beside_trainings_with_all_labels_only(finished_demo):
+    spec = read_spec(finished_demo)
+    jobs = make_jobs(spec)
+    entries = collect(spec, jobs)
+    few = [replace(one, job=replace(one.job, fraction=0.1)) for one in entries]
+    spec = replace(spec, paper={str(spec.datasets[0]): "btcv"}, label_fractions=(1.0, 0.1))
+    whole, part = build_results(spec, jobs, [*entries, *few]).tables
+    assert (whole.fraction, part.fraction) == (1.0, 0.1) and set(part.rows) == set(whole.rows)
+    assert len(whole.published) == 7 and list(part.published) == []
+
+
 def test_a_comparison_that_was_stated_late_is_counted(finished_demo):
     """The trainings of the demo began without a primary comparison."""
     spec = read_spec(finished_demo)
