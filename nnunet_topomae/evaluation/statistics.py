@@ -108,7 +108,7 @@ class Comparison:
         elif min(self.seeds) == 1:
             found.append(
                 "one training per fold: luck of a training and effect of a fold cannot be told apart, "
-                "so that the means of the folds alone show both"
+                "so that only the means of the folds show how much both vary"
             )
         if self.p < LEVEL <= self.adjusted_p:
             found.append(
