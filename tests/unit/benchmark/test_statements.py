@@ -267,6 +267,8 @@ def test_the_caption_of_the_label_fractions_explains_bands_that_are_there(seeds,
     tables = [table, replace(table, fraction=0.1)]
     *_, (name, _, _, text) = benchmark._figures(replace(results, tables=tables), table)
     assert name == "D_labels" and text.startswith(caption)
+    drawn = benchmark._fraction_curves(replace(results, tables=tables), "D")
+    assert drawn == {recipe: {1.0: (0.8, spread), 0.1: (0.8, spread)} for recipe in NAMES}
 
 
 def test_the_margin_does_not_contradict_the_corrected_verdict():
