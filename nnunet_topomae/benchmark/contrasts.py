@@ -12,7 +12,7 @@ from nnunet_topomae.benchmark.results import Contrast, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.data.patients import Patients
 from nnunet_topomae.evaluation.nested import Design
-from nnunet_topomae.evaluation.statistics import compare, correct
+from nnunet_topomae.evaluation.statistics import LEVEL, compare, correct
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,36 @@ def make_design(spec: BenchmarkSpec, dataset: str, table: CaseTable, fraction: f
     )
 
 
+def planned_pairs(spec: BenchmarkSpec, metric: str, fraction: float) -> list[tuple[str, str]]:
+    """Recipe and baseline of all comparisons of a table by one metric, whether or not the recipes are complete.
+
+    The primary comparison is the first one, then every recipe is compared with every baseline, no pair twice.
+
+    Args:
+        spec: the benchmark.
+        metric: one of `COMPARED`.
+        fraction: share of the labels.
+    """
+    primary = _primary_pair(spec, metric, fraction)
+    pairs = [primary] if primary else []
+    pairs += [(recipe.name, baseline) for baseline in spec.baselines for recipe in spec.recipes]
+    found: dict[frozenset[str], tuple[str, str]] = {}
+    for pair in pairs:
+        found.setdefault(frozenset(pair), pair)
+    return [(recipe, baseline) for recipe, baseline in found.values() if recipe != baseline]
+
+
+def _primary_pair(spec: BenchmarkSpec, metric: str, fraction: float) -> tuple[str, str] | None:
+    """Recipe and baseline of the primary comparison, where it is one of this table and metric."""
+    if spec.primary is None or (spec.primary.metric, spec.primary.fraction) != (metric, fraction):
+        return None
+    return spec.primary.recipe, spec.primary.against
+
+
 def make_contrasts(
     spec: BenchmarkSpec, metric: str, scores: Mapping[str, ndarray], design: Design, fraction: float
 ) -> list[Contrast]:
-    """All comparisons of a table by one metric: every recipe with every baseline, no pair twice.
+    """The planned comparisons of a table by one metric, as far as their recipes are complete.
 
     Args:
         spec: the benchmark.
@@ -96,36 +122,34 @@ def make_contrasts(
         design: where the scores come from.
         fraction: share of the labels.
     """
-    pairs = []
-    primary = None
-    if spec.primary and (spec.primary.metric, spec.primary.fraction) == (metric, fraction):
-        primary = (spec.primary.recipe, spec.primary.against)
-        pairs.append(primary)
-    for baseline in spec.baselines:
-        pairs += [(name, baseline) for name in scores if name != baseline]
-    contrasts, seen = [], set()
-    for recipe, baseline in pairs:
-        if frozenset((recipe, baseline)) in seen or not {recipe, baseline} <= set(scores):
-            continue
-        seen.add(frozenset((recipe, baseline)))
-        both = {name: scores[name] for name in (baseline, recipe)}
-        found = compare(both, baseline, design, COMPARED[metric].higher_is_better)[recipe]
-        contrasts.append(Contrast(recipe, baseline, metric, (recipe, baseline) == primary, found))
+    primary = _primary_pair(spec, metric, fraction)
+    contrasts = []
+    for recipe, baseline in planned_pairs(spec, metric, fraction):
+        if {recipe, baseline} <= set(scores):
+            both = {name: scores[name] for name in (baseline, recipe)}
+            is_primary = (recipe, baseline) == primary
+            level = LEVEL / len(spec.datasets) if is_primary else LEVEL
+            found = compare(both, baseline, design, COMPARED[metric].higher_is_better, level)[recipe]
+            contrasts.append(Contrast(recipe, baseline, metric, is_primary, found))
     return contrasts
 
 
-def correct_together(tables: Sequence[Table], datasets: int) -> list[Table]:
+def correct_together(tables: Sequence[Table], spec: BenchmarkSpec) -> list[Table]:
     """Correct all exploratory comparisons of a report as one family, and the primary ones of its data sets as another.
+
+    Comparisons of the benchmark that cannot be made yet count as tests, too: they will be made.
 
     Args:
         tables: of the report.
-        datasets: of the benchmark. The primary comparison of a data set that is not complete counts as a test, too: it
-            will be made.
+        spec: the benchmark, which says how many comparisons there will be.
     """
+    kinds = [(metric, fraction) for metric in compared_metrics(spec) for fraction in spec.label_fractions]
+    planned = len(spec.datasets) * sum(len(planned_pairs(spec, *kind)) for kind in kinds)
+    planned_primary = len(spec.datasets) if spec.primary else 0
     keyed = {(place, index): one for place, table in enumerate(tables) for index, one in enumerate(table.contrasts)}
-    for primary in (True, False):
+    for primary, number in ((True, planned_primary), (False, planned - planned_primary)):
         family = {key: one.found for key, one in keyed.items() if one.primary == primary}
-        pending = datasets - len(family) if primary and family else 0
+        pending = number - len(family)
         keyed |= {key: replace(keyed[key], found=found) for key, found in correct(family, pending).items()}
     return [
         replace(table, contrasts=[keyed[place, index] for index in range(len(table.contrasts))])

@@ -112,13 +112,14 @@ class Table:
         rows: complete recipes by name.
         incomplete: names of the others.
         contrasts: all comparisons of its recipes.
-        ranks: by metric and recipe, how often it comes first, second, ... in the bootstrap.
+        ranks: by metric and recipe, how often it comes first, second, ... in the bootstrap; empty with one training per
+            fold in cross-validation.
         cases: names.
         patients: number of patients.
         trainings: of each recipe.
         values: by metric and recipe, the mean over structures of every case (cases, seeds); for held-out cases (cases,
             folds x seeds).
-        published: the paper's numbers, as in published.json.
+        published: the paper's numbers, as in published.json; none with a part of the labels.
         machines: descriptions of the machines that the trainings and pre-trainings ran on.
     """
 
@@ -184,6 +185,7 @@ class Results:
             or none, by what it named.
         unrecorded: finished trainings of a version that did not record which comparison the file named.
         planned_otherwise: finished trainings that began while the file named other seeds or folds.
+        plan_unrecorded: finished trainings of a version that did not record which seeds and folds the file named.
     """
 
     spec: BenchmarkSpec
@@ -195,6 +197,7 @@ class Results:
     stated_late: Mapping[str, int] = field(default_factory=dict)
     unrecorded: int = 0
     planned_otherwise: int = 0
+    plan_unrecorded: int = 0
 
     @property
     def recipes(self) -> dict[str, Recipe]:

@@ -150,25 +150,27 @@ def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[En
     for dataset in sorted({entry.job.dataset for entry in entries}):
         for fraction in sorted({entry.job.fraction for entry in entries}, reverse=True):
             chosen = [entry for entry in entries if (entry.job.dataset, entry.job.fraction) == (dataset, fraction)]
-            preset = spec.paper.get(str(int(chosen[0].job.dataset_id))) if chosen else None
+            # The paper's systems were trained with all labels.
+            preset = spec.paper.get(str(int(chosen[0].job.dataset_id))) if chosen and fraction == 1 else None
             tables.append(_table(spec, dataset, fraction, chosen, published.get(preset, []) if preset else []))
     done = read_known(spec, jobs).done
     origins = {made_by: facts["provenance"] for made_by, facts in done.items() if "provenance" in facts}
-    trainings = [origins[job.fingerprint] for job in jobs if job.kind == "train" and job.fingerprint in origins]
+    trainings = [origins.get(job.fingerprint, {}) for job in jobs if job.kind == "train" and job.fingerprint in done]
     made = [part for origin in origins.values() for part in _made_with(origin)]
     late = [
         describe(origin["primary"]) for origin in trainings if "primary" in origin and origin["primary"] != spec.stated
     ]
     return Results(
         spec,
-        correct_together(tables, len(spec.datasets)),
+        correct_together(tables, spec),
         [_job_record(spec, job, done.get(job.fingerprint, {})) for job in jobs],
         published["source"],
         _merge([part["machine"] for part in made]),
         _merge([{**part["versions"], "commit": part["commit"] or "-"} for part in made]),
         dict(Counter(late)),
         sum("primary" not in origin for origin in trainings) if spec.stated else 0,
-        sum(origin.get("planned", spec.planned) != spec.planned for origin in trainings),
+        sum("planned" in origin and origin["planned"] != spec.planned for origin in trainings),
+        sum("planned" not in origin for origin in trainings),
     )
 
 
@@ -221,7 +223,8 @@ def _table(
         scores = {name: one.scores for name, one in found.items()}
         values[metric] = {name: one.tolist() for name, one in scores.items()}
         contrasts += make_contrasts(spec, metric, scores, design, fraction)
-        if len(scores) > 1:
+        # One training per fold cannot be drawn again.
+        if len(scores) > 1 and first.scores.shape[1] > 1:
             ranks[metric] = rank_shares(scores, generator, COMPARED[metric].higher_is_better, design)
     return Table(
         dataset=dataset,

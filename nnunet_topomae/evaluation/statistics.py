@@ -36,8 +36,10 @@ class Comparison:
         high: its upper end.
         p: of no difference; below 0.05 exactly where the interval excludes 0.
         adjusted_p: the same after Holm's correction for all comparisons that are made together.
-        fold_p: t-test over the means of the folds, the conservative check; NaN with one fold or held-out cases.
-        detectable: the true difference that about three of four such benchmarks would show, uncorrected.
+        fold_p: t-test over the means of the folds, the conservative check; NaN with one fold, with held-out cases, or
+            with one training per fold, where `p` is this test already.
+        detectable: the true difference that about three of four such benchmarks would show, at the level of `compare`.
+        least_shown: the smallest observed difference that would be shown at that level.
         wilcoxon_p: signed-rank test on the cases' means; takes trainings as given, so it is no evidence for a recipe.
         rank_biserial: effect size of Wilcoxon's test, -1 to 1.
         standardised: mean difference of the cases divided by its standard deviation.
@@ -56,6 +58,7 @@ class Comparison:
     adjusted_p: float
     fold_p: float
     detectable: float
+    least_shown: float
     wilcoxon_p: float
     rank_biserial: float
     standardised: float
@@ -105,7 +108,7 @@ class Comparison:
         elif min(self.seeds) == 1:
             found.append(
                 "one training per fold: luck of a training and effect of a fold cannot be told apart, "
-                "so that only the means of the folds are tested"
+                "so that only the means of the folds show how much both vary"
             )
         if self.p < LEVEL <= self.adjusted_p:
             found.append(
@@ -141,7 +144,11 @@ class Comparison:
 
 
 def compare(
-    scores: Mapping[str, Scores], baseline: str, design: Design | None = None, higher_is_better: bool = True
+    scores: Mapping[str, Scores],
+    baseline: str,
+    design: Design | None = None,
+    higher_is_better: bool = True,
+    level: float = LEVEL,
 ) -> dict[str, Comparison]:
     """Compare every recipe with a baseline.
 
@@ -150,6 +157,8 @@ def compare(
         baseline: name of the recipe that the others are compared with.
         design: where the scores come from; by default one fold in which each case is a patient.
         higher_is_better: which way `win_rate` counts.
+        level: what p has to be below for `detectable` and `least_shown`. With n comparisons that are corrected together
+            it is 0.05 / n: below that, a difference is shown whatever the others are.
 
     Returns:
         A comparison for every recipe except the baseline, corrected for their number.
@@ -174,9 +183,8 @@ def compare(
         if not np.isfinite(table).all():
             raise ValueError(f"{name} has {int((~np.isfinite(table)).sum())} scores that are not numbers")
     others = [name for name in scores if name != baseline]
-    return correct(
-        {name: _compare(scores[name], scores[baseline], design or Design(), higher_is_better) for name in others}
-    )
+    design = design or Design()
+    return correct({name: _compare(scores[name], scores[baseline], design, higher_is_better, level) for name in others})
 
 
 def correct(comparisons: Mapping[Key, Comparison], pending: int = 0) -> dict[Key, Comparison]:
@@ -191,7 +199,7 @@ def correct(comparisons: Mapping[Key, Comparison], pending: int = 0) -> dict[Key
     return {key: replace(found, adjusted_p=adjusted.get(key, float("nan"))) for key, found in comparisons.items()}
 
 
-def _compare(recipe: Scores, baseline: Scores, design: Design, higher: bool) -> Comparison:
+def _compare(recipe: Scores, baseline: Scores, design: Design, higher: bool, level: float) -> Comparison:
     found = estimate(recipe, baseline, design)
     differences = recipe.mean(axis=1) - baseline.mean(axis=1)
     changed = differences[differences != 0]
@@ -201,14 +209,16 @@ def _compare(recipe: Scores, baseline: Scores, design: Design, higher: bool) -> 
     if min(recipe.shape[1], baseline.shape[1]) > 1:
         paper = float(ttest_ind(recipe.mean(axis=0), baseline.mean(axis=0)).pvalue)
     low, high = found.interval(LEVEL)
+    low_at_level, high_at_level = found.interval(level)
     return Comparison(
         difference=found.difference,
         low=low,
         high=high,
         p=found.p,
         adjusted_p=float("nan"),
-        fold_p=found.fold_p,
-        detectable=found.detectable(LEVEL),
+        fold_p=found.fold_p if min(found.seeds) > 1 else float("nan"),
+        detectable=found.detectable(level),
+        least_shown=(high_at_level - low_at_level) / 2,
         wilcoxon_p=float(wilcoxon(changed).pvalue) if changed.size else 1.0,
         rank_biserial=rank_biserial(differences),
         standardised=float(differences.mean()) / spread if spread else float("nan"),
@@ -227,11 +237,12 @@ def rank_shares(
     higher_is_better: bool = True,
     design: Design | None = None,
 ) -> dict[str, list[float]]:
-    """How often each recipe comes first, second, ... when patients and trainings are resampled within their folds.
+    """How often each recipe comes first, second, ... when patients and trainings are resampled.
 
     Each resample draws patients, the same for all recipes, and trainings, separately for each recipe unless they are
-    paired. From n it draws n - 1 with replacement, which makes the variance of a mean unbiased for any n (Rao and Wu
-    1988). A single training per fold cannot be resampled.
+    paired. In cross-validation it draws both within folds; a single training per fold cannot be resampled and counts as
+    given. For held-out cases it draws from the patients and the trainings of all folds. From n it draws n - 1 with
+    replacement, which makes the variance of a mean unbiased for any n (Rao and Wu 1988).
 
     Args:
         scores: table (cases, trainings) of every recipe, the same cases in the same order.

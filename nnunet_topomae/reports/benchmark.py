@@ -179,7 +179,9 @@ def _figures(results: Results, table: Table) -> Iterator[tuple[str, Any, str, st
             f"{key}_labels",
             fraction_figure(curves, titles),
             "Curves of mean Dice against the share of labelled training cases",
-            "Bands: standard deviation over seeds, each with cases of its own.",
+            "Bands: standard deviation over seeds. With a part of the labels, every seed has labelled cases of its own."
+            if len(results.spec.seeds) > 1
+            else "No bands: with one seed, nothing is known about how much the means vary from seed to seed.",
         )
 
 
@@ -197,12 +199,12 @@ def _shown_means(results: Results, table: Table, metric: str) -> str:
     return f"{caption} “{results.titles[primary]}” is the primary comparison: its p is {several}."
 
 
-def _fraction_curves(results: Results, dataset: str) -> dict[str, dict[float, tuple[float, float]]]:
-    curves: dict[str, dict[float, tuple[float, float]]] = {}
+def _fraction_curves(results: Results, dataset: str) -> dict[str, dict[float, tuple[float, float | None]]]:
+    curves: dict[str, dict[float, tuple[float, float | None]]] = {}
     for table in results.tables:
         if table.dataset == dataset:
             for name, row in table.rows.items():
-                curves.setdefault(name, {})[table.fraction] = (row.mean["dice"], row.seed_sd["dice"] or 0.0)
+                curves.setdefault(name, {})[table.fraction] = (row.mean["dice"], row.seed_sd["dice"])
     return curves
 
 

@@ -103,18 +103,22 @@ def case_figure(values: Mapping[str, Sequence[Sequence[float]]], titles: Mapping
     return figure
 
 
-def fraction_figure(curves: Mapping[str, Mapping[float, tuple[float, float]]], titles: Mapping[str, str]) -> Figure:
+def fraction_figure(
+    curves: Mapping[str, Mapping[float, tuple[float, float | None]]], titles: Mapping[str, str]
+) -> Figure:
     """Mean Dice against the share of labels.
 
     Args:
-        curves: mean and standard deviation over seeds by share, for every recipe.
+        curves: mean and standard deviation over seeds by share, for every recipe; where the latter is None, as with
+            one seed, there is no band.
         titles: titles of recipes.
     """
     figure = new_figure(6.5, 3.8)
     axis = figure.subplots()
     for name, (colour, marker, line) in looks(curves).items():
         shares = sorted(curves[name])
-        means, spreads = (np.array([curves[name][share][part] for share in shares]) for part in (0, 1))
+        # None becomes NaN, which is not drawn.
+        means, spreads = (np.array([curves[name][share][part] for share in shares], dtype=float) for part in (0, 1))
         percent = [100 * share for share in shares]
         axis.plot(percent, means, marker=marker, ls=line, color=colour, lw=1.6, ms=4, label=titles[name])
         axis.fill_between(percent, means - spreads, means + spreads, color=colour, alpha=0.15, lw=0)

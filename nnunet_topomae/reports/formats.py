@@ -12,6 +12,7 @@ from nnunet_topomae.benchmark.results import Results, Table
 from nnunet_topomae.evaluation.metrics import METRICS
 from nnunet_topomae.reports.page import Picture, format_number, format_p
 from nnunet_topomae.reports.statements import (
+    PENDING,
     amount,
     caveats,
     cost_notes,
@@ -19,6 +20,7 @@ from nnunet_topomae.reports.statements import (
     extent,
     heading,
     interval,
+    multiply_adds,
     primary_of,
     primary_statements,
     signed,
@@ -41,7 +43,7 @@ def markdown(results: Results, pictures: Mapping[str, Sequence[tuple[str, Pictur
         "",
     ]
     if results.missing:
-        lines += [f"**Not complete: {len(results.missing)} jobs are missing.**", ""]
+        lines += [f"**Not complete: {len(results.missing)} jobs are missing.** {PENDING}", ""]
     lines += ["## Primary comparison", ""]
     for sentences in primary_statements(results):
         lines += [" ".join([f"**{sentences[0]}**", *sentences[1:]]), ""]
@@ -102,7 +104,7 @@ def _cost_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
             amount(cost.pretraining_steps),
             amount(cost.steps),
             "–" if row.macs is None else f"{row.macs / 1e9:.1f} G",
-            "–" if cost.total_macs is None else f"{amount(cost.total_macs, 1e15, 3)} P",
+            "–" if cost.total_macs is None else f"{multiply_adds(cost.total_macs)} T",
             f"{cost.hours:.2f}",
             f"{cost.pretraining_hours:.2f}",
             format_number(cost.cpu_hours, 2),

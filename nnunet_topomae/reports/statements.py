@@ -1,11 +1,18 @@
 """What a benchmark's comparisons say, as sentences: the same in the page and in Markdown."""
 
+import math
 from collections.abc import Iterable
 
 from nnunet_topomae.benchmark.compared import COMPARED
 from nnunet_topomae.benchmark.results import Amount, Contrast, Cost, Results, Table
+from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.evaluation.statistics import Comparison
 from nnunet_topomae.reports.page import format_number, format_p
+
+TERA = 1e12
+# For reports that are not complete.
+PENDING = "Comparisons that cannot be made yet count as tests without a difference."
+_NOT_RECORDED = "an earlier version of nnunet-topomae made them, or the record of their attempts was deleted"
 
 
 def heading(table: Table) -> str:
@@ -57,13 +64,52 @@ def primary_statements(results: Results) -> list[list[str]]:
     if spec.primary is None:
         text = "No primary comparison was named in the benchmark's file. "
         removed = f" {removed_primary(results)}" if results.stated_late else ""
-        return [[f"{text}All {exploratory} comparisons are exploratory and corrected together.{removed}"]]
+        text += f"All {exploratory} comparisons are exploratory and corrected together.{removed}"
+        return [[text, *_planned(results)]]
     found = [(table, one) for table in results.tables for one in table.contrasts if one.primary]
     if not found:
         return [
             ["The primary comparison cannot be made yet: one of its recipes is not complete.", *_beforehand(results)]
         ]
     return [_statement(results, table, one, len(spec.datasets) - len(found)) for table, one in found]
+
+
+def uncertainty(spec: BenchmarkSpec) -> list[str]:
+    """What the uncertainty of a difference is made of, in sentences.
+
+    Args:
+        spec: its folds and seeds decide what can be known.
+    """
+    folds, seeds = len(spec.folds) > 1, len(spec.seeds) > 1
+    if not folds and not seeds:
+        return [
+            "With one training per recipe, nothing is tested: a better recipe cannot be told from a lucky training."
+        ]
+    sentences = []
+    if seeds or spec.held_out:
+        of_cases = "patients" if spec.held_out else "patients within folds"
+        of_trainings = "within folds" if seeds else "by the means of the folds"
+        sentences.append(
+            f"The uncertainty of a difference has two parts, cases ({of_cases}) and trainings ({of_trainings}; paired "
+            "where recipes share the labelled cases)."
+        )
+    else:
+        sentences.append(
+            "With one training per fold, the luck of a training cannot be told from the effect of a fold. So p is that "
+            "of a t-test over the means of the folds, and there is no second check."
+        )
+    if folds and seeds:
+        checked = "trainings" if spec.held_out else "both"
+        sentences.append(f"The means of the folds check {checked}: the more they differ, the more they count.")
+        if not spec.held_out:
+            sentences.append("“p, fold means” is a t-test over the means of the folds, a conservative check.")
+    if folds:
+        sentences.append(
+            "All this takes the folds as independent, but they share training cases: three quarters in a usual split "
+            "into five folds. No estimate of the variance allows for that without bias, and the true uncertainty may "
+            "be larger (Bengio and Grandvalet 2004)."
+        )
+    return sentences
 
 
 def removed_primary(results: Results) -> str:
@@ -88,12 +134,23 @@ def _beforehand(results: Results) -> list[str]:
     if results.unrecorded:
         sentences.append(
             f"Whether it was stated beforehand is not recorded for {_count(results.unrecorded, 'training')}: "
-            "an earlier version of nnunet-topomae made them, or the record of their attempts was deleted."
+            f"{_NOT_RECORDED}."
         )
+    return [*sentences, *_planned(results)]
+
+
+def _planned(results: Results) -> list[str]:
+    """Whether the trainings began with the seeds and folds that the file names now, where not all of them did."""
+    sentences = []
     if results.planned_otherwise:
         sentences.append(
             f"{_count(results.planned_otherwise, 'training')} began while the benchmark's file named other seeds or "
             "folds, which may have been changed after the first results were known."
+        )
+    if results.plan_unrecorded:
+        sentences.append(
+            "Which seeds and folds the benchmark's file named at first is not recorded for "
+            f"{_count(results.plan_unrecorded, 'training')}: {_NOT_RECORDED}."
         )
     return sentences
 
@@ -128,10 +185,16 @@ def _statement(results: Results, table: Table, contrast: Contrast, pending: int)
     sentences += [*_machines(table), *_ended_early(table, both), *_beforehand(results)]
     if found.testable:
         digits = COMPARED[metric].digits
-        sentences.append(
+        text = (
             f"About three of four such benchmarks would show a true difference of {found.detectable:.{digits}f}; "
-            f"observed differences below {(found.high - found.low) / 2:.{digits}f} could not have been shown."
+            f"observed differences below {found.least_shown:.{digits}f} could not have been shown."
         )
+        if datasets > 1:
+            text += (
+                f" Both are for p below 0.05 / {datasets}, which is enough whatever the other data sets show. Where "
+                "those show a difference, a smaller one is enough here."
+            )
+        sentences.append(text)
     if results.spec.margin is not None:
         said = found.against_margin(results.spec.margin)
         sentences.append(f"By the margin of {results.spec.margin:g} in the benchmark's file: {said}.")
@@ -145,7 +208,7 @@ def _cost(cost: Cost, cpu: bool) -> str:
         before = f"{amount(cost.pretraining_steps)} steps of pre-training, " if cost.pretraining_steps.most else ""
         parts.append(f"{before}{amount(cost.steps)} supervised steps")
     if cost.total_macs is not None:
-        parts.append(f"{amount(cost.total_macs, 1e12, 1)} T multiply-adds")
+        parts.append(f"{multiply_adds(cost.total_macs)} T multiply-adds")
     parts.append(f"{cost.hours:.2f} h")
     if cpu and cost.cpu_hours is not None:
         parts.append(f"{cost.cpu_hours:.2f} CPU h")
@@ -164,6 +227,16 @@ def amount(found: Amount | None, unit: float = 1.0, digits: int = 0) -> str:
         return "–"
     mean, least, most = (format_number(value / unit, digits) for value in (found.mean, found.least, found.most))
     return mean if found.least == found.most else f"{mean} ({least}–{most})"
+
+
+def multiply_adds(found: Amount | None) -> str:
+    """Multiply-adds in 10^12 with at least three significant digits of the mean, so that recipes can be compared.
+
+    Args:
+        found: the amount.
+    """
+    whole_digits = math.floor(math.log10(found.mean / TERA)) + 1 if found and found.mean else 1
+    return amount(found, TERA, max(0, 3 - whole_digits))
 
 
 def cost_notes(table: Table) -> list[str]:

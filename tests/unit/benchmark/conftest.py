@@ -89,7 +89,7 @@ def finish(job, spec):
         add_facts(folder.fold, FACTS[job.kind])
     commands = [f"nnUNetv2_{job.kind} {spec.out}/nnUNet_raw '<&>'"]
     made = {"versions": {"torch": "9.9"}, "commit": None, "machine": {"processor": "a quick one", "cores": "64"}}
-    made["primary"] = spec.stated
+    made |= {"primary": spec.stated, "planned": spec.planned}
     cost = {"seconds": 18.0, "cpu_seconds": 30.0, "peak_process_bytes": 1e9}
     folder.finish(outputs, {**cost, "commands": commands, "provenance": made})
 

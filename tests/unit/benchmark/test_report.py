@@ -102,8 +102,8 @@ def test_tables_hold_the_numbers(page):
     # Eight jobs of 18 seconds.
     assert "2.4 min of work, 2 held-out cases" in text
     assert "It is no evidence for or against pre-training." in text
-    assert "fusion 1.50 100 40 2.5 0.002 0.01 0.01 2.0 0.02 1.0 3.0" in text
-    assert "from scratch 1.50 0 40 2.5 0.000 0.01 0.00 1.0 0.01 1.0 2.0" in text
+    assert "fusion 1.50 100 40 2.5 2.10 0.01 0.01 2.0 0.02 1.0 3.0" in text
+    assert "from scratch 1.50 0 40 2.5 0.300 0.01 0.00 1.0 0.01 1.0 2.0" in text
 
 
 @pytest.mark.slow

@@ -23,7 +23,9 @@ from nnunet_topomae.reports.statements import (
     caveats,
     cost_notes,
     exploratory_contrasts,
+    multiply_adds,
     primary_statements,
+    uncertainty,
 )
 
 NAMES = ("full", "fusion-scratch", "unetrpp")
@@ -58,7 +60,9 @@ def test_the_primary_comparison_says_what_it_rests_on_and_what_it_could_show():
     text = " ".join(sentences)
     assert "40 cases of 30 patients, 5 folds with 2 seeds: 10 trainings per recipe" in text
     assert f"About three of four such benchmarks would show a true difference of {found.detectable:.4f};" in text
-    cost = "100 steps of pre-training, 40 supervised steps, 3000.0 T multiply-adds, 1.50 h"
+    assert f"observed differences below {(found.high - found.low) / 2:.4f} could not have been shown." in text
+    assert "Both are for p" not in text
+    cost = "100 steps of pre-training, 40 supervised steps, 3000 T multiply-adds, 1.50 h"
     first, second = "“fusion, all losses”", "“fusion network from scratch”"
     assert f"Cost of a training: {first} {cost}; {second} {cost}." in text
     assert "beforehand" not in text
@@ -69,6 +73,8 @@ def test_the_primary_comparison_says_what_it_rests_on_and_what_it_could_show():
     assert "is not recorded for 2 trainings: an earlier version" in earlier and "began while" not in earlier
     added = " ".join(*primary_statements(replace(results, planned_otherwise=1)))
     assert "1 training began while the benchmark's file named other seeds or folds, which may" in added
+    earlier = " ".join(*primary_statements(replace(results, plan_unrecorded=2)))
+    assert "seeds and folds the benchmark's file named at first is not recorded for 2 trainings: an earlier" in earlier
     assert "By the margin of 0.015 in the benchmark's file: the difference is larger than the margin." in text
     assert f"**{sentences[0]}** {sentences[1]}" in markdown(results, {})
 
@@ -98,12 +104,44 @@ def test_a_metric_of_one_line_is_compared_and_reported(monkeypatch):
     assert f"<h3>Volume error ml: {heading_}</h3>" in page
 
 
+@pytest.mark.parametrize(
+    ("values", "said", "unsaid"),
+    [
+        (
+            {},
+            ["two parts, cases (patients within folds)", "check both", "“p, fold means”", "share training"],
+            ["With one"],
+        ),
+        ({"seeds": (0,)}, ["With one training per fold", "no second check", "share training"], ["two parts", "“p, f"]),
+        ({"folds": (0,)}, ["two parts, cases"], ["means of the folds", "share training"]),
+        ({"folds": (0,), "seeds": (0,)}, ["nothing is tested"], ["two parts", "share training"]),
+        ({"held_out": True}, ["two parts, cases (patients)", "check trainings", "share training"], ["“p, fold"]),
+        ({"held_out": True, "seeds": (0,)}, ["trainings (by the means of the folds; "], ["within", "check"]),
+    ],
+)
+def test_the_page_says_what_the_uncertainty_is_made_of(values, said, unsaid):
+    text = " ".join(uncertainty(replace(make_results().spec, **values)))
+    assert all(words in text for words in said) and not any(words in text for words in unsaid)
+
+
+def test_the_conservative_check_is_not_said_to_be_one_where_it_is_the_test_itself():
+    results = make_results(primary=Primary("full", "fusion-scratch", "dice"))
+    assert "Conservative check, t-test over the means of 5 folds: p" in " ".join(*primary_statements(results))
+    (table,) = results.tables
+    scores = {name: np.random.default_rng(index).random((40, 1)) for index, name in enumerate(NAMES)}
+    contrasts = make_contrasts(results.spec, "dice", scores, Design(case_folds=FOLDS), 1.0)
+    (sentences,) = primary_statements(replace(results, tables=[replace(table, contrasts=contrasts)]))
+    assert "Conservative check" not in " ".join(sentences) and sentences[-1].startswith("One training per fold")
+
+
 def test_without_a_primary_comparison_the_page_says_so():
     (sentences,) = primary_statements(make_results())
     assert sentences == [
         "No primary comparison was named in the benchmark's file. "
         "All 2 comparisons are exploratory and corrected together."
     ]
+    ((_, added, earlier),) = primary_statements(replace(make_results(), planned_otherwise=1, plan_unrecorded=3))
+    assert added.startswith("1 training began while") and "is not recorded for 3 trainings" in earlier
 
 
 def test_a_primary_comparison_that_is_not_complete():
@@ -123,13 +161,15 @@ def test_several_data_sets_are_corrected_and_worse_is_not_called_better():
     assert len(statements) == 2
     assert statements[0][0].endswith("higher (lower is better).")
     assert statements[0][1].startswith("Corrected for 2 data sets, p ")
-    assert "cannot be made yet" not in " ".join(statements[0])
+    text = " ".join(statements[0])
+    assert "cannot be made yet" not in text and "Both are for p below 0.05 / 2, which is enough" in text
+    assert f"differences below {first.found.least_shown:.2f} could not" in text
 
 
 def test_a_data_set_that_is_not_complete_counts_as_no_difference():
     """Its primary comparison will be made: until then, p is not smaller than it may be then."""
     results = make_results(primary=Primary("full", "fusion-scratch", "dice"), datasets=(1, 2))
-    tables = correct_together(results.tables, 2)
+    tables = correct_together(results.tables, results.spec)
     primary = tables[0].contrasts[0].found
     assert primary.adjusted_p == pytest.approx(2 * primary.p)
     (sentences,) = primary_statements(replace(results, tables=tables))
@@ -171,7 +211,7 @@ def test_costs_that_differ_have_their_extremes_and_their_reasons():
     table = replace(table, rows={**table.rows, "full": row}, machines=["cores 2", "cores 8"])
     results = replace(results, tables=[table])
     text, notes = markdown(results, {}), cost_notes(table)
-    assert "| fusion, all losses | 100 | 350 (300–400) | – | 3.000 P | 1.50 | 0.50 | – | 2.5 |" in text
+    assert "| fusion, all losses | 100 | 350 (300–400) | – | 3000 T | 1.50 | 0.50 | – | 2.5 |" in text
     assert notes == [
         "The trainings come from 2 machines, so their hours cannot be compared directly: cores 2; cores 8.",
         "Ended before the last epoch: D__full__fold0 after 3 epochs (asked).",
@@ -179,6 +219,20 @@ def test_costs_that_differ_have_their_extremes_and_their_reasons():
     (said,) = primary_statements(results)
     assert set(notes) < set(said) and all(note in text for note in notes)
     assert "350 (300–400) supervised steps" in " ".join(said)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(1.394e12, "1.39"), (2.781e12, "2.78"), (3e11, "0.300"), (9.996e12, "10.00"), (2.5e17, "250000"), (0.0, "0.00")],
+)
+def test_recipes_can_be_compared_by_their_multiply_adds(number, text):
+    """In toy trainings and in published ones; a digit too many after rounding up is no harm."""
+    assert multiply_adds(Amount(number, number, number)) == text
+
+
+def test_multiply_adds_have_the_digits_of_their_mean():
+    assert multiply_adds(Amount(1.1e12, 9.95e11, 1.2e12)) == "1.10 (0.99–1.20)"
+    assert multiply_adds(None) == "–"
 
 
 def test_the_primary_comparison_is_pointed_to_where_it_is_left_out():
@@ -200,6 +254,21 @@ def test_the_primary_comparison_is_not_said_to_be_corrected_with_the_others():
         "“fusion, all losses” is the primary comparison: its p is not corrected."
     )
     assert benchmark._shown_means(results, table, "betti_error").endswith("of the report, is below 0.05.")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "spread", "caption"),
+    [((0, 1), 0.01, "Bands: standard deviation over seeds."), ((0,), None, "No bands: with one seed, ")],
+)
+def test_the_caption_of_the_label_fractions_explains_bands_that_are_there(seeds, spread, caption):
+    results = make_results(seeds=seeds)
+    row = replace(ROW, seed_sd={"dice": spread})
+    table = replace(results.tables[0], rows=dict.fromkeys(NAMES, row), values={"dice": {"full": [[0.8], [0.9]]}})
+    tables = [table, replace(table, fraction=0.1)]
+    *_, (name, _, _, text) = benchmark._figures(replace(results, tables=tables), table)
+    assert name == "D_labels" and text.startswith(caption)
+    drawn = benchmark._fraction_curves(replace(results, tables=tables), "D")
+    assert drawn == {recipe: {1.0: (0.8, spread), 0.1: (0.8, spread)} for recipe in NAMES}
 
 
 def test_the_margin_does_not_contradict_the_corrected_verdict():
@@ -240,7 +309,7 @@ def test_markdown_has_betti_errors_and_costs(betti):
     assert ("| Betti error |" in text) == betti
     assert ("| 0.9000 | 1.25 | 0.0 |" in text) == betti
     assert "| fusion, all losses | 0.8000 | 0.0100 | 0.0200 | 5.00 |" in text
-    assert "| fusion, all losses | 100 | 40 | – | 3.000 P | 1.50 | 0.50 | 2.00 | 2.5 |" in text
+    assert "| fusion, all losses | 100 | 40 | – | 3000 T | 1.50 | 0.50 | 2.00 | 2.5 |" in text
 
 
 class Elements(HTMLParser):

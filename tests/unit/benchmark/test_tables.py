@@ -19,13 +19,14 @@ from nnunet_topomae.benchmark.contrasts import (
 from nnunet_topomae.benchmark.exchange import read_known
 from nnunet_topomae.benchmark.jobs import Job, make_jobs
 from nnunet_topomae.benchmark.primary import Primary
+from nnunet_topomae.benchmark.recipes import RECIPES
 from nnunet_topomae.benchmark.results import Amount, Table
 from nnunet_topomae.benchmark.spec import BenchmarkSpec, read_spec
 from nnunet_topomae.benchmark.store import JobFolder
-from nnunet_topomae.benchmark.tables import _machines, build_results, summarise_recipe
+from nnunet_topomae.benchmark.tables import _machines, _table, build_results, summarise_recipe
 from nnunet_topomae.evaluation.metrics import StructureScore
 from nnunet_topomae.evaluation.nested import Design
-from nnunet_topomae.evaluation.statistics import holm
+from nnunet_topomae.evaluation.statistics import compare, holm
 from nnunet_topomae.reports.formats import scores_csv
 from nnunet_topomae.training.record import add_facts
 
@@ -96,7 +97,8 @@ def test_scans_of_a_patient_are_known_from_the_data_set(tmp_path):
 
 
 def make_spec(**values):
-    return BenchmarkSpec("b", Path(), (5,), (), ("x",), **values)
+    recipes = tuple(replace(RECIPES["full"], name=name) for name in "wxyz")
+    return BenchmarkSpec("b", Path(), (5,), recipes, ("x",), **values)
 
 
 def test_no_pair_is_compared_twice_and_the_primary_one_keeps_its_direction():
@@ -120,16 +122,59 @@ def test_no_pair_is_compared_twice_and_the_primary_one_keeps_its_direction():
 
 def test_exploratory_comparisons_are_one_family_and_the_primary_one_is_not_in_it():
     generator = np.random.default_rng(0)
-    scores = {"x": generator.random((12, 2)), "y": generator.random((12, 2)) + 0.3, "z": generator.random((12, 2))}
-    spec = replace(make_spec(primary=Primary("y", "x", "dice")), baselines=("x",))
-    table = Table("D", 1.0, {}, [], [], {}, [], 12, 2, {}, [])
-    tables = [
-        replace(table, contrasts=make_contrasts(spec, metric, scores, Design(), 1.0)) for metric in ("dice", "nsd")
-    ]
-    (primary, one), (two, three) = (table.contrasts for table in correct_together(tables, 1))
-    assert primary.primary and primary.found.adjusted_p == primary.found.p
-    family = [one.found, two.found, three.found]
+    scores = {name: generator.random((12, 2)) + 0.3 * (name == "y") for name in "wxyz"}
+    spec = make_spec(primary=Primary("y", "x", "dice"))
+    (table,) = correct_together([compared_table(spec, scores)], spec)
+    (primary,) = (one.found for one in table.contrasts if one.primary)
+    family = [one.found for one in table.contrasts if not one.primary]
+    assert primary.adjusted_p == primary.p and len(family) == 3 * 3 - 1
     assert [found.adjusted_p for found in family] == pytest.approx(holm([found.p for found in family]))
+
+
+def test_what_the_primary_comparison_could_show_is_corrected_for_the_data_sets():
+    generator = np.random.default_rng(0)
+    scores = {name: generator.random((12, 2)) for name in "wxyz"}
+    spec = make_spec(primary=Primary("y", "x", "dice"))
+    one, two = (
+        make_contrasts(replace(spec, datasets=datasets), "dice", scores, Design(), 1.0) for datasets in ((5,), (5, 6))
+    )
+    level = compare({"x": scores["x"], "y": scores["y"]}, "x", Design(), level=0.025)["y"]
+    assert two[0].primary and (two[0].found.detectable, two[0].found.least_shown) == (
+        level.detectable,
+        level.least_shown,
+    )
+    assert one[0].found.least_shown == pytest.approx((level.high - level.low) / 2) and level.least_shown > 0
+    assert [other.found.least_shown for other in one[1:]] == [other.found.least_shown for other in two[1:]]
+
+
+def test_comparisons_that_cannot_be_made_yet_count_as_tests():
+    """So that no difference of a partial report is lost because the benchmark goes on."""
+    generator = np.random.default_rng(0)
+    scores = {name: generator.normal(0.5, 0.02, (12, 5)) + 0.3 * (name == "y") for name in "wxyz"}
+    spec = replace(make_spec(primary=Primary("y", "x", "dice")), baselines=("x", "z"), label_fractions=(1.0, 0.1))
+    whole = [compared_table(spec, scores, 1.0), compared_table(spec, scores, 0.1)]
+    first = [compared_table(spec, {name: scores[name] for name in "yz"}, 1.0)]
+    p_values = [one.found.p for one in first[0].contrasts]
+    assert len(p_values) == 3 and 29 * max(p_values) < 1 and sum(len(table.contrasts) for table in whole) == 30
+    adjusted = {
+        len(tables): {
+            (one.metric, one.recipe, one.baseline): one.found.adjusted_p
+            for table in correct_together(tables, spec)[:1]
+            for one in table.contrasts
+        }
+        for tables in (first, whole)
+    }
+    # 5 pairs, 3 metrics, 2 fractions; one of these 30 comparisons is the primary one.
+    assert list(adjusted[1].values()) == pytest.approx(holm([*p_values, *[1.0] * (29 - 3)])[:3])
+    assert all(adjusted[2][key] <= value for key, value in adjusted[1].items())
+
+
+def compared_table(spec, scores, fraction=1.0):
+    """A table of the same scores by every metric, not corrected yet."""
+    contrasts = [
+        one for metric in compared_metrics(spec) for one in make_contrasts(spec, metric, scores, Design(), fraction)
+    ]
+    return Table("D", fraction, {}, [], contrasts, {}, [], 12, 2, {}, [])
 
 
 def test_betti_errors_are_compared_where_they_are_measured():
@@ -302,6 +347,29 @@ def test_unfinished_recipes_are_named_and_left_out(finished_demo, tmp_path):
         collect(nowhere, jobs, partial=True)
 
 
+def test_ranks_are_left_out_where_no_training_can_be_drawn_again(finished_demo):
+    """Otherwise they would take the luck of single trainings for given."""
+    spec = read_spec(finished_demo)
+    entries = collect(spec, make_jobs(spec))
+    dataset = entries[0].job.dataset
+    assert _table(spec, dataset, 1.0, entries, []).ranks == {}
+    again = [replace(one, job=replace(one.job, seed=spec.seeds[0] + 1)) for one in entries]
+    twice = replace(spec, seeds=(spec.seeds[0], spec.seeds[0] + 1))
+    ranks = _table(twice, dataset, 1.0, [*entries, *again], []).ranks
+    assert set(ranks) == {"dice", "hd95", "nsd"} and ranks["dice"]["full"][0] == 1.0
+
+
+def test_published_numbers_stand_beside_trainings_with_all_labels_only(finished_demo):
+    spec = read_spec(finished_demo)
+    jobs = make_jobs(spec)
+    entries = collect(spec, jobs)
+    few = [replace(one, job=replace(one.job, fraction=0.1)) for one in entries]
+    spec = replace(spec, paper={str(spec.datasets[0]): "btcv"}, label_fractions=(1.0, 0.1))
+    whole, part = build_results(spec, jobs, [*entries, *few]).tables
+    assert (whole.fraction, part.fraction) == (1.0, 0.1) and set(part.rows) == set(whole.rows)
+    assert len(whole.published) == 7 and list(part.published) == []
+
+
 def test_a_comparison_that_was_stated_late_is_counted(finished_demo):
     """The trainings of the demo began without a primary comparison."""
     spec = read_spec(finished_demo)
@@ -326,8 +394,20 @@ def test_trainings_that_began_with_other_seeds_or_on_several_machines_are_known(
     first["later"] = [{**first, "machine": {"processor": "a slow one", "cores": "64"}}]
     monkeypatch.setattr("nnunet_topomae.benchmark.tables.read_known", lambda *_: known)
     found = build_results(spec, jobs, entries)
-    assert found.planned_otherwise == 1  # earlier versions did not record it
+    assert (found.planned_otherwise, found.plan_unrecorded) == (1, 0)
     assert found.machine == {"processor": "a quick one; a slow one", "cores": "64"}
+
+
+def test_trainings_of_which_seeds_and_folds_are_not_recorded_do_not_count_as_planned(finished_demo, monkeypatch):
+    """Neither of two: an earlier version recorded the comparison only, a still earlier one nothing."""
+    spec = read_spec(finished_demo)
+    jobs = make_jobs(spec)
+    entries, known = collect(spec, jobs), read_known(spec, jobs)
+    first, second = (known.done[job.fingerprint] for job in jobs if job.kind == "train")
+    del first["provenance"]["planned"], second["provenance"]
+    monkeypatch.setattr("nnunet_topomae.benchmark.tables.read_known", lambda *_: known)
+    found = build_results(replace(spec, primary=Primary("full", "unetrpp", "dice")), jobs, entries)
+    assert (found.planned_otherwise, found.plan_unrecorded, found.unrecorded) == (0, 2, 1)
 
 
 def test_a_version_that_did_not_record_the_comparison_is_not_said_to_have_named_another(finished_demo, monkeypatch):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_ind, wilcoxon
+from scipy.stats import ttest_1samp, ttest_ind, wilcoxon
 
 from nnunet_topomae.evaluation import statistics
 from nnunet_topomae.evaluation.nested import Design, estimate
@@ -90,7 +90,9 @@ def test_two_pairs_in_one_fold_show_nothing():
 def test_one_training_per_fold_is_said_to_confound_luck_and_fold():
     scores = simulate(np.random.default_rng(0), 30, 1, effect=0.2)
     found = compare(scores, "baseline", DESIGN)["recipe"]
-    assert found.verdict == "higher" and found.p == found.fold_p
+    means = (scores["recipe"] - scores["baseline"]).reshape(5, 6).mean(axis=1)
+    assert found.verdict == "higher" and found.p == pytest.approx(ttest_1samp(means, 0.0).pvalue)
+    assert np.isnan(found.fold_p)  # the same test is no check of itself
     assert found.caveats[0].startswith("one training per fold: luck of a training and effect of a fold cannot")
 
 
@@ -101,6 +103,18 @@ def test_verdicts():
     same = {"a": scores["recipe"], "b": scores["recipe"]}
     equal = compare(same, "a", DESIGN)["b"]
     assert (equal.verdict, equal.p, equal.win_rate) == ("no difference shown", 1.0, 0.5)
+
+
+def test_what_could_be_shown_is_for_the_level_that_is_asked_for():
+    """Moved by `least_shown`, p is the level; the interval stays that of 95 %."""
+    scores = simulate(np.random.default_rng(0), 30, 3)
+    usual, strict = (compare(scores, "baseline", DESIGN, level=level)["recipe"] for level in (0.05, 0.025))
+    for level, found in ((0.05, usual), (0.025, strict)):
+        moved = scores | {"recipe": scores["recipe"] - found.difference + found.least_shown}
+        assert compare(moved, "baseline", DESIGN)["recipe"].p == pytest.approx(level)
+        known = estimate(scores["recipe"], scores["baseline"], DESIGN)
+        assert found.detectable == known.detectable(level) > found.least_shown
+    assert (strict.low, strict.high) == (usual.low, usual.high)
 
 
 def test_caveats_say_where_interval_p_and_folds_disagree():
@@ -155,6 +169,14 @@ def test_ranks_resample_trainings_within_folds():
         {"a": scores["lucky"], "b": scores["lucky"] + 1e-6}, generator, design=Design(FOLDS, paired=True)
     )
     assert paired["b"] == [1.0, 0.0]
+
+
+def test_ranks_of_held_out_cases_resample_the_trainings_of_all_folds():
+    """One training per fold; as the folds differ, either recipe may come first."""
+    luck = np.random.default_rng(4).normal(0, 0.02, (1, 5))
+    scores = {"lucky": 0.5 + np.repeat(luck, 8, axis=0), "better": np.full((8, 5), 0.501 + luck.mean())}
+    shares = rank_shares(scores, np.random.default_rng(5), design=Design(training_folds=range(5)))
+    assert 0.5 < shares["better"][0] < 0.8
 
 
 def test_bad_tables_raise():

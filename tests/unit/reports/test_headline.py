@@ -20,6 +20,7 @@ FOUND = Comparison(
     adjusted_p=0.002,
     fold_p=0.01,
     detectable=0.015,
+    least_shown=0.01,
     wilcoxon_p=0.001,
     rank_biserial=0.8,
     standardised=1.0,

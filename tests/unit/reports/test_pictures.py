@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from nnunet_topomae.reports import overlays
-from nnunet_topomae.reports.benchmark_plots import case_figure
+from nnunet_topomae.reports.benchmark_plots import case_figure, fraction_figure
 from nnunet_topomae.reports.case_files import CaseFiles
 from nnunet_topomae.reports.overlays import case_picture, overlay_figure
 from nnunet_topomae.reports.page import Picture
@@ -204,6 +204,18 @@ def test_colour_blind_readers_can_tell_neighbours_apart(colours: tuple[str, ...]
     assert min(found[i, i - 1] for i in range(len(colours))) >= 20
     assert found[:first, :first][np.triu_indices(first, 1)].min() >= 15
     assert found[np.triu_indices(len(colours), 1)].min() >= (7 if vision == "tritanopia" else 11)
+
+
+def test_a_spread_that_is_not_known_has_no_band() -> None:
+    """One seed; a band of width 0 would say that nothing varies."""
+    figure = fraction_figure(
+        {"one": {0.1: (0.7, None), 1.0: (0.8, None)}, "two": {0.1: (0.6, 0.02), 1.0: (0.8, 0.01)}},
+        {"one": "one seed", "two": "two seeds"},
+    )
+    (axis,) = figure.axes
+    unknown, known = ([path for path in band.get_paths() if len(path)] for band in axis.collections)
+    assert unknown == [] and known[0].get_extents().bounds == pytest.approx((10, 0.58, 90, 0.23))
+    assert [line.get_ydata().tolist() for line in axis.lines] == [[0.7, 0.8], [0.6, 0.8]]
 
 
 def test_recipes_have_markers_of_their_own() -> None:
