@@ -748,6 +748,15 @@ def test_a_start_that_has_seen_a_validation_case_is_refused() -> None:
     assert not (Path(trainer.output_folder) / "start.json").exists()
 
 
+def test_a_start_whose_images_were_normalised_in_another_way_is_refused() -> None:
+    file, plans = _pretrain(vit="none"), _plans(vit="none")
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["RescaleTo01Normalization"]
+    trainer = _trainer(TopoMAEPretrainer, plans)
+    trainer.given_weights = file
+    with pytest.raises(ValueError, match=r"normalised in another way \(normalization: .*'ZScore.* plan \['RescaleTo01"):
+        trainer.on_train_start()
+
+
 def test_a_start_of_another_data_set_hands_on_both_hashes_of_every_image() -> None:
     """Of an image's preprocessed file and of its raw files: only the second one finds it under another plan."""
     file = _pretrain(vit="none")
