@@ -1,5 +1,6 @@
 """Supervised training that starts from the pre-training of the same fold; of which network, its subclasses say."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from torch.optim import Optimizer
 
 from nnunet_topomae.config import FinetuningConfig
 from nnunet_topomae.trainers.supervised import SupervisedTrainer
+from nnunet_topomae.training.checkpoints import FRESH
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.finetuning import prepare_schedule, without_pretraining
 from nnunet_topomae.training.pretrained import Target, load_pretraining, plans_decoder
@@ -23,6 +25,8 @@ class PretrainedTrainer(SupervisedTrainer):
     """
 
     takes_pretrained_weights = True
+    # Names of the weights that the transfer has left fresh, where these are others than the plan says.
+    left_fresh: tuple[str, ...] | None = None
 
     @property
     def parts(self) -> Parts:
@@ -30,6 +34,11 @@ class PretrainedTrainer(SupervisedTrainer):
         config = self.plan.config
         takes_decoder = self.takes_decoder and plans_decoder(config)
         return transferred_parts(unwrap(self.network), config.finetuning.transfer_parts, takes_decoder)
+
+    @property
+    def fresh(self) -> tuple[str, ...]:
+        """Beginnings of the names of weights that are not pre-trained."""
+        return self.parts.fresh if self.left_fresh is None else self.left_fresh
 
     @property
     def takes_decoder(self) -> bool:
@@ -72,9 +81,32 @@ class PretrainedTrainer(SupervisedTrainer):
         if self.source.from_scratch:
             without_pretraining(section, log)
             return {"slow_learning_rate": None}
-        fresh = self.parts.fresh
-        paces = prepare_schedule(unwrap(self.network), section, fresh, log)
-        return {"slow_learning_rate": learning_rate, "fast_prefixes": fresh, "paces": paces}
+        paces = prepare_schedule(unwrap(self.network), section, self.fresh, log)
+        return {"slow_learning_rate": learning_rate, "fast_prefixes": self.fresh, "paces": paces}
+
+    def learn_as_fresh(self, left_fresh: Collection[str]) -> None:
+        """Build the optimiser again if it takes other weights for fresh, as when only a file said what it provides.
+
+        Args:
+            left_fresh: names of the weights that the transfer has left fresh.
+        """
+        names, expected = [name for name, _ in unwrap(self.network).named_parameters()], self.fresh
+        fresh = tuple(name for name in names if name in left_fresh)
+        if fresh != tuple(name for name in names if name.startswith(expected)):
+            self.left_fresh = fresh
+            self.print_to_log_file(f"{len(fresh)} tensors start fresh, other ones than the plan says. With these:")
+            self.optimizer, self.lr_scheduler = self.configure_optimizers()
+
+    def progress(self, steps: int) -> dict[str, Any]:
+        """What a checkpoint needs for continuing; also which weights started fresh, where the plan does not say it."""
+        progress: dict[str, Any] = super().progress(steps)
+        return progress if self.left_fresh is None else {**progress, FRESH: list(self.left_fresh)}
+
+    def continue_from(self, progress: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint, with the learning rates of its training."""
+        super().continue_from(progress)
+        if FRESH in progress:
+            self.learn_as_fresh(progress[FRESH])
 
     def load_initial_weights(self) -> None:
         """Load the pre-trained weights, unless the plan asks for training from scratch."""
@@ -97,3 +129,4 @@ class PretrainedTrainer(SupervisedTrainer):
         result, source = load_pretraining(file, target, self.print_to_log_file)
         if self.local_rank == 0:
             result.write(Path(self.output_folder) / "transfer.json", source)
+        self.learn_as_fresh(result.missing)

@@ -145,6 +145,6 @@ class ResumableTrainer(ReproducibleTrainer):
         own = {"dataset": self.plans_manager.dataset_name, "plans_name": self.plans_manager.plans_name}
         own |= {"configuration": self.configuration_name, "fold": self.fold}
         check_same_training(checkpoint.get(ENTRY, {}).get("manifest", {}), own, file)
-        restore(self, checkpoint, file)
         self.continue_from(checkpoint.get(ENTRY, {}))
+        restore(self, checkpoint, file)
         self.continued = True

@@ -164,7 +164,8 @@ class FinetuningConfig(TrainingConfig):
     """Which trainer's pre-training of the fold is used if `pretrained` is null. VectorPOSE trains the partner alone, so
     also set `transfer_parts` to `partner`, or `architecture.vit` to `none`."""
     transfer: Literal["same_plan", "resample"] = "same_plan"
-    """`same_plan` refuses a checkpoint of another plan, `resample` adapts its weights to this one."""
+    """`same_plan` refuses a checkpoint of another plan, `resample` adapts its weights to this one, if the images are
+    normalised alike."""
     transfer_parts: Literal["both", "vit", "partner"] = "both"
     """Which pre-trained networks the fusion network takes over: the ViT's encoder, its partner's encoder and decoder,
     or both. Other weights are initialised at random."""

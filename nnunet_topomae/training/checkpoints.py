@@ -26,6 +26,8 @@ ENTRY = "topomae"
 STEPS = "steps"
 OUTPUTS = "step_outputs"
 SEED = "seed"
+# And which weights a fine-tuning has not taken over, where the plan does not say it.
+FRESH = "fresh"
 
 Role = Literal["pretraining", "finetuning"]
 

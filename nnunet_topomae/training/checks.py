@@ -20,6 +20,8 @@ _FREE_TO_DIFFER = ("drop_path", "dropout", "projections", "gamma")
 _OF_UNETRPP = ("dims", "depth", "heads", "feature_size", "share_embeddings", "upsampling")
 # Facts that checkpoints of earlier versions do not have. They are compared where both sides have them.
 _ADDED_FACTS = ("intensities",)
+# Facts about how images are normalised, channel by channel.
+_NORMALIZATION = ("normalization", "intensities")
 # Statistics of intensities are equal up to the digits that a plan is written with.
 _RELATIVE_TOLERANCE = 1e-6
 
@@ -105,6 +107,28 @@ def architecture_differences(
     return different
 
 
+def normalization_differences(described: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """Whether images are normalised in another way than in pre-training, to which no weight is adapted.
+
+    Where the numbers of channels differ, a channel that only one of the two has is compared with nothing.
+
+    Args:
+        described: ``plan`` facts of the checkpoint.
+        own: plan facts of this training.
+
+    Returns:
+        A phrase per fact, as in :func:`plan_differences`; none for facts that one of the two does not have.
+    """
+    keys = [key for key in _NORMALIZATION if described.get(key) and own.get(key)]
+    # Per channel: its scheme, and what CT is clipped and scaled by.
+    channels = [list(map(list, zip(*(facts[key] for key in keys), strict=False))) for facts in (described, own)]
+    few, many = sorted(channels, key=len)
+    if len(few) < len(many) and all(any(_same(channel, other) for other in many) for channel in few):
+        return []
+    different = [key for key in keys if not _same(described[key], own[key])]
+    return [f"{key}: checkpoint {described[key]!r}, plan {own[key]!r}" for key in different]
+
+
 def _architecture(section: Mapping[str, Any]) -> ArchitectureConfig:
     return TopoMAEConfig.from_configuration({SECTION: {"architecture": section}}).architecture
 
@@ -141,7 +165,7 @@ def check_same_plan(
             f"{file} was pre-trained with another plan ({'; '.join(different[:3])}). Pre-train with the plan you "
             f"fine-tune with: nnUNetv2_train ... -tr {pretrainer} -p PLANS"
         )
-        if not architecture_differences(described, own, taken):
+        if not architecture_differences(described, own, taken) and not normalization_differences(described, own):
             message += (
                 ". Or adapt its weights: nnunet-topomae plan -d ID --name NAME --set finetuning.transfer=resample"
             )
@@ -160,7 +184,8 @@ def described_size(
         taken: as in :func:`plan_differences`.
 
     Raises:
-        ValueError: the architecture sections differ in more than sizes that follow from the plan.
+        ValueError: the architecture sections differ in more than sizes that follow from the plan, or images are
+            normalised in another way.
     """
     different = architecture_differences(described, own, taken)
     if different:
@@ -168,6 +193,12 @@ def described_size(
             f"{file} was pre-trained with another architecture ({'; '.join(different)}), which cannot be adapted. "
             "Pre-train with these plans, or take plans of the same network with the same values: nnunet-topomae plan "
             "--set architecture.KEY=VALUE."
+        )
+    if different := normalization_differences(described, own):
+        raise ValueError(
+            f"{file} was pre-trained on images that were normalised in another way ({'; '.join(different)}), to which "
+            "no weight is adapted. Pre-train with these plans; nnUNetv2_move_plans_between_datasets takes them to "
+            "another data set (docs/transfer.md)."
         )
     architecture = _architecture(described["architecture"])
     features = (described.get("network") or {}).get("arguments", {}).get("features_per_stage")

@@ -21,7 +21,7 @@ from nnunet_topomae.training.checkpoints import ENTRY, plain, save_atomically
 from nnunet_topomae.training.checks import check_trained, decoder_is_trained
 from nnunet_topomae.training.model_card import count_images, model_card
 from nnunet_topomae.training.plots import PLOT_FILE
-from nnunet_topomae.training.sources import read_checkpoint
+from nnunet_topomae.training.sources import EXPORTED, read_checkpoint
 from nnunet_topomae.training.start import NNSSL_ENTRY
 from nnunet_topomae.training.transfer import load_weights, without_aliases
 
@@ -69,7 +69,7 @@ def export_for_stock(file: Path, target: Path, with_decoder: bool = False) -> di
     with _damage_named(file, _AGAIN):
         content = _stock_weights(checkpoint, file, with_decoder)
     save_atomically(content, target, "Its folder must exist, be writable and have room; -o names another file.")
-    return cast("dict[str, Any]", content["pretraining"])
+    return cast("dict[str, Any]", content[EXPORTED])
 
 
 def _stock_weights(checkpoint: Mapping[str, Any], file: Path, with_decoder: bool) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _stock_weights(checkpoint: Mapping[str, Any], file: Path, with_decoder: bool
     origin = {key: manifest[key] for key in ("dataset", "plans_name", "configuration", "fold")}
     origin |= {"trainer": checkpoint["trainer_name"], "version": described["version"]}
     origin |= {"images": count_images(manifest), "decoder_trained": decoder_trained}
-    content = {"network_weights": weights, "pretraining": origin}
+    content = {"network_weights": weights, EXPORTED: origin}
     if entry := nnssl_entry(checkpoint, described["plan"]["channels"]):
         content[NNSSL_ENTRY] = entry
     return content

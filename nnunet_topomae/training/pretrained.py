@@ -28,7 +28,7 @@ from nnunet_topomae.training.checks import (
 )
 from nnunet_topomae.training.resample import NetworkSize
 from nnunet_topomae.training.sources import read_checkpoint
-from nnunet_topomae.training.transfer import Parts, Transfer, transfer, transfer_resampled, transferred_parts
+from nnunet_topomae.training.transfer import Transfer, transfer, transfer_resampled, transferred_parts
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Target:
 def plans_decoder(config: TopoMAEConfig) -> bool:
     """Whether the pre-training whose weights a plan takes has a trained decoder, as far as the plan says it.
 
-    Of a file that the plan or `-pretrained_weights` names, only :func:`load_pretraining` knows.
+    Of a file that the plan or `-pretrained_weights` names, only :func:`load_pretraining` knows; a trained one is
+    expected of a file in the plan.
 
     Args:
         config: of the plan that is fine-tuned.
@@ -81,7 +82,8 @@ def load_pretraining(file: Path, target: Target, log: Callable[[str], None]) -> 
         What became of every weight, and what to write about the checkpoint.
 
     Raises:
-        ValueError: the checkpoint may not be used here, or does not fit; nothing is loaded then.
+        ValueError: the checkpoint may not be used here, or does not fit, and nothing is loaded then; or `head_only` has
+            frozen other weights than those that it provides.
     """
     checkpoint = read_checkpoint(file)
     described, section = checkpoint[ENTRY], target.plan.config.finetuning
@@ -103,7 +105,7 @@ def load_pretraining(file: Path, target: Target, log: Callable[[str], None]) -> 
     if takes_partner and not target.takes_decoder:
         log("the encoder alone is taken over: the decoder starts fresh (topomae.finetuning.transfer_decoder)")
     elif takes_partner and not decoder_trained:
-        _start_decoder_fresh(target, parts, file, log)
+        log("no loss of this pre-training has trained the decoder: it starts fresh")
     if manifest["dataset"] != target.dataset:
         log(f"pre-trained on {manifest['dataset']}, another data set: cases are compared by content, not by name")
     if unknown := unknown_facts(facts, target.plan.facts):
@@ -119,20 +121,28 @@ def load_pretraining(file: Path, target: Target, log: Callable[[str], None]) -> 
         check_same_plan(facts, target.plan.facts, file, section.pretrainer, parts.taken)
         result = transfer(weights, target.network, parts)
     log(f"pre-trained weights from {file}: {result}")
+    if section.schedule == "head_only":
+        _check_frozen(target.network, result, file)
     where = {key: manifest.get(key) for key in ("dataset", "plans_name", "configuration", "fold", "plan_hash")}
     how = {"transfer": section.transfer, "vit": takes_vit, "partner": takes_partner}
     return result, {"file": str(file), **where, **how}
 
 
-def _start_decoder_fresh(target: Target, parts: Parts, file: Path, log: Callable[[str], None]) -> None:
-    """Say that the decoder is not taken; refused where the schedule has frozen it."""
-    weights = target.network.named_parameters()
-    if any(not weight.requires_grad for name, weight in weights if name.startswith(parts.fresh)):
+def _check_frozen(network: nn.Module, result: Transfer, file: Path) -> None:
+    """Refuse weights that `head_only` has frozen as random as they are, or left to learn although they are pre-trained.
+
+    Freezing is for good, and it was done when only the plan could say what is pre-trained.
+    """
+    learns = {name: weight.requires_grad for name, weight in network.named_parameters()}
+    if frozen := [name for name in result.missing if not learns.get(name, True)]:
         raise ValueError(
-            f"{file}: no loss of this pre-training has trained the decoder, and finetuning.schedule = 'head_only' "
-            "would freeze it as random as it is. Choose another schedule, or a pre-training that rebuilds images."
+            f"{file} has nothing for {len(frozen)} weights, such as {frozen[0]}, and finetuning.schedule = 'head_only' "
+            "would freeze them as random as they are. Either its network does not have them, or no loss has trained "
+            "them. Choose another schedule, or pre-train with this plan."
         )
-    # The optimiser was built before anybody knew this, unless the plan says it.
-    rate = ", but at the rate of pre-trained weights; finetuning.transfer_decoder=no gives it that of fresh ones"
-    known = not plans_decoder(target.plan.config)
-    log(f"no loss of this pre-training has trained the decoder: it starts fresh{'' if known else rate}")
+    if learning := [name for name in result.matched if learns.get(name, False)]:
+        raise ValueError(
+            f"{file} has pre-trained {len(learning)} weights, such as {learning[0]}, that the plan's own pre-training "
+            "would not, so finetuning.schedule = 'head_only' has not frozen them. Name the file in the plan: "
+            f"nnunet-topomae plan -d ID --name NAME --set finetuning.pretrained={file}"
+        )

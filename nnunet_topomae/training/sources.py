@@ -22,6 +22,9 @@ from nnunet_topomae.training.checkpoints import ENTRY
 from nnunet_topomae.training.checks import images_of
 from nnunet_topomae.training.loading import load_checkpoint_file
 
+# Entry of the files that export-weights writes: which pre-training they are from.
+EXPORTED = "pretraining"
+
 
 @runtime_checkable
 class Receiver(Protocol):
@@ -181,8 +184,14 @@ def origin_of(checkpoint: Mapping[str, Any]) -> str:
     Args:
         checkpoint: content of the file.
     """
-    if "pretraining" in checkpoint:
-        return "`nnunet-topomae export-weights` has written it, for -tr nnUNetTrainer. "
+    if EXPORTED in checkpoint:
+        origin = checkpoint[EXPORTED] if isinstance(checkpoint[EXPORTED], Mapping) else {}
+        keys = ("dataset", "trainer", "plans_name", "configuration", "fold")
+        named = ", ".join(f"{key} {origin[key]}" for key in keys if key in origin)
+        return (
+            "`nnunet-topomae export-weights` has written it for -tr nnUNetTrainer. The images that its weights have "
+            f"seen are listed only in the checkpoint that it was made from ({named}). "
+        )
     trainer = checkpoint.get("trainer_name")
     return f"-tr {trainer} has written it. " if isinstance(trainer, str) else ""
 

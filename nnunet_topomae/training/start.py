@@ -25,7 +25,7 @@ from nnunet_topomae.training.checks import (
 from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.loading import load_checkpoint_file
 from nnunet_topomae.training.resample import NetworkSize
-from nnunet_topomae.training.sources import check_pretraining, origin_of
+from nnunet_topomae.training.sources import EXPORTED, check_pretraining, origin_of
 from nnunet_topomae.training.transfer import (
     Parts,
     Transfer,
@@ -111,8 +111,8 @@ def start_from(file: Path, beginner: Beginner, log: Callable[[str], None]) -> St
         What became of every weight, where they come from, and the images that they have seen.
 
     Raises:
-        ValueError: the file is neither, its weights have seen a validation case of this fold, or they do not fit.
-            Nothing is loaded then.
+        ValueError: the file is neither, its weights have seen a validation case of this fold, or they do not fit; or
+            export-weights has written it. Nothing is loaded then.
         FileNotFoundError: there is no such file.
     """
     if not file.is_file():
@@ -120,6 +120,11 @@ def start_from(file: Path, beginner: Beginner, log: Callable[[str], None]) -> St
     checkpoint = load_checkpoint_file(file)
     if ENTRY in checkpoint:
         result, source, images = _from_ours(file, checkpoint, beginner, log)
+    elif EXPORTED in checkpoint:  # where it describes a residual encoder as nnssl does, too
+        raise ValueError(
+            f"this pre-training is to start from {file}, and nothing says whether validation cases of this fold were "
+            f"among the images of that file. {origin_of(checkpoint)}Start from that checkpoint."
+        )
     elif NNSSL_ENTRY in checkpoint:
         result, source, images = _from_nnssl(file, checkpoint, beginner)
         log(

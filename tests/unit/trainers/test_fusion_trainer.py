@@ -322,17 +322,19 @@ def test_given_weights_of_another_plan_or_data_set_are_refused_or_adapted(pretra
         assert _written(allowed)["source"]["dataset"] == "Dataset008_Other"
 
 
-def test_other_intensities_are_another_plan(pretrained: Pretrained, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_intensities_are_another_plan_to_which_nothing_is_adapted(pretrained: Pretrained) -> None:
     plans = _plans()
     plans["foreground_intensity_properties_per_channel"]["0"] = {**STATISTICS, "mean": 50.25 + 1e-9, "min": -900.0}
     _give(_trainer(plans=plans), pretrained.file)
     plans["foreground_intensity_properties_per_channel"]["0"] = {**STATISTICS, "percentile_99_5": 250.0}
-    with pytest.raises(ValueError, match=r"another plan \(intensities: .*164\.0.*250\.0"):
+    with pytest.raises(ValueError, match=r"another plan \(intensities: .*164\.0.*250\.0") as error:
         _give(_trainer(plans=plans), pretrained.file)
+    assert "transfer=resample" not in str(error.value)  # would not help
     plans["configurations"]["3d_fullres"]["topomae"]["finetuning"]["transfer"] = "resample"
-    capsys.readouterr()
+    with pytest.raises(ValueError, match=r"normalised in another way \(intensities: .*164\.0.*250\.0.*move_plans"):
+        _give(_trainer(plans=plans), pretrained.file)
+    plans["foreground_intensity_properties_per_channel"]["0"] = STATISTICS
     _give(_trainer(plans=plans), pretrained.file)
-    assert "adapted to this plan; intensities: checkpoint" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_an_earlier_version_is_taken_and_what_it_does_not_say_is_said(

@@ -79,9 +79,9 @@ def _trainer(kind: Any, plans: dict[str, Any], fold: int = 0) -> Any:
     return trainer
 
 
-def _pretrain(kind: Any = TopoMAEPretrainer, **architecture: str) -> Path:
+def _pretrain(kind: Any = TopoMAEPretrainer, stages: int = 4, **architecture: str) -> Path:
     """A finished pre-training of fold 0 with other weights than at its start."""
-    trainer = _trainer(kind, _plans(**architecture))
+    trainer = _trainer(kind, _with_stages(_plans(**architecture), stages))
     with torch.no_grad():
         for parameter in trainer.network.parameters():
             parameter.add_(torch.rand_like(parameter))
@@ -89,6 +89,16 @@ def _pretrain(kind: Any = TopoMAEPretrainer, **architecture: str) -> Path:
     file = Path(trainer.output_folder) / "checkpoint_final.pth"
     trainer.save_checkpoint(str(file))
     return file
+
+
+def _with_stages(plans: dict[str, Any], stages: int) -> dict[str, Any]:
+    """Plans whose own network has only the first of its four stages; the others would be coarser."""
+    arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    for key in ("features_per_stage", "strides", "kernel_sizes", "n_conv_per_stage", "n_blocks_per_stage"):
+        if key in arguments:
+            arguments[key] = arguments[key][:stages]
+    arguments |= {"n_stages": stages, "n_conv_per_stage_decoder": [1] * (stages - 1)}
+    return plans
 
 
 @pytest.mark.parametrize("vit", ["tiny", "none"])
@@ -118,9 +128,13 @@ def _check_start(trainer: Any, file: Path, fresh: str | tuple[str, ...]) -> None
     assert taken
     for name, value in own.items():
         assert torch.equal(value, weights[name] if name in taken else before[name]), name
+    assert all(rate == (1e-3 if name in taken else 1e-2) for name, rate in _rates(trainer).items())
+
+
+def _rates(trainer: Any) -> dict[str, float]:
+    """Learning rates by the names of the weights, of all that are trained."""
     rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
-    for name, parameter in unwrap(trainer.network).named_parameters():
-        assert rates[id(parameter)] == (1e-3 if name in taken else 1e-2)
+    return {name: rates[id(p)] for name, p in unwrap(trainer.network).named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize(
@@ -216,15 +230,15 @@ def test_weights_for_stock_nnunet_are_no_pre_training_and_the_error_says_whose_t
     assert main(["export-weights", str(_pretrain()), "--for", "nnUNetTrainer", "-o", str(exported)]) == 0
     cures = {
         PretrainedNNUNetTrainer: "Name the checkpoint_final.pth of a pre-training",
-        TopoMAEPretrainer: "Name such a checkpoint, or leave out pretraining.start",
+        TopoMAEPretrainer: "Name such a checkpoint, or leave out pretraining.start|Start from that checkpoint",
     }
     for kind, cure in cures.items():
         for file, says in ((stock, "-tr nnUNetTrainer has written it"), (exported, "export-weights` has written it")):
             trainer = _trainer(kind, _plans())
             trainer.given_weights = file
-            with pytest.raises(ValueError, match=f"{file.name}.* no checkpoint|{file.name} is not a") as error:
+            with pytest.raises(ValueError, match=f"{file.name}(,.* no checkpoint|, and nothing| is not a)") as error:
                 trainer.on_train_start()
-            assert says in str(error.value) and cure in str(error.value)
+            assert says in str(error.value) and re.search(cure, str(error.value))
 
 
 def test_doctor_compares_the_plans_own_network_with_the_checkpoints(
@@ -252,12 +266,7 @@ def test_a_checkpoint_of_unetrpps_other_sizes_does_not_matter() -> None:
 
 def test_another_number_of_stages_is_adapted() -> None:
     file = _pretrain()
-    plans = _plans(pretrained=str(file), transfer="resample", transfer_decoder="yes")
-    arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
-    for key, value in (("features_per_stage", [4, 6, 8]), ("strides", [[1, 1, 1], *[[2, 2, 2]] * 2])):
-        arguments[key] = value
-    arguments |= {"n_stages": 3, "kernel_sizes": [[3, 3, 3]] * 3, "n_conv_per_stage": [1] * 3}
-    arguments["n_conv_per_stage_decoder"] = [1] * 2
+    plans = _with_stages(_plans(pretrained=str(file), transfer="resample", transfer_decoder="yes"), 3)
     trainer = _trainer(PretrainedNNUNetTrainer, plans)
     trainer.on_train_start()
     weights, own = torch.load(file, weights_only=False)["network_weights"], trainer.network.state_dict()
@@ -270,10 +279,7 @@ def test_another_number_of_stages_is_adapted() -> None:
 def test_a_network_of_two_stages_has_a_loss(kind: Any) -> None:
     """Its only output is the coarsest one too, which nnU-Net gives no weight."""
     plans = _plans(pretrained="scratch")
-    arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
-    arguments |= {"n_stages": 2, "features_per_stage": [4, 6], "strides": [[1, 1, 1], [2, 2, 2]]}
-    arguments |= {"kernel_sizes": [[3, 3, 3]] * 2, "n_conv_per_stage": [1] * 2, "n_conv_per_stage_decoder": [1]}
-    trainer = _trainer(kind, plans)
+    trainer = _trainer(kind, _with_stages(plans, 2))
     outputs = trainer.network(torch.rand(2, 1, 16, 24, 32))
     loss = trainer.loss(outputs, [torch.zeros(2, 1, 16, 24, 32)])
     assert len(outputs) == 1 and loss == trainer.loss.loss(outputs[0], torch.zeros(2, 1, 16, 24, 32))
@@ -293,10 +299,8 @@ def test_fusion_with_the_plans_network_and_without_a_vit() -> None:
 
 def test_the_partner_may_have_a_learning_rate_of_its_own() -> None:
     trainer = _trainer(TopoMAEPretrainer, _plans())
-    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
-    for name, parameter in trainer.network.named_parameters():
-        if parameter.requires_grad:
-            assert rates[id(parameter)] == pytest.approx(1.5e-4 if name.startswith("vit_") else 1e-3)
+    for name, rate in _rates(trainer).items():
+        assert rate == pytest.approx(1.5e-4 if name.startswith("vit_") else 1e-3)
 
 
 @pytest.mark.parametrize("kind", [TopoMAEPretrainer, VectorPOSEPretrainer, PretrainedNNUNetTrainer])
@@ -390,15 +394,11 @@ def test_a_decoder_that_no_loss_has_trained_starts_fresh(named: bool, capsys: py
     weights, own = torch.load(file, weights_only=True)["network_weights"], trainer.network.state_dict()
     for name in without_aliases(own):
         assert torch.equal(own[name], weights[name] if name.startswith("encoder.") else before[name]), name
-    said = capsys.readouterr().out
-    assert "no loss of this pre-training has trained the decoder: it starts fresh" in said
-    assert ("finetuning.transfer_decoder=no gives it that of fresh ones" in said) == named
+    assert "no loss of this pre-training has trained the decoder: it starts fresh" in capsys.readouterr().out
     became = json.loads((Path(trainer.output_folder) / "transfer.json").read_text())["weights"]
     assert {name for name in became if became[name] == "fresh"} == {n for n in became if n.startswith("decoder.")}
-    if not named:  # then the plan says it, before the optimiser is built
-        rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
-        for name, parameter in trainer.network.named_parameters():
-            assert rates[id(parameter)] == (1e-2 if name.startswith("decoder.") else 1e-3)
+    rates = _rates(trainer)
+    assert all(rate == (1e-2 if name.startswith("decoder.") else 1e-3) for name, rate in rates.items())
 
 
 def test_what_no_loss_has_trained_of_unetrpp_is_neither_taken_nor_frozen() -> None:
@@ -427,8 +427,75 @@ def test_a_decoder_that_no_loss_has_trained_is_never_frozen() -> None:
     trainer.on_train_start()
     assert all(p.requires_grad == n.startswith("decoder.") for n, p in trainer.network.named_parameters())
     trainer = _trainer(PretrainedNNUNetTrainer, _plans(pretrained=str(file), schedule="head_only"))  # takes the decoder
-    with pytest.raises(ValueError, match=r"checkpoint_final.pth: no loss .* trained the decoder, .*'head_only' would"):
+    with pytest.raises(ValueError, match=r"_final.pth has nothing for .*, such as decoder.*'head_only' would"):
         trainer.on_train_start()
+
+
+def test_a_decoder_that_only_the_given_file_has_trained_counts_as_pre_trained() -> None:
+    """The plan's own pre-training would leave it random."""
+    file = _pretrain(VectorPOSEPretrainer)
+    own: dict[str, Any] = {"tasks": "vectors", "pretrainer": "VectorPOSEPretrainer", "transfer_decoder": "yes"}
+    trainer = _trainer(PretrainedNNUNetTrainer, _plans(**own, sgd_pretrained_learning_rate=1e-3))
+    trainer.given_weights = file
+    _check_start(trainer, file, fresh="decoder.seg_layers.")
+    trainer = _trainer(PretrainedNNUNetTrainer, _plans(**own, schedule="head_only"))
+    trainer.given_weights = file
+    with pytest.raises(ValueError, match=rf"such as decoder.*has not frozen them.*--set finetuning.pretrained={file}"):
+        trainer.on_train_start()
+    trainer = _trainer(PretrainedNNUNetTrainer, _plans(**own, schedule="head_only", pretrained=str(file)))
+    trainer.on_train_start()
+    assert all(name.startswith("decoder.seg_layers.") for name in _rates(trainer))
+
+
+NEW_STAGES = pytest.mark.parametrize(
+    ("kind", "partner"), [(PretrainedNNUNetTrainer, "plan"), (TopoMAEFusionTrainer, "unetrpp")]
+)
+
+
+def _plans_of_four_stages(file: Path, partner: str, **finetuning: Any) -> dict[str, Any]:
+    """Plans that take over a pre-training of three stages."""
+    rates = {"sgd_pretrained_learning_rate": 1e-3, "learning_rate": 1e-2, "pretrained_learning_rate": 1e-3}
+    own: dict[str, Any] = {"transfer": "resample", "transfer_decoder": "yes", "pretrained": str(file)}
+    plans = _plans(partner, **own, **rates, **finetuning)
+    if partner == "unetrpp":  # its stages follow from the patch
+        plans["configurations"]["3d_fullres"]["patch_size"] = [16, 48, 64]
+    return plans
+
+
+@NEW_STAGES
+@pytest.mark.parametrize("schedule", ["full", "staged"])
+def test_stages_that_the_pre_training_lacks_learn_like_all_fresh_weights(
+    kind: Any, partner: str, schedule: str
+) -> None:
+    plans = _plans_of_four_stages(_pretrain(partner=partner, stages=3), partner, schedule=schedule)
+    trainer = _trainer(kind, plans)
+    trainer.on_train_start()
+    became = json.loads((Path(trainer.output_folder) / "transfer.json").read_text())["weights"]
+    rates = _rates(trainer)
+    assert rates == {name: 1e-2 if became[name] == "fresh" else 1e-3 for name in rates}
+    new = {name for name in rates if name.startswith("encoder.stages.3.")}
+    assert new and all(rates[name] == 1e-2 for name in new)
+    assert {rates[name] for name in rates if name.startswith("encoder.stages.1.")} == {1e-3}
+    trainer.lr_scheduler.step(0)
+    first = _rates(trainer)
+    assert all(
+        (first[name] > 0) == (schedule == "full" or name in new) for name in first if name.startswith("encoder.stages.")
+    )
+    # `--c` builds the same groups, although it does not read the pre-training again.
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
+    again = _trainer(kind, plans)
+    assert again.lr_scheduler.describe() != trainer.lr_scheduler.describe()
+    run_training.maybe_load_checkpoint(again, True, False, None)
+    again.lr_scheduler.step(0)
+    assert _rates(again) == first and again.lr_scheduler.describe() == trainer.lr_scheduler.describe()
+    assert again.progress(0)["fresh"] == trainer.progress(0)["fresh"]
+
+
+@NEW_STAGES
+def test_stages_that_the_pre_training_lacks_are_never_frozen(kind: Any, partner: str) -> None:
+    plans = _plans_of_four_stages(_pretrain(partner=partner, stages=3), partner, schedule="head_only")
+    with pytest.raises(ValueError, match=r"has nothing for \d+ weights, such as encoder.*would freeze them as random"):
+        _trainer(kind, plans).on_train_start()
 
 
 @pytest.mark.parametrize("transfer", ["same_plan", pytest.param("resample", marks=pytest.mark.slow)])
@@ -748,6 +815,15 @@ def test_a_start_that_has_seen_a_validation_case_is_refused() -> None:
     assert not (Path(trainer.output_folder) / "start.json").exists()
 
 
+def test_a_start_whose_images_were_normalised_in_another_way_is_refused() -> None:
+    file, plans = _pretrain(vit="none"), _plans(vit="none")
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["RescaleTo01Normalization"]
+    trainer = _trainer(TopoMAEPretrainer, plans)
+    trainer.given_weights = file
+    with pytest.raises(ValueError, match=r"normalised in another way \(normalization: .*'ZScore.* plan \['RescaleTo01"):
+        trainer.on_train_start()
+
+
 def test_a_start_of_another_data_set_hands_on_both_hashes_of_every_image() -> None:
     """Of an image's preprocessed file and of its raw files: only the second one finds it under another plan."""
     file = _pretrain(vit="none")
@@ -821,7 +897,8 @@ def test_nnssls_largest_network_has_its_name_in_the_exports_entry() -> None:
     assert entry["architecture_plans"]["arch_kwargs_requiring_import"] == ["conv_op", "norm_op", "dropout_op", "nonlin"]
 
 
-def test_what_is_exported_for_stock_nnunet_starts_a_pre_training_as_nnssls_does(tmp_path: Path) -> None:
+def test_what_is_exported_for_stock_nnunet_reads_like_nnssls_and_starts_no_pre_training(tmp_path: Path) -> None:
+    """Its images are counted and not listed, so validation cases could be among them."""
     trainer = _beginning(None, residual=True)
     trainer.images_read = ImagesRead(dict.fromkeys(SPLITS[0]["train"], "hash"))
     checkpoint, file = Path(trainer.output_folder) / "checkpoint_final.pth", tmp_path / "weights.pth"
@@ -833,6 +910,13 @@ def test_what_is_exported_for_stock_nnunet_starts_a_pre_training_as_nnssls_does(
     assert entry["pretrain_plan"] == {
         "configurations": {"3d_fullres": {"patch_size": [16, 24, 32], "spacing": [2, 1, 1]}}
     }
+    for fold in (0, 1):
+        with pytest.raises(ValueError, match=r"export-weights` has written it .* Start from that checkpoint") as error:
+            _beginning(file, fold, residual=True).on_train_start()
+        assert "(dataset Dataset007_Tiny, trainer TopoMAEPretrainer, plans_name Plans, " in str(error.value)
+    content = torch.load(file, weights_only=True)
+    del content["pretraining"]
+    torch.save(content, file)
     again = _beginning(file, residual=True)
     with torch.no_grad():
         for parameter in again.network.parameters():

@@ -14,6 +14,7 @@ from nnunet_topomae.training.checks import (
     check_same_plan,
     check_trained,
     described_size,
+    normalization_differences,
     plan_differences,
     unknown_facts,
 )
@@ -83,6 +84,48 @@ def test_facts_that_an_earlier_version_did_not_write_are_named_and_not_compared(
     assert unknown_facts(own, own) == []
     without_channels = {key: value for key, value in own.items() if key != "channels"}
     assert plan_differences(without_channels, own) == ["channels: checkpoint None, plan 1"]
+
+
+CT, OTHER_CT = {"mean": 50.0, "std": 40.0}, {"mean": 60.0, "std": 40.0}
+
+
+def _channels(*statistics: dict[str, float] | None) -> dict[str, Any]:
+    """Facts of channels that are CT with statistics, or normalised one by one."""
+    schemes = ["ZScoreNormalization" if values is None else "CTNormalization" for values in statistics]
+    return _facts(normalization=schemes, intensities=list(statistics), channels=len(schemes))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "same"),
+    [
+        ([CT], [{**CT, "mean": 50.0 + 1e-9}], True),
+        ([CT], [OTHER_CT], False),
+        ([CT], [None], False),
+        ([CT, None], [None, CT], False),  # weights of as many channels are copied in order
+        ([None], [None, None], True),
+        ([CT], [CT, None], True),
+        ([CT, None], [CT], True),
+        ([CT], [OTHER_CT, None], False),
+        ([None], [CT, CT], False),
+    ],
+)
+def test_images_are_normalised_as_in_pre_training(theirs: list[Any], ours: list[Any], same: bool) -> None:
+    described, own = _channels(*theirs), _channels(*ours)
+    assert (normalization_differences(described, own) == []) == same
+    if same:
+        assert described_size(described, own, FILE).channels == len(theirs)
+        return
+    with pytest.raises(ValueError, match=r"normalised in another way \((normalization|intensities): checkpoint"):
+        described_size(described, own, FILE)
+    with pytest.raises(ValueError, match="another plan") as error:
+        check_same_plan(described, own, FILE, PRETRAINER)
+    assert "resample" not in str(error.value)
+
+
+def test_normalisation_that_an_earlier_version_did_not_write_is_not_compared() -> None:
+    old = {key: value for key, value in _channels(CT).items() if key != "intensities"}
+    assert normalization_differences(old, _channels(OTHER_CT)) == []
+    assert normalization_differences(old, _channels(None)) != []
 
 
 @pytest.mark.parametrize(
