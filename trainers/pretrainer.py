@@ -136,8 +136,9 @@ class TopoMAEPretrainer(MonitoredTrainer):
 
     def on_epoch_end(self) -> None:
         """Write the record, sometimes previews and the latest checkpoint. No checkpoint is chosen by its loss."""
+        seconds = self.epoch_seconds
         self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
-        self.write_record(self.current_epoch)
+        self.write_record(self.current_epoch, seconds, self.epoch_terms)
         done, folder = self.current_epoch + 1, Path(self.output_folder)
         if done % self.save_every == 0 and done < self.num_epochs:
             self.save_checkpoint(str(folder / LATEST_CHECKPOINT))

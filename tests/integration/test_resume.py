@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from nnunet_topomae import trainers
+from nnunet_topomae.training.record import read_epochs
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +57,7 @@ def tiny_volumes(tmp_path_factory: pytest.TempPathFactory, tiny_plans: Any) -> I
 
     from nnunet_topomae.architectures import baselines
     from nnunet_topomae.architectures.summary import Cost
-    from nnunet_topomae.trainers import base, planned, pretrainer
+    from nnunet_topomae.trainers import monitored, planned, pretrainer
 
     root = tmp_path_factory.mktemp("nnunet")
     initialize = planned.PlannedTrainer.initialize
@@ -74,7 +75,7 @@ def tiny_volumes(tmp_path_factory: pytest.TempPathFactory, tiny_plans: Any) -> I
         patch.setattr(planned.PlannedTrainer, "initialize", with_scaler)
         patch.setattr(planned, "measure_cost", lambda *_: Cost(1, 0))
         patch.setattr(baselines, "ATTENTION_CHANNELS", (4, 6, 8))
-        patch.setattr(base, "plot_terms", lambda *_: None)
+        patch.setattr(monitored, "plot_terms", lambda *_: None)
         patch.setattr(pretrainer, "report_spatial_task", lambda *_: None)
         patch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
         for kind in (nnUNetTrainer, pretrainer.TopoMAEPretrainer):
@@ -210,6 +211,7 @@ def test_a_training_that_was_stopped_and_killed_ends_as_one_that_nobody_interrup
     whole = _whole(tiny_volumes, trainer, changes).parent
     stopped = _write_plans(tiny_volumes, f"{trainer}Stopped", changes)
     _train_until(1, signal.SIGTERM, trainer, stopped, workers=2)
+    latest = torch.load(_fold(tiny_volumes, trainer, stopped) / "checkpoint_latest.pth", weights_only=True)
     _train_until(2, _Killed, trainer, stopped, workers=0, continue_training=True)
     _train(trainer, stopped, workers=1, continue_training=True)
     folds = [_fold(tiny_volumes, trainer, stopped), whole]
@@ -222,9 +224,10 @@ def test_a_training_that_was_stopped_and_killed_ends_as_one_that_nobody_interrup
             del end["init_args"], end["topomae"]["manifest"]
         assert not _differences(*ends)
     assert ends[0]["grad_scaler_state"]["scale"] > SCALE
-    if (folds[0] / "metrics.jsonl").is_file():
-        first, second = map(_records, folds)
-        assert first == second and len(first) == EPOCHS
+    first, second = map(_records, folds)
+    assert first == second and len(first) == EPOCHS
+    # The time of the first epoch is that of its steps before and after the signal.
+    assert read_epochs(folds[0])[0]["seconds"] > latest["topomae"]["seconds"] > 0
 
 
 @pytest.mark.parametrize("schedule", ["warmup", "head_only"])
