@@ -11,12 +11,12 @@ from nnunet_topomae.data.labelled_crops import LabelledCrop, read_labelled_crop,
 from nnunet_topomae.data.loaders import CropLocationLoader
 from nnunet_topomae.data.selection import PretrainingCases
 from nnunet_topomae.trainers.base import TopoMAETrainer
+from nnunet_topomae.training.copretraining import CoPretrainingStep
 from nnunet_topomae.training.gradients import GradientWatch
 from nnunet_topomae.training.plots import PLOT_FILE, plot_terms
 from nnunet_topomae.training.probe import PROBE_CASES, plateau, probe_all
 from nnunet_topomae.training.progress import describe_terms
 from nnunet_topomae.training.record import read_epochs
-from nnunet_topomae.training.steps import CoPretrainingStep
 
 
 class MonitoredTrainer(TopoMAETrainer):

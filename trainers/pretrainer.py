@@ -22,13 +22,13 @@ from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.trainers.monitored import MonitoredTrainer
 from nnunet_topomae.trainers.reproducible import TRAINING
 from nnunet_topomae.training.checkpoints import ignore_former_parts
+from nnunet_topomae.training.copretraining import CoPretrainingStep, detach_terms
 from nnunet_topomae.training.devices import first_sample, processes_of_this_machine, unwrap
 from nnunet_topomae.training.networks import pretraining_network
-from nnunet_topomae.training.progress import rebuild_crops
 from nnunet_topomae.training.schedules import WarmupSchedule, build_pretraining_adamw, cosine
 from nnunet_topomae.training.start import start_training, with_start
-from nnunet_topomae.training.steps import CoPretrainingStep, autocast, detach_terms
-from nnunet_topomae.training.validation import PREVIEW_CASES
+from nnunet_topomae.training.steps import autocast
+from nnunet_topomae.training.validation import PREVIEW_CASES, rebuild_crops
 
 
 class TopoMAEPretrainer(MonitoredTrainer):

@@ -197,7 +197,7 @@ def _plan(spec: BenchmarkSpec, folder: Path, plans: str, planner: str, hashes: C
             "gpu_memory_target": spec.gpu_memory_target,
             "data": data_fingerprint(folder, hashes),
             "versions": library_versions("nnunetv2"),
-            "code": code_state("plan", spec.code),
+            "code": code_state("preset" if planner.startswith(PRESET) else "plan", spec.code),
         },
     )
 
