@@ -126,6 +126,39 @@ def test_only_what_a_job_uses_makes_it_new(raw, tmp_path):
     )
 
 
+ALL = ("nnunet", "unetrpp", "swinunetr", "fusion-scratch", "nnunet-pretrained-scratch", "full", "vectorpose")
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("vectorpose.scale = [0.6, 1.4]", {"vectorpose"}),
+        ("topology.weight = 3", {"full", "vectorpose"}),
+        ("architecture.vit = 'small'", {"fusion-scratch", "nnunet-pretrained-scratch", "full"}),
+        ("architecture.dropout = 1.0", {*ALL} - {"nnunet", "swinunetr"}),
+        ("finetuning.sgd_learning_rate = 0.1", {"nnunet-pretrained-scratch"}),
+        ("finetuning.learning_rate = 1e-4", {*ALL} - {"nnunet", "nnunet-pretrained-scratch"}),
+        ("finetuning.pretrained_learning_rate = 1e-4", {"full", "vectorpose"}),
+        ("finetuning.stage_epochs = 5", {"full", "vectorpose"}),
+        ("finetuning.transfer_decoder = 'no'", {"full", "vectorpose"}),
+        ("finetuning.mirror_axes = [0]", {*ALL}),
+        ("batch_size = 3", {*ALL}),
+    ],
+)
+def test_settings_that_a_training_does_not_read_do_not_repeat_it(raw, tmp_path, setting, expected):
+    recipes = f"recipes = {list(ALL)}\n"
+    before, after = (fingerprints(tmp_path, f"{recipes}{more}") for more in ("", f"[settings]\n{setting}\n"))
+    assert {name.split("__")[1] for name in before if before[name] != after[name]} == expected
+
+
+def test_a_trainer_of_somebody_else_may_read_all_settings_of_supervised_training(raw, tmp_path):
+    text = "recipes = ['own']\nrecipe.own = { trainer = 'TheirTrainer' }\n"
+    for setting in ("architecture.vit = 'small'", "finetuning.stage_epochs = 5", "finetuning.sgd_learning_rate = 0.1"):
+        changed = fingerprints(tmp_path, f"{text}[settings]\n{setting}\n")
+        same = changed.items() & fingerprints(tmp_path, text).items()
+        assert {name.rpartition("__")[2] for name, _ in same} == {"plan"}
+
+
 def test_content_counts_and_not_the_time_of_a_file(raw, tmp_path):
     text = "recipes = ['unetrpp']\n"
     before = fingerprints(tmp_path, text)
