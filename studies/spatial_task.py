@@ -35,8 +35,9 @@ from nnunet_topomae.data.transforms import Places, turn_crop
 from nnunet_topomae.files import write_json
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss
 from nnunet_topomae.nnunet.plan import Plan
+from nnunet_topomae.training.copretraining import CoPretrainingStep, detach_terms
 from nnunet_topomae.training.schedules import build_adamw
-from nnunet_topomae.training.steps import CoPretrainingStep, detach_terms, optimise
+from nnunet_topomae.training.steps import optimise
 
 AXES = (0, 1, 2)
 VARIANTS: dict[str, dict[str, Any]] = {

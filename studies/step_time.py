@@ -48,8 +48,9 @@ from nnunet_topomae.config import ArchitectureConfig, TopologyConfig, TopoMAECon
 from nnunet_topomae.files import write_json
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss
 from nnunet_topomae.nnunet.plan import Plan
+from nnunet_topomae.training.copretraining import CoPretrainingStep
 from nnunet_topomae.training.schedules import build_adamw
-from nnunet_topomae.training.steps import CoPretrainingStep, autocast, optimise
+from nnunet_topomae.training.steps import autocast, optimise
 
 CLASSES = 14
 SIZES: dict[str, list[tuple[list[int], int]]] = {  # patch and batch size

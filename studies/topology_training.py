@@ -37,8 +37,9 @@ from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topolog
 from nnunet_topomae.masking import crop_mask, random_token_mask
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import TopologicalLoss
+from nnunet_topomae.training.copretraining import CoPretrainingStep
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, cosine
-from nnunet_topomae.training.steps import CoPretrainingStep, optimise
+from nnunet_topomae.training.steps import optimise
 
 ARCHITECTURE = ArchitectureConfig(vit="tiny", dims=(16, 32, 64, 128), depth=1, drop_path=0.0)
 BASE = TopologyConfig(region="crop", region_size=24, composition="paste", normalisation="per_voxel", threads=1)

@@ -37,8 +37,9 @@ from nnunet_topomae.files import write_json
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
 from nnunet_topomae.masking import CropMask
 from nnunet_topomae.nnunet.plan import Plan
+from nnunet_topomae.training.copretraining import CoPretrainingStep
 from nnunet_topomae.training.schedules import build_adamw
-from nnunet_topomae.training.steps import CoPretrainingStep, autocast, optimise
+from nnunet_topomae.training.steps import autocast, optimise
 
 POLICIES = {
     "without": TopologyConfig(enabled=False),

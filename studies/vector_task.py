@@ -33,10 +33,11 @@ from nnunet_topomae.data.loaders import CropLocationLoader, build_pretraining_lo
 from nnunet_topomae.files import write_json
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss
 from nnunet_topomae.nnunet.plan import Plan
+from nnunet_topomae.training.copretraining import CoPretrainingStep
 from nnunet_topomae.training.networks import pretraining_network
 from nnunet_topomae.training.schedules import build_adamw
 from nnunet_topomae.training.spatial_errors import measure_spatial_errors
-from nnunet_topomae.training.steps import CoPretrainingStep, optimise
+from nnunet_topomae.training.steps import optimise
 
 CPU = torch.device("cpu")
 LABELS = LabelManager({"background": 0, "organ": 1}, None)

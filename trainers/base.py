@@ -1,7 +1,6 @@
-"""What the trainers of our networks share: the plan's shape, the schedule and the record of epochs."""
+"""What the trainers of our networks share: the plan's shape, the schedule and the terms of an epoch."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,9 +14,8 @@ from nnunet_topomae.nnunet.dataset import channel_names
 from nnunet_topomae.nnunet.plan import Plan, read_plan
 from nnunet_topomae.trainers.checked_weights import CheckedWeightsTrainer
 from nnunet_topomae.training.devices import average_terms_of_all_gpus, unwrap
-from nnunet_topomae.training.plots import PLOT_FILE, plot_terms
-from nnunet_topomae.training.progress import advance, describe_progress, describe_terms, epoch_bar
-from nnunet_topomae.training.record import average_terms, write_epoch
+from nnunet_topomae.training.progress import advance, epoch_bar
+from nnunet_topomae.training.record import average_terms
 from nnunet_topomae.training.schedules import Factor, WarmupSchedule
 from nnunet_topomae.training.steps import optimise_or_log
 
@@ -40,7 +38,6 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         self.weight_decay = self.section.weight_decay
         self.save_every: int = max(1, min(50, self.num_epochs // 20))
         self.epoch_terms: dict[str, dict[str, float]] = {}
-        self.notes: dict[str, Any] = {}  # further entries of the epoch's record
         self.step_of_epoch = 0
         self.bar: Any = None
 
@@ -130,19 +127,3 @@ class TopoMAETrainer(CheckedWeightsTrainer):
         for name, value in terms.items():
             for logger in self.logger.loggers:
                 logger.log(f"{shown}/{name}", value, self.current_epoch)
-
-    def write_record(self, epoch: int) -> None:
-        """Add the epoch to ``metrics.jsonl``; log the time that it took and that is left."""
-        if self.local_rank != 0:
-            return
-        start, end = (self.logger.get_value(f"epoch_{which}_timestamps", step=epoch) for which in ("start", "end"))
-        record = {"epoch": epoch, "seconds": end - start, "learning_rate": self.logger.get_value("lrs", step=epoch)}
-        record |= self.epoch_terms | self.notes
-        self.notes = {}
-        if self.skipped.total:
-            record["skipped_steps"] = self.skipped.total
-        records = write_epoch(Path(self.output_folder), record)
-        self.print_to_log_file(describe_progress(records, self.num_epochs))
-        if self.role == "pretraining":
-            self.print_to_log_file(describe_terms(self.epoch_terms))
-            plot_terms(records, Path(self.output_folder) / PLOT_FILE)

@@ -1,5 +1,6 @@
 """What pre-training measures of itself every few epochs."""
 
+from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from nnunet_topomae.data.labelled_crops import LabelledCrop, read_labelled_crop,
 from nnunet_topomae.data.loaders import CropLocationLoader
 from nnunet_topomae.data.selection import PretrainingCases
 from nnunet_topomae.trainers.base import TopoMAETrainer
+from nnunet_topomae.training.copretraining import CoPretrainingStep
 from nnunet_topomae.training.gradients import GradientWatch
+from nnunet_topomae.training.plots import PLOT_FILE, plot_terms
 from nnunet_topomae.training.probe import PROBE_CASES, plateau, probe_all
+from nnunet_topomae.training.progress import describe_terms
 from nnunet_topomae.training.record import read_epochs
-from nnunet_topomae.training.steps import CoPretrainingStep
 
 
 class MonitoredTrainer(TopoMAETrainer):
@@ -80,12 +83,15 @@ class MonitoredTrainer(TopoMAETrainer):
         """Also where the probe has been on a plateau, if the plan asks for that."""
         return super().reason_to_end() or plateau(self.records(), self.config.pretraining.plateau_probes)
 
-    def write_record(self, epoch: int) -> None:
-        """The epoch's record, with what was measured; the first process of several probes alone."""
-        self.notes |= self.gradients.found
-        if self.config.pretraining.probe_after(epoch + 1) and self.local_rank == 0:
-            start, end = (self.logger.get_value(f"epoch_{name}_timestamps", step=epoch) for name in ("start", "end"))
+    def write_record(self, epoch: int, seconds: float, terms: Mapping[str, Any]) -> None:
+        """The epoch's record, with what was measured, and the plot; the first process of several does it alone."""
+        if self.local_rank != 0:
+            return
+        measured = dict(self.gradients.found)
+        if self.config.pretraining.probe_after(epoch + 1):
             encoders = self.gradients.network.eval().trained_encoders
             log, crops = self.print_to_log_file, lambda: self.labelled_crops
-            self.notes |= probe_all(encoders, crops, self.device, end - start, log)
-        super().write_record(epoch)
+            measured |= probe_all(encoders, crops, self.device, seconds, log)
+        super().write_record(epoch, seconds, {**terms, **measured})
+        self.print_to_log_file(describe_terms(terms))
+        plot_terms(read_epochs(Path(self.output_folder)), Path(self.output_folder) / PLOT_FILE)

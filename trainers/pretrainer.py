@@ -22,13 +22,13 @@ from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.trainers.monitored import MonitoredTrainer
 from nnunet_topomae.trainers.reproducible import TRAINING
 from nnunet_topomae.training.checkpoints import ignore_former_parts
+from nnunet_topomae.training.copretraining import CoPretrainingStep, detach_terms
 from nnunet_topomae.training.devices import first_sample, processes_of_this_machine, unwrap
 from nnunet_topomae.training.networks import pretraining_network
-from nnunet_topomae.training.progress import rebuild_crops
 from nnunet_topomae.training.schedules import WarmupSchedule, build_pretraining_adamw, cosine
 from nnunet_topomae.training.start import start_training, with_start
-from nnunet_topomae.training.steps import CoPretrainingStep, autocast, detach_terms
-from nnunet_topomae.training.validation import PREVIEW_CASES
+from nnunet_topomae.training.steps import autocast
+from nnunet_topomae.training.validation import PREVIEW_CASES, rebuild_crops
 
 
 class TopoMAEPretrainer(MonitoredTrainer):
@@ -136,8 +136,9 @@ class TopoMAEPretrainer(MonitoredTrainer):
 
     def on_epoch_end(self) -> None:
         """Write the record, sometimes previews and the latest checkpoint. No checkpoint is chosen by its loss."""
+        seconds = self.epoch_seconds
         self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
-        self.write_record(self.current_epoch)
+        self.write_record(self.current_epoch, seconds, self.epoch_terms)
         done, folder = self.current_epoch + 1, Path(self.output_folder)
         if done % self.save_every == 0 and done < self.num_epochs:
             self.save_checkpoint(str(folder / LATEST_CHECKPOINT))

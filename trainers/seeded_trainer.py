@@ -6,7 +6,13 @@ from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.trainers.checked_weights import CheckedWeightsTrainer
 from nnunet_topomae.training.schedules import NNUNET_CLIP
 from nnunet_topomae.training.steps import done_steps, supervised_step
-from nnunet_topomae.training.supervision import build_loss, choose_labelled, choose_mirror_axes, record_training_cases
+from nnunet_topomae.training.supervision import (
+    build_loss,
+    choose_labelled,
+    choose_mirror_axes,
+    epoch_terms,
+    record_training_cases,
+)
 
 
 class SeededNNUNetTrainer(CheckedWeightsTrainer):
@@ -44,3 +50,9 @@ class SeededNNUNetTrainer(CheckedWeightsTrainer):
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """nnU-Net's mean of the losses, without those of skipped steps."""
         super().on_train_epoch_end(done_steps(train_outputs))
+
+    def on_epoch_end(self) -> None:
+        """nnU-Net's log and checkpoints, then our record."""
+        epoch, seconds = self.current_epoch, self.epoch_seconds
+        super().on_epoch_end()
+        self.write_record(epoch, seconds, epoch_terms(self, epoch))

@@ -12,7 +12,13 @@ from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.finetuning import without_pretraining
 from nnunet_topomae.training.schedules import WarmupSchedule, build_adamw, poly
 from nnunet_topomae.training.steps import done_steps, supervised_step
-from nnunet_topomae.training.supervision import build_loss, choose_labelled, choose_mirror_axes, record_training_cases
+from nnunet_topomae.training.supervision import (
+    build_loss,
+    choose_labelled,
+    choose_mirror_axes,
+    epoch_terms,
+    record_training_cases,
+)
 
 
 class SupervisedTrainer(TopoMAETrainer):
@@ -85,12 +91,6 @@ class SupervisedTrainer(TopoMAETrainer):
 
     def on_epoch_end(self) -> None:
         """nnU-Net's log and checkpoints, then our record."""
-        epoch = self.current_epoch
+        epoch, seconds = self.current_epoch, self.epoch_seconds
         super().on_epoch_end()
-        values = {name: float(self.logger.get_value(name, step=epoch)) for name in ("train_losses", "val_losses")}
-        dice = float(self.logger.get_value("mean_fg_dice", step=epoch))
-        self.epoch_terms = {
-            "train": {"loss": values["train_losses"]},
-            "validation": {"loss": values["val_losses"], "pseudo_dice": dice},
-        }
-        self.write_record(epoch)
+        self.write_record(epoch, seconds, epoch_terms(self, epoch))

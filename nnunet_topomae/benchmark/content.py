@@ -20,10 +20,13 @@ _NETWORKS = (
     *("architectures", "config", "datasets/splits.py", "geometry.py", "masking.py", "nnunet", "plans"),
     *("training/failures.py", "types.py", "vectors.py"),
 )
-_TRAINING = (*_NETWORKS, "data", "datasets/unlabeled.py", "losses", "topology", "trainers", "training")
+# No supervised training computes a loss of pre-training; some ask which of its terms have a weight.
+_TRAINING = (*_NETWORKS, "data", "losses/weights.py", "trainers", "training")
 CODE: Mapping[str, Sequence[str]] = {
     "plan": _NETWORKS,
-    "pretrain": _TRAINING,
+    # In the place of `plan` where a preset plans: by our command, not by nnU-Net's.
+    "preset": (*_NETWORKS, "commands/plan.py", "datasets/fingerprint.py", "datasets/intensities.py"),
+    "pretrain": (*_TRAINING, "datasets/unlabeled.py", "losses", "topology"),
     "train": _TRAINING,
     "predict": _TRAINING,
     "score": ("evaluation/metrics.py", "evaluation/surface.py", "nnunet/scoring.py"),

@@ -3,10 +3,17 @@
 import fcntl
 import os
 import re
+import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
+
+# Under this order of CUDA's, an index means the same GPU to CUDA and to nvidia-smi.
+DEVICE_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+_LIST = ("nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader")
+_LIST_SECONDS = 30.0
 
 
 class HeldGPU:
@@ -41,19 +48,37 @@ def hold_gpu(gpu: str | None) -> HeldGPU | None:
         gpu: as in CUDA_VISIBLE_DEVICES; None stands for no GPU in particular, which is always free.
 
     Returns:
-        None where another process of this user and machine holds it.
+        None where another process of this user and machine holds it, by its index or its UUID.
     """
     if gpu is None:
         return HeldGPU()
     folder = lock_folder()
     folder.mkdir(mode=0o700, exist_ok=True)
-    file = (folder / f"gpu_{re.sub(r'[^A-Za-z0-9-]', '_', gpu)}").open("a")
+    file = (folder / f"gpu_{re.sub(r'[^A-Za-z0-9-]', '_', _one_name(gpu))}").open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         return None
     return HeldGPU(file)
+
+
+def _one_name(gpu: str) -> str:
+    """The UUID of a GPU where nvidia-smi tells it, else the name as it is.
+
+    The same index may be different GPUs: a container, or a job of SLURM, counts only those that it may use.
+    """
+    return next((uuid for index, uuid in gpu_uuids().items() if gpu == index or uuid.startswith(gpu)), gpu)
+
+
+@cache
+def gpu_uuids() -> dict[str, str]:
+    """UUIDs of the GPUs that this process may use by their indices; empty where nvidia-smi is missing or fails."""
+    try:
+        said = subprocess.run(_LIST, capture_output=True, text=True, timeout=_LIST_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {index: uuid for line in said.splitlines() for index, _, uuid in [line.partition(", ")]}
 
 
 def lock_folder() -> Path:

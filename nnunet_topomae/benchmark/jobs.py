@@ -2,8 +2,8 @@
 
 For every data set and its base plans one job plans and preprocesses; for every recipe, fold and seed one pre-trains;
 for every label fraction one trains and validates; where held-out cases are asked for, one predicts them; one scores. A
-job's fingerprint contains those of the jobs it needs, so that after any change exactly what depends on it has another
-one. It contains nothing that the job does not use; recipes whose pre-trainings are the same share one.
+job's fingerprint contains those of the jobs it needs, so that after any change what depends on it has another one. It
+contains no setting of which we know that the job does not read; recipes whose pre-trainings are the same share one.
 """
 
 import sys
@@ -24,6 +24,13 @@ from nnunet_topomae.benchmark.content import (
     library_versions,
 )
 from nnunet_topomae.benchmark.recipes import PLANNERS, Recipe
+from nnunet_topomae.benchmark.settings import (
+    PATIENTS,
+    PRETRAINED,
+    UNSUPERVISED,
+    pretraining_settings,
+    training_settings,
+)
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.files import read_json
@@ -32,12 +39,6 @@ from nnunet_topomae.nnunet.names import PLANS, SPLITS_FILE, check_name
 Kind = Literal["plan", "pretrain", "train", "predict", "score"]
 # Raised when the code of a stage changes what it makes.
 STAGE_VERSIONS: dict[Kind, int] = {"plan": 3, "pretrain": 3, "train": 3, "predict": 2, "score": 3}
-# Settings that pre-training does not see, and those that only pre-training sees.
-SUPERVISED = "finetuning."
-UNSUPERVISED = ("pretraining.", "topology.")
-# A training without pre-training sees it too: it refuses folds with a patient on both sides.
-PATIENTS = "pretraining.patients"
-PRETRAINED = "finetuning.pretrained"
 # Where a job's parameters hold the content of a file that a setting names.
 FILES = {"pretrained": PRETRAINED, "patients": PATIENTS}
 # nnU-Net's, where a data set brings none.
@@ -197,7 +198,7 @@ def _plan(spec: BenchmarkSpec, folder: Path, plans: str, planner: str, hashes: C
             "gpu_memory_target": spec.gpu_memory_target,
             "data": data_fingerprint(folder, hashes),
             "versions": library_versions("nnunetv2"),
-            "code": code_state("plan", spec.code),
+            "code": code_state("preset" if planner.startswith(PRESET) else "plan", spec.code),
         },
     )
 
@@ -233,7 +234,7 @@ def _of_recipe(
     jobs: list[Job] = []
     needs: tuple[Job, ...] = (plan,)
     if recipe.pretrainer:
-        unsupervised = {key: value for key, value in settings.items() if not key.startswith(SUPERVISED)}
+        unsupervised = pretraining_settings(recipe, settings)
         parameters = {"trainer": recipe.pretrainer, "settings": {**unsupervised, "pretraining.seed": number}, **common}
         parameters |= _named_files(unsupervised, hashes)
         parameters["code"] = code_state("pretrain", spec.code)
@@ -241,8 +242,7 @@ def _of_recipe(
         shared = (job for job in known.values() if job.kind == "pretrain" and job.fingerprint == own.fingerprint)
         jobs.append(next(shared, own))
         needs = (plan, jobs[0])
-    else:
-        settings = {k: v for k, v in settings.items() if not k.startswith(UNSUPERVISED) or k == PATIENTS}
+    settings = training_settings(recipe, settings)
     supervised = {"trainer": recipe.trainer, **common, "code": code_state("train", spec.code)}
     supervised |= _named_files(settings, hashes)
     if recipe.same_macs_as:

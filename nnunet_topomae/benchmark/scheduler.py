@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from nnunet_topomae.benchmark.gpus import hold_gpu
+from nnunet_topomae.benchmark.gpus import DEVICE_ORDER, hold_gpu
 from nnunet_topomae.benchmark.jobs import Job, job_command
 from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.status import job_status
@@ -123,7 +123,7 @@ class LocalScheduler:
         if held is None:
             return False
         self.free.remove(gpu)
-        environment = dict(os.environ)
+        environment = {**DEVICE_ORDER, **os.environ}
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         environment.setdefault("OMP_NUM_THREADS", str(self.threads))

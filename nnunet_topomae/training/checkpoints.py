@@ -22,9 +22,11 @@ from nnunet_topomae.nnunet.plan import plan_facts
 from nnunet_topomae.training.devices import unwrap
 
 ENTRY = "topomae"
-# In the entry: how many steps of the epoch that comes next are done already, what they have returned, and the seed.
+# In the entry: how many steps of the epoch that comes next are done already, what they have returned, how many seconds
+# they took, and the seed.
 STEPS = "steps"
 OUTPUTS = "step_outputs"
+SECONDS = "seconds"
 SEED = "seed"
 # And which weights a fine-tuning has not taken over, where the plan does not say it.
 FRESH = "fresh"

@@ -10,7 +10,7 @@ from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import SECTION, ArchitectureConfig, TopoMAEConfig
 from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.data.patients import Patients
-from nnunet_topomae.losses.copretraining import trained_branches, trains_decoder
+from nnunet_topomae.losses.weights import trained_branches, trains_decoder
 from nnunet_topomae.nnunet.names import VECTORPOSE_PRETRAINER
 from nnunet_topomae.training.resample import NetworkSize
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
 from nnunet_topomae.config import TopoMAEConfig
+from nnunet_topomae.training.copretraining import CoPretrainingStep
 from nnunet_topomae.training.devices import average_terms_of_all_gpus, is_distributed, unwrap
-from nnunet_topomae.training.steps import CoPretrainingStep
 
 # By encoder and term.
 ByEncoder = dict[str, dict[str, float]]

@@ -5,7 +5,7 @@ from typing import Any
 
 from nnunet_topomae.config import SECTION, TopoMAEConfig
 from nnunet_topomae.data.cases import RAW_FILES
-from nnunet_topomae.losses.copretraining import term_weights
+from nnunet_topomae.losses.weights import term_weights
 
 _CARD = """---
 library_name: nnunet-topomae
@@ -58,7 +58,7 @@ _VECTORS = {
 }
 
 
-# Terms of the loss by the first part of their names (losses.copretraining.term_weights), with the work they are from.
+# Terms of the loss by the first part of their names (losses.weights.term_weights), with the work they are from.
 _TOPOMAE, _VECTORPOSE = "arXiv 2406.10519", "VectorPOSE (Zhang et al. 2022)"
 _TERMS = {
     "mse": ("masked reconstruction", _TOPOMAE),

@@ -2,7 +2,7 @@
 
 from nnunet_topomae.architectures.build import Tasks, build_copretraining_network
 from nnunet_topomae.architectures.copretraining import CoPretrainingNetwork
-from nnunet_topomae.losses.copretraining import trained_branches, trains_decoder
+from nnunet_topomae.losses.weights import trained_branches, trains_decoder
 from nnunet_topomae.nnunet.plan import Plan
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.data.cases import ImagesRead
 from nnunet_topomae.data.patients import Patients
-from nnunet_topomae.losses.copretraining import trains_decoder
+from nnunet_topomae.losses.weights import trains_decoder
 from nnunet_topomae.nnunet.names import VECTORPOSE_PRETRAINER
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.training.checkpoints import ENTRY

@@ -1,17 +1,12 @@
-"""What a training tells while it runs: lines per epoch, a bar in a terminal, and pictures every few epochs."""
+"""What a training tells while it runs: lines per epoch, and a bar in a terminal."""
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from nnunet_topomae.training.devices import unwrap
-from nnunet_topomae.training.monitors import show_previews
 from nnunet_topomae.training.record import duration
-from nnunet_topomae.training.validation import ReconstructionValidation
 
 # The pace of this many epochs tells how long the others take.
 PACE_EPOCHS = 10
@@ -68,24 +63,3 @@ def advance(bar: Any) -> None:
         bar.update()
         if bar.n == bar.total:
             bar.close()
-
-
-def rebuild_crops(trainer: Any, cases: Sequence[str], folder: Path) -> None:
-    """Rebuild fixed crops of training cases; metrics and pictures go to a folder. The first process does it alone.
-
-    Args:
-        trainer: of a pre-training; its log gets a line per case.
-        cases: their names, in a fixed order.
-        folder: for ``summary.json`` and ``previews``.
-    """
-    if trainer.local_rank != 0:
-        return
-    trainer.network.eval()
-    loader = trainer.build_loader(list(cases))
-    with torch.no_grad():
-        ReconstructionValidation(unwrap(trainer.network), loader, trainer.plan, trainer.device).run(
-            cases, folder, trainer.print_to_log_file
-        )
-    show_previews(
-        trainer.logger.loggers, folder / "previews", max(0, min(trainer.current_epoch, trainer.num_epochs - 1))
-    )

@@ -13,8 +13,8 @@ from nnunet_topomae.architectures.copretraining import BranchOutput, CoPretraini
 from nnunet_topomae.data.loaders import Crop, CropLocationLoader, volume_shape
 from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.nnunet.plan import Plan
+from nnunet_topomae.training.copretraining import draw_mask
 from nnunet_topomae.training.spatial_results import MEAN, Errors, SpatialErrors
-from nnunet_topomae.training.steps import draw_mask
 from nnunet_topomae.vectors import VectorFrame, centre_vectors, from_spherical
 
 CROPS_PER_CASE = 4

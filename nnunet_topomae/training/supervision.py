@@ -71,6 +71,18 @@ def record_training_cases(trainer: Any) -> ImagesRead:
     return ImagesRead(listed, sources=hash_sources(folder.parent, cases))
 
 
+def epoch_terms(trainer: nnUNetTrainer, epoch: int) -> dict[str, dict[str, float]]:
+    """Losses and pseudo Dice of an epoch, for its record.
+
+    Args:
+        trainer: its log has them.
+        epoch: number of the epoch.
+    """
+    names = ("train_losses", "val_losses", "mean_fg_dice")
+    train, validation, dice = (float(trainer.logger.get_value(name, step=epoch)) for name in names)
+    return {"train": {"loss": train}, "validation": {"loss": validation, "pseudo_dice": dice}}
+
+
 def to_device(tensors: Any, device: torch.device) -> Any:
     """One tensor, or a list of them: the label maps of all scales.
 

@@ -17,10 +17,12 @@ from nnunet_topomae.files import write_json
 from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.masking import CropMask
 from nnunet_topomae.nnunet.plan import Plan
+from nnunet_topomae.training.copretraining import draw_mask
+from nnunet_topomae.training.devices import unwrap
 from nnunet_topomae.training.failures import results_can_be_written
+from nnunet_topomae.training.monitors import show_previews
 from nnunet_topomae.training.previews import Preview
 from nnunet_topomae.training.spatial_errors import CROPS_PER_CASE, measure_spatial_errors
-from nnunet_topomae.training.steps import draw_mask
 
 PREVIEW_CASES = 4
 
@@ -207,3 +209,24 @@ def _mean(results: Sequence[CaseMetrics]) -> CaseMetrics:
 def _to_numpy(branch: BranchOutput) -> dict[str, ndarray]:
     """What a network predicts of the only sample, by name, float32 on the CPU."""
     return {name: value[0].float().cpu().numpy() for name, value in branch._asdict().items() if value is not None}
+
+
+def rebuild_crops(trainer: Any, cases: Sequence[str], folder: Path) -> None:
+    """Rebuild fixed crops of training cases; metrics and pictures go to a folder. The first process does it alone.
+
+    Args:
+        trainer: of a pre-training; its log gets a line per case.
+        cases: their names, in a fixed order.
+        folder: for ``summary.json`` and ``previews``.
+    """
+    if trainer.local_rank != 0:
+        return
+    trainer.network.eval()
+    loader = trainer.build_loader(list(cases))
+    with torch.no_grad():
+        ReconstructionValidation(unwrap(trainer.network), loader, trainer.plan, trainer.device).run(
+            cases, folder, trainer.print_to_log_file
+        )
+    show_previews(
+        trainer.logger.loggers, folder / "previews", max(0, min(trainer.current_epoch, trainer.num_epochs - 1))
+    )

@@ -1,6 +1,7 @@
 """Every trainer: stopped in the middle of an epoch, killed and continued, it ends as an uninterrupted one.
 
-And two processes train like one. With nnU-Net's own loop, loaders and checkpoints, on five tiny volumes.
+And two processes train like one, and settings that a benchmark leaves out change nothing. With nnU-Net's own loop,
+loaders and checkpoints, on five tiny volumes.
 """
 
 import importlib
@@ -19,6 +20,9 @@ import pytest
 import torch
 
 from nnunet_topomae import trainers
+from nnunet_topomae.benchmark.recipes import find_recipe
+from nnunet_topomae.benchmark.settings import training_settings
+from nnunet_topomae.training.record import read_epochs
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +60,7 @@ def tiny_volumes(tmp_path_factory: pytest.TempPathFactory, tiny_plans: Any) -> I
 
     from nnunet_topomae.architectures import baselines
     from nnunet_topomae.architectures.summary import Cost
-    from nnunet_topomae.trainers import base, planned, pretrainer
+    from nnunet_topomae.trainers import monitored, planned, pretrainer
 
     root = tmp_path_factory.mktemp("nnunet")
     initialize = planned.PlannedTrainer.initialize
@@ -74,7 +78,7 @@ def tiny_volumes(tmp_path_factory: pytest.TempPathFactory, tiny_plans: Any) -> I
         patch.setattr(planned.PlannedTrainer, "initialize", with_scaler)
         patch.setattr(planned, "measure_cost", lambda *_: Cost(1, 0))
         patch.setattr(baselines, "ATTENTION_CHANNELS", (4, 6, 8))
-        patch.setattr(base, "plot_terms", lambda *_: None)
+        patch.setattr(monitored, "plot_terms", lambda *_: None)
         patch.setattr(pretrainer, "report_spatial_task", lambda *_: None)
         patch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
         for kind in (nnUNetTrainer, pretrainer.TopoMAEPretrainer):
@@ -116,7 +120,7 @@ def _write_plans(root: Path, name: str, changes: dict[str, dict[str, Any]]) -> s
     """The data set's plans under another name, with a section of ours."""
     folder = root / "preprocessed" / DATASET
     plans = {**json.loads((folder / "Plans.json").read_text()), "plans_name": name}
-    section = {part: {**values, **changes.get(part, {})} for part, values in SECTION.items()}
+    section = {part: {**SECTION.get(part, {}), **changes.get(part, {})} for part in {**SECTION, **changes}}
     plans["configurations"]["3d_fullres"]["topomae"] = section
     (folder / f"{name}.json").write_text(json.dumps(plans))
     return name
@@ -210,6 +214,7 @@ def test_a_training_that_was_stopped_and_killed_ends_as_one_that_nobody_interrup
     whole = _whole(tiny_volumes, trainer, changes).parent
     stopped = _write_plans(tiny_volumes, f"{trainer}Stopped", changes)
     _train_until(1, signal.SIGTERM, trainer, stopped, workers=2)
+    latest = torch.load(_fold(tiny_volumes, trainer, stopped) / "checkpoint_latest.pth", weights_only=True)
     _train_until(2, _Killed, trainer, stopped, workers=0, continue_training=True)
     _train(trainer, stopped, workers=1, continue_training=True)
     folds = [_fold(tiny_volumes, trainer, stopped), whole]
@@ -222,9 +227,44 @@ def test_a_training_that_was_stopped_and_killed_ends_as_one_that_nobody_interrup
             del end["init_args"], end["topomae"]["manifest"]
         assert not _differences(*ends)
     assert ends[0]["grad_scaler_state"]["scale"] > SCALE
-    if (folds[0] / "metrics.jsonl").is_file():
-        first, second = map(_records, folds)
-        assert first == second and len(first) == EPOCHS
+    first, second = map(_records, folds)
+    assert first == second and len(first) == EPOCHS
+    # The time of the first epoch is that of its steps before and after the signal.
+    assert read_epochs(folds[0])[0]["seconds"] > latest["topomae"]["seconds"] > 0
+
+
+# Other values of settings that most trainings from scratch do not read.
+OTHERS: dict[str, Any] = {
+    **{"architecture.vit": "small", "architecture.drop_path": 0.5, "architecture.depth": 2},
+    **{"pretraining.lambda2": 0.3, "topology.weight": 3.0, "vectorpose.rotate": False},
+    **{"finetuning.learning_rate": 0.1, "finetuning.pretrained_learning_rate": 0.2, "finetuning.weight_decay": 0.9},
+    **{"finetuning.sgd_learning_rate": 0.3, "finetuning.sgd_pretrained_learning_rate": 0.4, "finetuning.clip": 1e-3},
+    **{"finetuning.schedule": "staged", "finetuning.stage_epochs": 1, "finetuning.layer_decay": 0.5},
+    **{"finetuning.transfer": "resample", "finetuning.transfer_decoder": "no"},
+    **{"finetuning.pretrainer": "VectorPOSEPretrainer", "finetuning.allow_other_dataset": True},
+    "finetuning.warmup_steps": 0,
+}
+CONTROLLED = ("full", "nnunet-pretrained", "unetr-mae")
+FROM_SCRATCH = ("nnunet", "unetrpp", "attention-unet", *(f"{one}-scratch" for one in CONTROLLED))
+
+
+@pytest.mark.parametrize("recipe", FROM_SCRATCH)
+def test_settings_that_a_benchmark_leaves_out_change_no_weight(tiny_volumes: Path, recipe: str) -> None:
+    """Of a training from scratch: what it reads, according to the benchmark, stays as it is."""
+    chosen = find_recipe(recipe)
+    own, weights = dict(chosen.settings), []
+    unread = {key: value for key, value in OTHERS.items() if key not in training_settings(chosen, {**OTHERS, **own})}
+    assert len(unread) > len(OTHERS) / 2
+    for name, settings in (("Own", own), ("Others", {**own, **unread})):
+        changes: dict[str, dict[str, Any]] = {}
+        for key, value in settings.items():
+            part, _, last = key.partition(".")
+            changes.setdefault(part, {})[last] = value
+        plans = _write_plans(tiny_volumes, f"{recipe}{name}", changes)
+        _train(chosen.trainer, plans, workers=0)
+        file = _fold(tiny_volumes, chosen.trainer, plans) / "checkpoint_final.pth"
+        weights.append(torch.load(file, weights_only=True)["network_weights"])
+    assert weights[0] and not _differences(*weights)
 
 
 @pytest.mark.parametrize("schedule", ["warmup", "head_only"])

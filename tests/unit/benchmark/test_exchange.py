@@ -1,6 +1,7 @@
 """Scores that travel, folders that move, markers that are damaged, GPUs that are shared."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -159,11 +160,52 @@ def test_a_gpu_is_held_as_long_as_its_job_lives(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    """Makes nvidia-smi tell UUIDs of GPUs 0, 1, and so on; without any, it fails."""
+    monkeypatch.setattr(gpus, "lock_folder", lambda: tmp_path / "locks")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    def tell(*uuids):
+        program = tmp_path / "nvidia-smi"
+        rows = "".join(f"echo '{index}, {uuid}'\n" for index, uuid in enumerate(uuids))
+        program.write_text(f'#!/bin/sh\ntest "$*" = "{" ".join(gpus._LIST[1:])}" || exit 1\n{rows or "exit 9"}\n')
+        program.chmod(0o755)
+        gpus.gpu_uuids.cache_clear()
+
+    yield tell
+    gpus.gpu_uuids.cache_clear()
+
+
+def test_a_gpu_is_the_same_by_index_and_by_uuid(nvidia_smi):
+    nvidia_smi("GPU-11aa-5", "GPU-22bb-6")
+    with gpus.hold_gpu("1"):
+        assert [gpus.hold_gpu(name) for name in ("1", "GPU-22bb-6", "GPU-22")] == [None, None, None]
+        with gpus.hold_gpu("0"), gpus.hold_gpu("MIG-33cc-7"):
+            assert gpus.hold_gpu("GPU-11aa-5") is None
+        # In another container, the only GPU is 0.
+        nvidia_smi("GPU-22bb-6")
+        assert gpus.hold_gpu("0") is None
+        nvidia_smi("GPU-44dd-8")
+        with gpus.hold_gpu("0"):
+            pass
+
+
+def test_without_nvidia_smi_a_gpu_is_known_by_the_name_that_it_is_given(nvidia_smi, monkeypatch, tmp_path):
+    for break_it in (nvidia_smi, (tmp_path / "nvidia-smi").unlink):
+        break_it()
+        gpus.gpu_uuids.cache_clear()
+        with gpus.hold_gpu("1"):
+            assert gpus.hold_gpu("1") is None
+        monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.fixture
 def drivers(tmp_path, monkeypatch):
     """Makes drivers whose jobs write what they see and run until they are told to end; and the job."""
     monkeypatch.setattr(gpus, "lock_folder", lambda: tmp_path / "locks")
     go_on = tmp_path / "go_on"
-    wait = f"import os, pathlib, time\npathlib.Path('{tmp_path}/seen').write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    names = "(os.environ[f'CUDA_{name}'] for name in ('DEVICE_ORDER', 'VISIBLE_DEVICES'))"
+    wait = f"import os, pathlib, time\npathlib.Path('{tmp_path}/seen').write_text(' '.join({names}))\n"
     wait += f"while not os.path.exists('{go_on}'): time.sleep(0.02)"
     monkeypatch.setattr(scheduler, "job_command", lambda file, job: [sys.executable, "-c", wait])
     spec = BenchmarkSpec("b", tmp_path / "out", (5,), (), ("x",))
@@ -183,10 +225,10 @@ def test_a_driver_starts_no_job_on_the_gpu_of_another_driver(drivers, tmp_path):
     (tmp_path / "go_on").touch()
     children = [child, *third.running]
     assert [one.wait(20) for one in children] == [0, 0]
-    assert (tmp_path / "seen").read_text() in "12"
+    assert (tmp_path / "seen").read_text() in ("PCI_BUS_ID 1", "PCI_BUS_ID 2")
     assert second._launch(job)
     assert [one.wait(20) for one in second.running] == [0]
-    assert (tmp_path / "seen").read_text() == "1"
+    assert (tmp_path / "seen").read_text() == "PCI_BUS_ID 1"
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,39 @@ def test_only_what_a_job_uses_makes_it_new(raw, tmp_path):
     )
 
 
+ALL = ("nnunet", "unetrpp", "swinunetr", "fusion-scratch", "nnunet-pretrained-scratch", "full", "vectorpose")
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("vectorpose.scale = [0.6, 1.4]", {"vectorpose"}),
+        ("topology.weight = 3", {"full", "vectorpose"}),
+        ("architecture.vit = 'small'", {"fusion-scratch", "nnunet-pretrained-scratch", "full"}),
+        ("architecture.dropout = 1.0", {*ALL} - {"nnunet", "swinunetr"}),
+        ("finetuning.sgd_learning_rate = 0.1", {"nnunet-pretrained-scratch"}),
+        ("finetuning.learning_rate = 1e-4", {*ALL} - {"nnunet", "nnunet-pretrained-scratch"}),
+        ("finetuning.pretrained_learning_rate = 1e-4", {"full", "vectorpose"}),
+        ("finetuning.stage_epochs = 5", {"full", "vectorpose"}),
+        ("finetuning.transfer_decoder = 'no'", {"full", "vectorpose"}),
+        ("finetuning.mirror_axes = [0]", {*ALL}),
+        ("batch_size = 3", {*ALL}),
+    ],
+)
+def test_settings_that_a_training_does_not_read_do_not_repeat_it(raw, tmp_path, setting, expected):
+    recipes = f"recipes = {list(ALL)}\n"
+    before, after = (fingerprints(tmp_path, f"{recipes}{more}") for more in ("", f"[settings]\n{setting}\n"))
+    assert {name.split("__")[1] for name in before if before[name] != after[name]} == expected
+
+
+def test_a_trainer_of_somebody_else_may_read_all_settings_of_supervised_training(raw, tmp_path):
+    text = "recipes = ['own']\nrecipe.own = { trainer = 'TheirTrainer' }\n"
+    for setting in ("architecture.vit = 'small'", "finetuning.stage_epochs = 5", "finetuning.sgd_learning_rate = 0.1"):
+        changed = fingerprints(tmp_path, f"{text}[settings]\n{setting}\n")
+        same = changed.items() & fingerprints(tmp_path, text).items()
+        assert {name.rpartition("__")[2] for name, _ in same} == {"plan"}
+
+
 def test_content_counts_and_not_the_time_of_a_file(raw, tmp_path):
     text = "recipes = ['unetrpp']\n"
     before = fingerprints(tmp_path, text)
@@ -242,13 +275,25 @@ def imported(files):
     return found
 
 
+def trainers_of_recipes():
+    """Modules of all trainers that recipes name."""
+    text = source_of("nnunet_topomae.ext_trainer.topomae").read_text(encoding="utf-8")
+    found = [node for node in ast.parse(text).body if isinstance(node, ast.ImportFrom)]
+    modules = {one.name: node.module.removeprefix("nnunet_topomae.") for node in found for one in node.names}
+    return sorted({modules[recipe.trainer] for recipe in RECIPES.values()})
+
+
 @pytest.mark.parametrize(
     ("stages", "starts"),
     [
         (["plan"], ["plans"]),
-        (["train"], ["plans", "trainers"]),
+        (["preset"], ["plans", "commands.plan"]),
+        (["pretrain"], ["plans", "trainers"]),
+        (["train"], ["plans", *trainers_of_recipes()]),
+        (["predict"], ["plans", *trainers_of_recipes()]),
         (["score", "betti"], ["nnunet.scoring"]),
     ],
+    ids=lambda names: "+".join(names[:2]),
 )
 def test_the_code_of_a_stage_is_all_that_it_runs(stages, starts):
     first = [source_of(f"nnunet_topomae.{start}") for start in starts]
@@ -263,6 +308,13 @@ def test_the_code_of_a_stage_is_all_that_it_runs(stages, starts):
     # What statistics and pages are made with decides no score.
     assert source_of("nnunet_topomae.evaluation.statistics") not in hashed
     assert not any(path.is_relative_to(source_of("nnunet_topomae.reports").parent) for path in hashed)
+
+
+@pytest.mark.parametrize("stage", ["plan", "preset", "train", "predict", "score"])
+def test_losses_of_pre_training_are_the_code_of_pre_training_alone(stage):
+    losses = {source_of(f"nnunet_topomae.{name}") for name in ("topology.matching", "losses.copretraining")}
+    assert losses <= {path.resolve() for _, path in content._modules(content.CODE["pretrain"])}
+    assert not losses & {path.resolve() for _, path in content._modules(content.CODE[stage])}
 
 
 def test_betti_numbers_count_where_they_are_measured(raw, tmp_path, monkeypatch):
@@ -439,6 +491,13 @@ def test_a_preset_plans_and_sets(tmp_path, monkeypatch):
     assert by_kind["pretrain"].epochs == 120
     assert by_kind["train"].parameters["settings"]["finetuning.epochs"] == 7
     assert "spacing" not in by_kind["train"].parameters["settings"]
+    code = content.code_state
+    with monkeypatch.context() as patch:
+        new = lambda stage, by: "new" if stage == "preset" else code(stage, by)  # noqa: E731
+        patch.setattr("nnunet_topomae.benchmark.jobs.code_state", new)
+        after = {job.name: job.fingerprint for job in make_jobs(spec)}
+    same = {job.recipe or job.name for job in (plan, *others) if after[job.name] == job.fingerprint}
+    assert same == {"nnunet", "Dataset018__nnUNetPlans__plan"}
     file.write_text(file.read_text().replace("synapse", "brats"))
     with pytest.raises(ValueError, match="is none of acdc, btcv"):
         read_spec(file)

@@ -10,17 +10,10 @@ import torch
 from nnunet_topomae.architectures.copretraining import BranchOutput, CoPretrainingOutput
 from nnunet_topomae.config import PretrainingConfig, TopologyConfig
 from nnunet_topomae.losses.consistency import reconstruction_consistency, spatial_consistency
-from nnunet_topomae.losses.copretraining import (
-    CoPretrainingLoss,
-    PoseTargets,
-    TopologicalTerms,
-    compose_reconstruction,
-    term_weights,
-    trained_branches,
-    trains_decoder,
-)
+from nnunet_topomae.losses.copretraining import CoPretrainingLoss, PoseTargets, TopologicalTerms, compose_reconstruction
 from nnunet_topomae.losses.reconstruction import hidden_mse, inside_l1
 from nnunet_topomae.losses.spatial import key_point_mse, vector_l1
+from nnunet_topomae.losses.weights import term_weights, trained_branches, trains_decoder
 from nnunet_topomae.topology import TopologicalLoss
 
 SHAPE = (2, 3, 4, 5, 6)

@@ -200,6 +200,39 @@ def test_a_training_that_signals_interrupt_anywhere_ends_as_if_there_had_been_no
     _assert_same(trainer, _uninterrupted(tmp_path / "other", seed))
 
 
+class _Timed(_Training):
+    """Every step takes ten seconds of a clock; `seconds` are those of the epochs."""
+
+    def __init__(self, *arguments: Any, clock: list[float], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.clock, self.seconds = clock, list[float]()
+
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        self.clock[0] += 10.0
+        return super().train_step(batch)
+
+    def on_epoch_end(self) -> None:
+        self.seconds.append(self.epoch_seconds)
+        super().on_epoch_end()
+
+
+def test_the_time_of_an_epoch_is_that_of_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that between them. In another process, or on another machine, the clock may have started later."""
+    clock = [1000.0]
+    monkeypatch.setattr("nnunet_topomae.trainers.resumable.monotonic", lambda: clock[0])
+    trainer, seconds = _Timed(tmp_path, clock=clock), list[float]()
+    for moment in (6, 7):
+        trainer.signals = {moment: signal.SIGTERM}
+        with pytest.raises(SystemExit):
+            trainer.run_training()
+        seconds += trainer.seconds
+        clock[0] = 5.0
+        trainer = _Timed(tmp_path, resume=True, clock=clock)
+        trainer.load_checkpoint(_file(trainer, "latest"))
+    trainer.run_training()
+    assert seconds + trainer.seconds == EPOCHS * [10.0 * STEPS]
+
+
 @pytest.mark.parametrize("moment", [EPOCHS * STEPS + 0.5, END])
 def test_a_signal_after_the_last_batch_ends_the_training_before_its_final_validation(
     tmp_path: Path, moment: float

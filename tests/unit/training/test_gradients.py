@@ -14,9 +14,9 @@ from nnunet_topomae.architectures.rule import derive_network_shape
 from nnunet_topomae.config import ArchitectureConfig, PretrainingConfig, TopologyConfig, TopoMAEConfig
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss
 from nnunet_topomae.nnunet.plan import Plan
+from nnunet_topomae.training.copretraining import CoPretrainingStep
 from nnunet_topomae.training.gradients import GradientWatch, gradient_norms, gradient_shares, weight_for_share
 from nnunet_topomae.training.plots import measured_series, plot_terms
-from nnunet_topomae.training.steps import CoPretrainingStep
 
 TINY = ArchitectureConfig(vit="tiny", dims=(4, 4, 8, 8), depth=1)
 SHAPE = derive_network_shape((4, 8, 16), [[1, 1, 1], [1, 2, 2], [2, 2, 2], [1, 1, 2]], TINY)

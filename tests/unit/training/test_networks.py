@@ -14,8 +14,8 @@ from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss
 from nnunet_topomae.nnunet.plan import Plan, partner_network
+from nnunet_topomae.training.copretraining import CoPretrainingStep
 from nnunet_topomae.training.networks import pretraining_network
-from nnunet_topomae.training.steps import CoPretrainingStep
 from nnunet_topomae.vectors import vector_targets
 
 PATCH = (8, 16, 24)

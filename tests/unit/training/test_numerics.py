@@ -24,10 +24,11 @@ from nnunet_topomae.geometry import CropLocation
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topological_loss
 from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.topology import PendingLoss
+from nnunet_topomae.training.copretraining import CoPretrainingStep, detach_terms
 from nnunet_topomae.training.networks import pretraining_network
 from nnunet_topomae.training.record import average_terms
 from nnunet_topomae.training.skipping import SkippedSteps
-from nnunet_topomae.training.steps import CoPretrainingStep, detach_terms, optimise
+from nnunet_topomae.training.steps import optimise
 
 TINY = ArchitectureConfig(vit="tiny", dims=(8, 8, 16, 16), depth=1)
 SHAPE = derive_network_shape((8, 24, 16), [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]], TINY)

@@ -17,8 +17,9 @@ from nnunet_topomae.losses.copretraining import CoPretrainingLoss, build_topolog
 from nnunet_topomae.masking import crop_mask, random_token_mask
 from nnunet_topomae.nnunet.plan import Plan, partner_network
 from nnunet_topomae.topology import TopologicalLoss
+from nnunet_topomae.training.copretraining import CoPretrainingStep, detach_terms, draw_mask
 from nnunet_topomae.training.networks import pretraining_network
-from nnunet_topomae.training.steps import CoPretrainingStep, detach_terms, draw_mask, optimise
+from nnunet_topomae.training.steps import optimise
 
 CPU = torch.device("cpu")
 TINY = ArchitectureConfig(vit="tiny", dims=(8, 8, 16, 16), depth=1)
