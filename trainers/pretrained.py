@@ -33,7 +33,9 @@ class PretrainedTrainer(SupervisedTrainer):
         """What the network takes over, and what starts fresh, as far as the plan says it."""
         config = self.plan.config
         takes_decoder = self.takes_decoder and plans_decoder(config)
-        return transferred_parts(unwrap(self.network), config.finetuning.transfer_parts, takes_decoder)
+        # nnU-Net reads every attribute for its debug.json, this one in trainings from scratch, too.
+        taken = "both" if self.source.from_scratch else config.finetuning.transfer_parts
+        return transferred_parts(unwrap(self.network), taken, takes_decoder)
 
     @property
     def fresh(self) -> tuple[str, ...]:

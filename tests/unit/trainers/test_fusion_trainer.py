@@ -546,6 +546,11 @@ def test_unetr_takes_the_vit_and_refuses_to_leave_it_out(pretrained: Pretrained)
         _trainer(kind=UNETRTrainer, transfer_parts="partner")
 
 
+def test_unetr_from_scratch_ignores_what_would_be_taken_over() -> None:
+    trainer = _trainer(kind=UNETRTrainer, transfer_parts="partner", pretrained="scratch")
+    trainer._save_debug_information()  # as nnU-Net does: it reads every attribute
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("lambda1", "untrained", "cure"), [(0.0, "the ViT's partner", "vit"), (1.0, "the ViT", "partner")]
