@@ -1,7 +1,6 @@
 """A training that the plan's `topomae` section schedules, and that says in its files what it was."""
 
 import secrets
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,6 @@ from nnunet_topomae.training.devices import (
     keep_to_thread_limit,
     own_device,
     parallel_on_own_device,
-    record_gpu_memory,
     unwrap,
 )
 from nnunet_topomae.training.failures import (
@@ -31,15 +29,14 @@ from nnunet_topomae.training.failures import (
     show_expected_failures_in_one_line,
 )
 from nnunet_topomae.training.monitors import add_tensorboard
-from nnunet_topomae.training.progress import describe_progress
-from nnunet_topomae.training.record import add_facts, write_epoch
+from nnunet_topomae.training.record import add_facts
 from nnunet_topomae.training.skipping import SkippedSteps
 
 
 class PlannedTrainer(nnUNetTrainer):
     """nnU-Net trainer with the plan's budget and seed; not trained itself.
 
-    It lists the images that it has read; `training.json` and `metrics.jsonl` are for reports. The parameters' names are
+    It lists the images that it has read; `training.json` is for reports. The parameters' names are
     nnU-Net's, which reads them from the signature and stores them in checkpoints.
     """
 
@@ -145,25 +142,3 @@ class PlannedTrainer(nnUNetTrainer):
             check_no_copies(self.images_read, self.validation_images(), "this training")
         with preprocessed_files_are_there():
             super().on_train_start()
-
-    def write_record(self, epoch: int, seconds: float, terms: Mapping[str, Any]) -> None:
-        """Add an epoch to ``metrics.jsonl``; log the time that it took and that is left. The first process alone.
-
-        Args:
-            epoch: its number, counted from 0.
-            seconds: that it took.
-            terms: further entries of the record, such as ``train`` with the terms of the loss.
-        """
-        if self.local_rank != 0:
-            return
-        rate = self.logger.get_value("lrs", step=epoch)
-        record = {"epoch": epoch, "seconds": seconds, "learning_rate": rate, **terms}
-        if self.skipped.total:
-            record["skipped_steps"] = self.skipped.total
-        records = write_epoch(Path(self.output_folder), record)
-        self.print_to_log_file(describe_progress(records, self.num_epochs))
-
-    def on_train_end(self) -> None:
-        """nnU-Net's end; records the memory that training took."""
-        super().on_train_end()
-        record_gpu_memory(self)

@@ -22,7 +22,7 @@ from nnunet_topomae.nnunet.plan import Plan
 from nnunet_topomae.trainers.monitored import MonitoredTrainer
 from nnunet_topomae.trainers.reproducible import TRAINING
 from nnunet_topomae.training.checkpoints import ignore_former_parts
-from nnunet_topomae.training.copretraining import CoPretrainingStep, detach_terms
+from nnunet_topomae.training.copretraining import CoPretrainingStep, detach_terms, warn_of_long_warmup
 from nnunet_topomae.training.devices import first_sample, processes_of_this_machine, unwrap
 from nnunet_topomae.training.networks import pretraining_network
 from nnunet_topomae.training.schedules import WarmupSchedule, build_pretraining_adamw, cosine
@@ -54,11 +54,7 @@ class TopoMAEPretrainer(MonitoredTrainer):
         log = self.print_to_log_file
         topology = build_topological_loss(self.plan.config.topology, processes_of_this_machine(), log)
         self.step = CoPretrainingStep(self.network, self.loss, topology, self.plan, self.device, log)
-        if topology is not None and (most := self.config.topology.warmup_factor(self.num_epochs - 1)) < 1:
-            log(
-                f"warning: the weight of L_topo rises over {self.config.topology.warmup_epochs} epochs, and this "
-                f"training has {self.num_epochs}: its last one has {most:.0%} of it. Lower topology.warmup_epochs."
-            )
+        warn_of_long_warmup(self.config.topology, self.num_epochs, log)
 
     def _build_loss(self) -> CoPretrainingLoss:
         return CoPretrainingLoss(self.config.pretraining, self.config.topology, self.config.architecture.has_vit)

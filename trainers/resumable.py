@@ -1,17 +1,16 @@
 """A training that can be killed at any moment, and asked to stop, without losing more than it must."""
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from nnunet_topomae.data.worker_errors import CheckedCases
 from nnunet_topomae.nnunet.names import FINAL_CHECKPOINT, LATEST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from nnunet_topomae.nnunet.process import end_forks_with_this_process
-from nnunet_topomae.trainers.reproducible import ReproducibleTrainer
+from nnunet_topomae.trainers.recorded import RecordedTrainer
 from nnunet_topomae.training.batches import WatchedBatches, close_loaders
-from nnunet_topomae.training.checkpoints import ENTRY, SECONDS, write_checkpoint
+from nnunet_topomae.training.checkpoints import ENTRY, write_checkpoint
 from nnunet_topomae.training.loading import load_checkpoint_file
 from nnunet_topomae.training.resume import (
     check_same_training,
@@ -26,7 +25,7 @@ from nnunet_topomae.training.resume import (
 from nnunet_topomae.training.stopping import StopSignals
 
 
-class ResumableTrainer(ReproducibleTrainer):
+class ResumableTrainer(RecordedTrainer):
     """Keeps the previous checkpoint, continues from the newest whole one, and stops on SIGTERM; not trained itself."""
 
     # Whether this training continues an earlier one, with weights of its own.
@@ -35,9 +34,6 @@ class ResumableTrainer(ReproducibleTrainer):
     first_step = 0
     resumed_steps: int
     resumed_outputs: Sequence[Any]
-    # When the current epoch began, in seconds; earlier by what another process has spent on it.
-    epoch_began = 0.0
-    resumed_seconds = 0.0
     stop = StopSignals()
     dataloader_train: Any
     dataloader_val: Any
@@ -78,26 +74,6 @@ class ResumableTrainer(ReproducibleTrainer):
         super().on_train_start()
         self.dataloader_train = WatchedBatches(self.dataloader_train, self.stop_if_asked, self.begin_step)
         self.dataloader_val = WatchedBatches(self.dataloader_val, self.stop_if_asked)
-
-    def on_epoch_start(self) -> None:
-        """nnU-Net's start of an epoch; from now on its time counts."""
-        super().on_epoch_start()
-        self.epoch_began = monotonic() - self.resumed_seconds
-        self.resumed_seconds = 0.0
-
-    @property
-    def epoch_seconds(self) -> float:
-        """What the current epoch has taken so far, also in an earlier process; changes of the clock do not count."""
-        return monotonic() - self.epoch_began
-
-    def progress(self, steps: int) -> dict[str, Any]:
-        """What a checkpoint needs for continuing, with the seconds that the steps of the next epoch took."""
-        return {**super().progress(steps), SECONDS: self.epoch_seconds if steps else 0.0}
-
-    def continue_from(self, progress: Mapping[str, Any]) -> None:
-        """Go on after the steps that a checkpoint's :meth:`progress` counts, with its seed and its seconds."""
-        super().continue_from(progress)
-        self.resumed_seconds = float(progress.get(SECONDS, 0.0))
 
     def on_train_epoch_start(self) -> None:
         """nnU-Net's start of an epoch, of which a stopped training may have done some steps."""

@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from nnunet_topomae.architectures.copretraining import BranchOutput, CoPretrainingOutput
+from nnunet_topomae.config import TopologyConfig
 from nnunet_topomae.data.topology_target import NO_TARGETS, TARGETS, TargetTopology
 from nnunet_topomae.losses.copretraining import CoPretrainingLoss, PoseTargets, TopologicalTerms, compose_reconstruction
 from nnunet_topomae.masking import CropMask, crop_mask, empty_token_mask, inside_mask, random_token_mask
@@ -163,6 +164,22 @@ def draw_mask(plan: Plan, batch: int, generator: Generator | Sequence[int], devi
     else:
         tokens = empty_token_mask(batch, shape.token_grid)
     return crop_mask(tokens, shape.token_size, device)
+
+
+def warn_of_long_warmup(topology: TopologyConfig, epochs: int, log: Callable[[str], object]) -> None:
+    """Say so where a training ends before L_topo has its full weight.
+
+    Args:
+        topology: the plan's section `topology`.
+        epochs: of the training.
+        log: is told.
+    """
+    most = topology.warmup_factor(epochs - 1)
+    if topology.enabled and most < 1:
+        log(
+            f"warning: the weight of L_topo rises over {topology.warmup_epochs} epochs, and this training has "
+            f"{epochs}: its last one has {most:.0%} of it. Lower topology.warmup_epochs."
+        )
 
 
 def detach_terms(terms: Mapping[str, Scalar]) -> dict[str, float]:

@@ -219,7 +219,7 @@ class _Timed(_Training):
 def test_the_time_of_an_epoch_is_that_of_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not that between them. In another process, or on another machine, the clock may have started later."""
     clock = [1000.0]
-    monkeypatch.setattr("nnunet_topomae.trainers.resumable.monotonic", lambda: clock[0])
+    monkeypatch.setattr("nnunet_topomae.trainers.recorded.monotonic", lambda: clock[0])
     trainer, seconds = _Timed(tmp_path, clock=clock), list[float]()
     for moment in (6, 7):
         trainer.signals = {moment: signal.SIGTERM}
