@@ -71,6 +71,13 @@ def build_optimisers(network: nn.Module, variant: Variant, steps: int = 4) -> li
     ]
 
 
+def scale_heads(network: nn.Module, data: torch.Tensor, std: float) -> None:
+    """Scale every segmentation head so that its logits have a standard deviation of ``std`` on some crops."""
+    with torch.no_grad():
+        for head, logits in zip(network.decoder.seg_layers, network.train()(data), strict=False):
+            head.weight *= std / logits.std()
+
+
 def factor(step: int, steps: int, warmup: int) -> float:
     """Linear warm-up, then nnU-Net's polynomial decay."""
     if step < warmup:
@@ -87,6 +94,8 @@ def train(
     if pretraining:
         parts = transferred_parts(network, "both", variant.pretrain_parts == "all")
         transfer(pretraining["weights"], network, parts)
+    if variant.first_std:
+        scale_heads(network, crops["batches"][0][0].float(), variant.first_std)
     optimisers = build_optimisers(network, variant, steps)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(variant.ema or 0.9)

@@ -18,7 +18,20 @@ from nnunet_topomae.nnunet.plan import PlanNetwork
 
 # Factors that pre-training does not read.
 FINETUNING = (
-    *("optimiser", "lr", "warmup", "decay", "clip", "ds", "ema", "beta2", "fusion_end", "pretrain_parts", "slow"),
+    *(
+        "optimiser",
+        "lr",
+        "warmup",
+        "decay",
+        "clip",
+        "ds",
+        "ema",
+        "beta2",
+        "fusion_end",
+        "pretrain_parts",
+        "first_std",
+        "slow",
+    ),
     "schedule",
 )
 TINY = ArchitectureConfig(vit="tiny", dims=(16, 32, 64, 128), depth=1)
@@ -31,6 +44,7 @@ class Variant:
     Attributes:
         network: `unetrpp`, `fusion` (from scratch) or `nnunet`.
         heads: initial scale of the segmentation heads: `kaiming`, `small` (0.02) or `unit` (1 / sqrt(C)).
+        first_std: the heads are then scaled so that the first logits have this standard deviation; 0 leaves them.
         ends: initial scale of the 1x1x1 convolutions that end residual branches: likewise, or `zero`.
         gamma: initial scale of attention.
         dropout: factor of UNETR++'s dropout rates.
@@ -62,6 +76,7 @@ class Variant:
 
     network: str = "unetrpp"
     heads: str = "kaiming"
+    first_std: float = 0.0
     ends: str = "small"
     gamma: float = 0.1
     dropout: float = 1.0
