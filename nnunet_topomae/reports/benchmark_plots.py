@@ -1,6 +1,7 @@
 """Pictures of a benchmark's report. None of them touches matplotlib's global state."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,6 +14,8 @@ from nnunet_topomae.reports.plots import looks, new_figure, style_axis
 INK, GREY = "#334155", "#94a3b8"
 # Columns of dots, one for every structure and recipe, that two panels next to each other have room for.
 SIDE_BY_SIDE = 16
+# Letters of 9 points that have room beside the differences, and below them.
+TITLE, LABEL = 32, 80
 
 
 def difference_figure(comparisons: Mapping[str, Comparison], metric: str, baseline: str) -> Figure:
@@ -34,9 +37,9 @@ def difference_figure(comparisons: Mapping[str, Comparison], metric: str, baseli
             continue
         axis.plot([found.low, found.high], [place, place], color=colour, lw=2.5, solid_capstyle="round")
         axis.plot([found.difference], [place], "o", color=colour, mfc=colour if found.shown else "white", ms=6)
-    axis.set_yticks(range(len(comparisons)), titles, fontsize=9)
+    axis.set_yticks(range(len(comparisons)), [fill(title, TITLE) for title in titles], fontsize=9)
     axis.set_ylim(-0.6, len(comparisons) - 0.4)
-    axis.set_xlabel(f"difference of {metric} to {baseline}, 95 % interval", fontsize=9)
+    figure.supxlabel(fill(f"difference of {metric} to {baseline}, 95 % interval", LABEL), fontsize=9)
     style_axis(axis)
     axis.grid(axis="y", visible=False)
     return figure

@@ -10,8 +10,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from skimage.color import deltaE_ciede2000, rgb2lab
 
+from nnunet_topomae.evaluation.statistics import Comparison
 from nnunet_topomae.reports import overlays
-from nnunet_topomae.reports.benchmark_plots import case_figure, fraction_figure
+from nnunet_topomae.reports.benchmark_plots import case_figure, difference_figure, fraction_figure
 from nnunet_topomae.reports.case_files import CaseFiles
 from nnunet_topomae.reports.overlays import case_picture, overlay_figure
 from nnunet_topomae.reports.page import Picture
@@ -216,6 +217,20 @@ def test_a_spread_that_is_not_known_has_no_band() -> None:
     unknown, known = ([path for path in band.get_paths() if len(path)] for band in axis.collections)
     assert unknown == [] and known[0].get_extents().bounds == pytest.approx((10, 0.58, 90, 0.23))
     assert [line.get_ydata().tolist() for line in axis.lines] == [[0.7, 0.8], [0.6, 0.8]]
+
+
+@pytest.mark.parametrize("title", ["nnU-Net", "fusion of ViT and UNETR++, co-pre-training, reconstruction only"])
+def test_long_titles_are_not_cut_off(title: str) -> None:
+    """At the edges of the picture; also, the differences keep half of its width."""
+    found = Comparison(0.02, 0.01, 0.03, *10 * [0.01], cases=20, patients=20, folds=5, seeds=(3, 3))
+    figure = difference_figure({title: found, "short": found}, "mean Dice", title)
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    texts = [text for text in (*axis.get_yticklabels(), axis.xaxis.label, *figure.texts) if text.get_text()]
+    assert len(texts) == 3
+    for extent in (text.get_window_extent() for text in texts):
+        assert extent.x0 >= 0 and extent.y0 >= 0 and extent.x1 <= figure.bbox.width and extent.y1 <= figure.bbox.height
+    assert axis.get_window_extent().width > figure.bbox.width / 2
 
 
 def test_recipes_have_markers_of_their_own() -> None:
