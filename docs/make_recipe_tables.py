@@ -8,9 +8,12 @@ from typing import Any
 DOCS = Path(__file__).parent
 PAGE = DOCS / "recipe.md"
 RESULTS = DOCS.parent / "studies" / "recipe.json"
-MINI, PET, COARSE = "Dataset904_HippocampusMini", "Dataset123_STSPETCT", "Dataset908_Hippocampus1601.5mm"
+MINI, PET = "Dataset904_HippocampusMini", "Dataset123_STSPETCT"
+COARSE, COARSE_PET = "Dataset908_Hippocampus1601.5mm", "Dataset909_STSPETCT5.5mm"
 FINAL = "dropout=0,ends=unit,heads=unit"
 BEST = f"{FINAL},lr=3e-3"
+PET_START = f"fusion,{BEST},pretrain=320,pretrain_vit=small"
+HIP_START = f"fusion,{BEST},pretrain=160,pretrain_vit=small"
 OF_BEST = "**no dropout, unit gain, heads with unit gain, rate 3e-3**"
 SGD = "lr=1e-2,optimiser=sgd,decay=3e-5,clip=12,ds=nnunet"
 SGD_WORDS = "... SGD as nnU-Net: Nesterov 0.99, rate 1e-2, decay 3e-5, clipping at 12, nnU-Net's deep supervision"
@@ -100,6 +103,39 @@ TABLES: dict[str, list[Row]] = {
             f"fusion,{BEST},pretrain=1000,slow=0.333",
         ),
         ("stock nnU-Net", COARSE, 1000, "nnunet"),
+    ],
+    "PET/CT of thighs at 5.5 mm, 1,000 steps": [
+        (OF_BEST, COARSE_PET, 1000, BEST),
+        ("... rate 3e-4, the plan's default", COARSE_PET, 1000, f"{FINAL},lr=3e-4"),
+        ("... rate 1.5e-3", COARSE_PET, 1000, f"{FINAL},lr=1.5e-3"),
+        (
+            "... segmentation heads with a standard deviation of 0.02",
+            COARSE_PET,
+            1000,
+            "dropout=0,ends=unit,heads=small,lr=3e-3",
+        ),
+        ("... published dropout", COARSE_PET, 1000, "dropout=1,ends=unit,heads=unit,lr=3e-3"),
+        ("... clipping at 12 instead of 1", COARSE_PET, 1000, f"{BEST},clip=12"),
+        ("all as before: start, but heads with 0.02", COARSE_PET, 1000, "heads=small"),
+        ("fusion, from scratch", COARSE_PET, 1000, f"fusion,{BEST}"),
+        (
+            "... after 1,000 steps of co-pre-training (reconstruction and its consistency only)",
+            COARSE_PET,
+            1000,
+            f"fusion,{BEST},pretrain=1000,pretrain_vit=small",
+        ),
+        ("stock nnU-Net", COARSE_PET, 1000, "nnunet"),
+    ],
+    "fusion at 5.5 mm (PET/CT) and 1.5 mm (hippocampus), 160 steps": [
+        ("PET/CT, from scratch", COARSE_PET, 160, f"fusion,{BEST}"),
+        ("PET/CT, after 320 steps of co-pre-training", COARSE_PET, 160, PET_START),
+        ("... encoders only, decoder fresh", COARSE_PET, 160, f"{PET_START},pretrain_parts=encoder"),
+        ("... heads scaled to logits of 2.3", COARSE_PET, 160, f"{PET_START},first_std=2.3"),
+        ("... heads scaled to logits of 1", COARSE_PET, 160, f"{PET_START},first_std=1"),
+        ("hippocampus, from scratch", COARSE, 160, f"fusion,{BEST}"),
+        ("hippocampus, after 160 steps of co-pre-training", COARSE, 160, HIP_START),
+        ("... encoders only, decoder fresh", COARSE, 160, f"{HIP_START},pretrain_parts=encoder"),
+        ("... heads scaled to logits of 1", COARSE, 160, f"{HIP_START},first_std=1"),
     ],
 }
 
