@@ -130,12 +130,12 @@ TABLES: dict[str, list[Row]] = {
         ("PET/CT, from scratch", COARSE_PET, 160, f"fusion,{BEST}"),
         ("PET/CT, after 320 steps of co-pre-training", COARSE_PET, 160, PET_START),
         ("... encoders only, decoder fresh", COARSE_PET, 160, f"{PET_START},pretrain_parts=encoder"),
-        ("... heads scaled to logits of 2.3", COARSE_PET, 160, f"{PET_START},first_std=2.3"),
-        ("... heads scaled to logits of 1", COARSE_PET, 160, f"{PET_START},first_std=1"),
+        ("... heads scaled, logits with 2.3", COARSE_PET, 160, f"{PET_START},first_std=2.3"),
+        ("... heads scaled, logits with 1", COARSE_PET, 160, f"{PET_START},first_std=1"),
         ("hippocampus, from scratch", COARSE, 160, f"fusion,{BEST}"),
         ("hippocampus, after 160 steps of co-pre-training", COARSE, 160, HIP_START),
         ("... encoders only, decoder fresh", COARSE, 160, f"{HIP_START},pretrain_parts=encoder"),
-        ("... heads scaled to logits of 1", COARSE, 160, f"{HIP_START},first_std=1"),
+        ("... heads scaled, logits with 1", COARSE, 160, f"{HIP_START},first_std=1"),
     ],
 }
 
