@@ -142,11 +142,7 @@ def _check(file: Path, by_name: Mapping[str, Job]) -> Job:
     Raises:
         ValueError: there is none, or the file is damaged.
     """
-    content = read_json(file)
-    if not isinstance(content, dict) or set(content) != set(_KEYS) or content["format"] != FORMAT:
-        raise ValueError(f"{file} is no file of exported scores of this version. Export it again")
-    if hash_json({key: value for key, value in content.items() if key != "sha256"}) != content["sha256"]:
-        raise ValueError(f"{file} is damaged or was edited: it does not fit its checksum. Copy it again")
+    content = _read_exported(file)
     job = by_name.get(content["job"])
     if job is None:
         raise ValueError(
@@ -156,6 +152,20 @@ def _check(file: Path, by_name: Mapping[str, Job]) -> Job:
     if job.fingerprint != content["fingerprint"]:
         raise ValueError(f"{file} was made with other settings: {_difference(content['parameters'], _parameters(job))}")
     return job
+
+
+def _read_exported(file: Path) -> dict[str, Any]:
+    """The content of a file of exported scores.
+
+    Raises:
+        ValueError: it is damaged, or no such file.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict) or set(content) != set(_KEYS) or content["format"] != FORMAT:
+        raise ValueError(f"{file} is no file of exported scores of this version. Export it again")
+    if hash_json({key: value for key, value in content.items() if key != "sha256"}) != content["sha256"]:
+        raise ValueError(f"{file} is damaged or was edited: it does not fit its checksum. Copy it again")
+    return content
 
 
 def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
@@ -170,7 +180,12 @@ def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 def _read_imported(job: Job, spec: BenchmarkSpec) -> dict[str, Any] | None:
     file = JobFolder.of(job, spec).path / IMPORTED
-    return dict(read_json(file)) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        return _read_exported(file)
+    except ValueError as error:
+        raise ValueError(f"{error}: delete {file.parent} and import the score anew.") from error
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Row:
         seed_sd: standard deviation of `mean` over seeds; None with one seed.
         training_sd: how much the mean Dice of single trainings of one fold varies; None with one seed.
         cases: number of cases.
-        by_case: Dice and HD95 by case and structure, means over seeds.
+        by_case: Dice, HD95 and Betti error by case and structure, means over seeds.
         parameters: of the network.
         macs: multiply-accumulate operations of the network on one crop, None where not known.
         cost: of a training.

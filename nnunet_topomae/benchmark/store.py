@@ -110,17 +110,17 @@ class JobFolder:
             ValueError: it is damaged; names the file and the cure.
         """
         file = self.path / "done.json"
-        return self._read(file, "outputs") if file.is_file() else None
+        return self._read(file, "outputs", dict) if file.is_file() else None
 
-    def _read(self, file: Path, key: str) -> dict[str, Any]:
-        """A table that a job wrote, with a key that it always has."""
+    def _read(self, file: Path, key: str, kind: type) -> dict[str, Any]:
+        """A table that a job wrote, with a value that it always has."""
         cure = f"Delete {self.path} to make it again."
         try:
             read = read_json(file)
         except (ValueError, OSError) as error:
             raise ValueError(f"{file} is damaged: {error}. {cure}") from error
-        if not isinstance(read, dict) or key not in read:
-            raise ValueError(f"{file} is damaged: it is no table with {key!r}. {cure}")
+        if not isinstance(read, dict) or not isinstance(read.get(key), kind):
+            raise ValueError(f"{file} is damaged: it is no table with {key!r} as it should be. {cure}")
         return read
 
     def check_outputs(self) -> None:
@@ -151,7 +151,7 @@ class JobFolder:
     def error(self) -> str:
         """Why the job failed; empty if it did not."""
         file = self.path / "failed.json"
-        return str(self._read(file, "error")["error"]) if file.is_file() else ""
+        return str(self._read(file, "error", str)["error"]) if file.is_file() else ""
 
     def fail(self, facts: Mapping[str, Any]) -> None:
         """Record a failure.

@@ -25,10 +25,11 @@ from nnunet_topomae.benchmark.spec import BenchmarkSpec
 from nnunet_topomae.benchmark.store import without_folders
 from nnunet_topomae.evaluation.metrics import SUMMARISED, StructureScore, summarise
 from nnunet_topomae.evaluation.statistics import rank_shares
+from nnunet_topomae.nnunet.provenance import commit_of_version
 
 COUNTS = ("missed", "spurious")
 # Listed for every case and structure.
-LISTED = ("dice", "hd95")
+LISTED = ("dice", "hd95", "betti_error")
 SEED = 20241121
 
 
@@ -166,7 +167,7 @@ def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[En
         [_job_record(spec, job, done.get(job.fingerprint, {})) for job in jobs],
         published["source"],
         _merge([part["machine"] for part in made]),
-        _merge([{**part["versions"], "commit": part["commit"] or "-"} for part in made]),
+        _merge([{**part["versions"], "commit": _commit(part)} for part in made]),
         dict(Counter(late)),
         sum("primary" not in origin for origin in trainings) if spec.stated else 0,
         sum("planned" in origin and origin["planned"] != spec.planned for origin in trainings),
@@ -177,6 +178,12 @@ def build_results(spec: BenchmarkSpec, jobs: Sequence[Job], entries: Sequence[En
 def _made_with(provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Versions, commit and machine of the first attempt, and of later ones where they were others."""
     return [provenance, *provenance.get("later", [])]
+
+
+def _commit(made_with: Mapping[str, Any]) -> str:
+    """Earlier versions did not record the commit of an installed package."""
+    version = made_with["versions"].get("nnunet-topomae", "")
+    return made_with["commit"] or commit_of_version(version) or "not known"
 
 
 def _machines(entries: Sequence[Entry]) -> list[str]:

@@ -126,9 +126,10 @@ class Worker:
             raise ValueError(
                 f"{file} is damaged: {error}. Delete it: the report then does not know earlier attempts."
             ) from error
-        if not isinstance(read, list) or not all(isinstance(attempt, dict) for attempt in read):
+        if not isinstance(read, list) or not all(map(_is_attempt, read)):
             raise ValueError(
-                f"{file} is damaged: it is no list. Delete it: the report then does not know earlier attempts."
+                f"{file} is damaged: it is no list of attempts. Delete it: the report then does not know earlier "
+                "attempts."
             )
         return read
 
@@ -246,6 +247,13 @@ def _machine_with_gpu() -> dict[str, str]:
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     return dict(json.loads(lines[-1])) if done.returncode == 0 and lines else describe_machine(gpu=False)
+
+
+def _is_attempt(read: Any) -> bool:
+    """Whether something in the record of attempts is one."""
+    return isinstance(read, dict) and all(
+        isinstance(read.get(key, 0.0), int | float) for key in ("seconds", "cpu_seconds")
+    )
 
 
 def _interrupt(number: int, frame: Any) -> None:

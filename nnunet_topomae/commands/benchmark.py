@@ -98,6 +98,9 @@ def _run(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
     slots = choose_gpus(args.gpus, args.slots, spec.device, os.environ)
     try:
         outcome = LocalScheduler(spec, args.b, slots).run(jobs)
+        while not (outcome.failed or outcome.interrupted) and (edited := _edited(args.b, jobs)):
+            spec, jobs = edited
+            outcome = LocalScheduler(spec, args.b, slots).run(jobs)
     except KeyboardInterrupt as stop:
         print("Stopped. What is done stays done, and trainings keep their last checkpoint: run again to continue.")
         return exit_code(stop)
@@ -110,6 +113,21 @@ def _run(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
         print(f"{len(outcome.interrupted)} jobs were interrupted. Run again: they continue.")
         return 1
     return 0
+
+
+def _edited(file: Path, jobs: list[Job]) -> tuple[BenchmarkSpec, list[Job]] | None:
+    """What the benchmark's file asks for now, if its jobs are others than these."""
+    spec = read_spec(file)
+    now = make_jobs(spec)
+    before, after = ({job.name: job.fingerprint for job in found} for found in (jobs, now))
+    if before == after:
+        return None
+    new = sum(before.get(name) != fingerprint for name, fingerprint in after.items())
+    gone = len(before.keys() - after.keys())
+    print(
+        f"{file}, the data or the code were changed during the run: {new} jobs are new, {gone} are left out. Going on."
+    )
+    return spec, now
 
 
 def _plan(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:

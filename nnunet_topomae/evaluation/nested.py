@@ -18,10 +18,12 @@ from numpy import ndarray
 from scipy.special import stdtr, stdtrit
 
 Scores = Float[ndarray, "_cases _trainings"]
-# How much the means of the folds count where they agree with the other variance, and the degrees of freedom of that one
-# at which an excess of 1 adds 1 to it. A larger scale finds more differences, also where there are none:
-# studies/statistics_coverage.py.
+# How much the means of the folds count where they agree with the other variance: at least this, and half of all where
+# each is a mean over so many patients. With more patients, what suits some folds is a larger part of the variance.
 FOLDS_WEIGHT = 0.5
+PATIENTS_SCALE = 8.0
+# The degrees of freedom of the other variance at which an excess of 1 adds 1 to that weight. A larger scale finds more
+# differences, also where there are none: studies/statistics_coverage.py.
 FREEDOM_SCALE = 30.0
 # Degrees of freedom of paired trainings below which nothing is tested: two pairs in one fold find a difference in 9 to
 # 11 % of the benchmarks without one.
@@ -152,7 +154,9 @@ def estimate(recipe: Scores, baseline: Scores, design: Design) -> Estimate:
     crossed = design.training_folds is not None
     means = (recipe - baseline).mean(axis=0) @ of_columns[0].averages.T if crossed else of_cases.averages @ gains
     folds = _Part(float(means.var(ddof=1)) / means.size, means.size - 1.0) if means.size > 1 else None
-    total = (_total_crossed if crossed else _total_nested)(cases, trainings, noise, folds)
+    # Of each mean of a fold.
+    averaged = patients / (1 if crossed else means.size)
+    total = (_total_crossed if crossed else _total_nested)(cases, trainings, noise, folds, averaged)
     return Estimate(
         difference=float(gains.mean()),
         variance=total.variance,
@@ -210,31 +214,37 @@ def _training_part(table: ndarray, folds: _Groups, groups: _Groups) -> tuple[_Pa
     return part, float((noise**2).sum()) / spare / table.size if spare else 0.0
 
 
-def _total_nested(cases: _Part | None, trainings: _Part | None, noise: float, folds: _Part | None) -> _Part:
+def _total_nested(
+    cases: _Part | None, trainings: _Part | None, noise: float, folds: _Part | None, patients: float
+) -> _Part:
     """Variance in cross-validation: all parts show in the means of the folds."""
     if cases is None or trainings is None:
         return folds or _UNKNOWN
     known = _overlapping_sum(cases, trainings, noise)
-    return _with_folds(known, folds) if folds else known
+    return _with_folds(known, folds, patients) if folds else known
 
 
-def _total_crossed(cases: _Part | None, trainings: _Part | None, noise: float, folds: _Part | None) -> _Part:
+def _total_crossed(
+    cases: _Part | None, trainings: _Part | None, noise: float, folds: _Part | None, patients: float
+) -> _Part:
     """Variance with held-out cases: the means of the folds share the cases and differ by their trainings only."""
     if folds:
-        trainings = _with_folds(trainings, folds) if trainings else folds
+        trainings = _with_folds(trainings, folds, patients) if trainings else folds
     return _overlapping_sum(cases, trainings, noise) if cases and trainings else _UNKNOWN
 
 
-def _with_folds(known: _Part, folds: _Part) -> _Part:
+def _with_folds(known: _Part, folds: _Part, patients: float) -> _Part:
     """A variance, compared with what the means of the folds say about it.
 
     Both are estimates of the same if no recipe suits some folds. The result lies between them pooled and the means of
-    the folds alone. The more these exceed the known variance, and the better that is known, the more they count.
+    the folds alone. The more these exceed the known variance, the better that is known, and the more patients each is a
+    mean of, the more they count.
     """
     if known.variance == 0:
         return folds
     excess = (folds.variance / known.variance - 1) * (known.freedom / FREEDOM_SCALE) ** 2
-    weight = min(1.0, max(0.0, FOLDS_WEIGHT + excess))
+    least = max(FOLDS_WEIGHT, patients / (patients + PATIENTS_SCALE))
+    weight = min(1.0, max(0.0, least + excess))
     freedom = known.freedom + folds.freedom
     pooled = (known.freedom * known.variance + folds.freedom * folds.variance) / freedom
     return _Part(

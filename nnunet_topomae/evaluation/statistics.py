@@ -37,7 +37,7 @@ class Comparison:
         p: of no difference; below 0.05 exactly where the interval excludes 0.
         adjusted_p: the same after Holm's correction for all comparisons that are made together.
         fold_p: t-test over the means of the folds, the conservative check; NaN with one fold, with held-out cases, or
-            with one training per fold, where `p` is this test already.
+            with one training per fold, where `p` takes its variance from the means of the folds already.
         detectable: the true difference that about three of four such benchmarks would show, at the level of `compare`.
         least_shown: the smallest observed difference that would be shown at that level.
         wilcoxon_p: signed-rank test on the cases' means; takes trainings as given, so it is no evidence for a recipe.
@@ -116,6 +116,10 @@ class Comparison:
             )
         if self.shown and self.fold_p >= LEVEL:
             found.append(f"a t-test over the means of the {self.folds} folds alone does not show it")
+        if self.fold_p < LEVEL <= self.p:
+            found.append(
+                f"a t-test over the means of the {self.folds} folds alone has p {self.fold_p:.2g}, without correction"
+            )
         return found
 
     def against_margin(self, margin: float) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -25,18 +26,33 @@ def describe_versions() -> dict[str, str]:
 
 
 def describe_commit(checkout: Path | None = None) -> str | None:
-    """Commit of a checkout, with a plus sign where files have changed; None where there is no checkout.
+    """Commit of the code, with a plus sign where files had changed; None where it is not known.
 
     Args:
-        checkout: its folder; by default that of the package that runs.
+        checkout: its folder; by default that of the package that runs. A package that was built from a checkout and
+            installed without it tells the commit by its version.
     """
     import nnunet_topomae
 
     root = checkout or Path(nnunet_topomae.__file__).parents[1]
     if not (root / ".git").exists():
-        return None
+        return None if checkout else commit_of_version(nnunet_topomae.__version__)
     commit, changed = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", "--untracked-files=no")
     return None if commit is None else f"{commit}+" if changed else commit
+
+
+def commit_of_version(version: str) -> str | None:
+    """The abbreviated commit in the version of a package that was built from a checkout; None for a release.
+
+    Args:
+        version: such as `0.1.1.dev500+g37b41cace`, with a date at its end where files had changed.
+
+    Example:
+        >>> commit_of_version("0.1.1.dev500+g37b41cace.d20261123"), commit_of_version("0.1.1")
+        ('37b41cace+', None)
+    """
+    found = re.search(r"\+g([0-9a-f]+)(\.d\d+)?$", version)
+    return None if found is None else found[1] + ("+" if found[2] else "")
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -147,7 +147,7 @@ def _viewers(
 
 def _figures(results: Results, table: Table) -> Iterator[tuple[str, Any, str, str]]:
     """Name, figure, description and caption of every figure of a table."""
-    titles, key = results.titles, table.key
+    titles, key, betti = results.titles, table.key, "betti_error" in table.values
     if not table.rows:
         return
     for metric in ("dice", "betti_error"):
@@ -170,15 +170,18 @@ def _figures(results: Results, table: Table) -> Iterator[tuple[str, Any, str, st
     yield (
         f"{key}_structures",
         structure_figure(table.rows, titles),
-        "Dots of Dice and HD95 for every case, structure and recipe, with a bar at the mean",
+        f"Dots of {'Dice, HD95 and Betti error' if betti else 'Dice and HD95'} for every case, structure and recipe, "
+        "with a bar at the mean",
         "A dot is a case, averaged over seeds; a bar is the mean over the cases.",
     )
-    curves = _fraction_curves(results, table.dataset)
-    if table.fraction == 1 and any(len(curve) > 1 for curve in curves.values()):
+    for metric in ("dice", "betti_error") if betti else ("dice",):
+        curves, label = _fraction_curves(results, table.dataset, metric), f"mean {COMPARED[metric].label}"
+        if table.fraction < 1 or all(len(curve) == 1 for curve in curves.values()):
+            continue
         yield (
-            f"{key}_labels",
-            fraction_figure(curves, titles),
-            "Curves of mean Dice against the share of labelled training cases",
+            f"{key}_labels" if metric == "dice" else f"{key}_{metric}_labels",
+            fraction_figure(curves, titles, label),
+            f"Curves of {label} against the share of labelled training cases",
             "Bands: standard deviation over seeds. With a part of the labels, every seed has labelled cases of its own."
             if len(results.spec.seeds) > 1
             else "No bands: with one seed, nothing is known about how much the means vary from seed to seed.",
@@ -199,12 +202,12 @@ def _shown_means(results: Results, table: Table, metric: str) -> str:
     return f"{caption} “{results.titles[primary]}” is the primary comparison: its p is {several}."
 
 
-def _fraction_curves(results: Results, dataset: str) -> dict[str, dict[float, tuple[float, float | None]]]:
+def _fraction_curves(results: Results, dataset: str, metric: str) -> dict[str, dict[float, tuple[float, float | None]]]:
     curves: dict[str, dict[float, tuple[float, float | None]]] = {}
     for table in results.tables:
         if table.dataset == dataset:
             for name, row in table.rows.items():
-                curves.setdefault(name, {})[table.fraction] = (row.mean["dice"], row.seed_sd["dice"])
+                curves.setdefault(name, {})[table.fraction] = (row.mean[metric], row.seed_sd[metric])
     return curves
 
 

@@ -14,6 +14,7 @@ from nnunet_topomae.reports.plots import looks, new_figure, style_axis
 INK, GREY = "#334155", "#94a3b8"
 # Columns of dots, one for every structure and recipe, that two panels next to each other have room for.
 SIDE_BY_SIDE = 16
+PANELS = {"dice": "Dice", "hd95": "HD95 in mm", "betti_error": "Betti error"}
 # Letters of 9 points that have room beside the differences, and below them.
 TITLE, LABEL = 32, 80
 
@@ -46,7 +47,7 @@ def difference_figure(comparisons: Mapping[str, Comparison], metric: str, baseli
 
 
 def structure_figure(rows: Mapping[str, Row], titles: Mapping[str, str]) -> Figure:
-    """Dice and HD95 of every case and structure as dots, the mean as a bar.
+    """Dice, HD95 and, where it was computed, Betti error of every case and structure as dots, the mean as a bar.
 
     Args:
         rows: of the recipes.
@@ -55,10 +56,16 @@ def structure_figure(rows: Mapping[str, Row], titles: Mapping[str, str]) -> Figu
     structures = list(next(iter(rows.values())).structures)
     drawn = len(structures) * len(rows)
     wide = drawn > SIDE_BY_SIDE
-    figure = new_figure(max(10.0, min(18.0, 2.0 + 0.22 * drawn)), 6.4) if wide else new_figure(10.0, 3.2)
-    panels = figure.subplots(*((2, 1) if wide else (1, 2)))
+    computed = next(iter(rows.values())).mean
+    metrics = {metric: label for metric, label in PANELS.items() if not np.isnan(computed.get(metric, np.nan))}
+    count = len(metrics)
+    if wide:
+        figure = new_figure(max(10.0, min(18.0, 2.0 + 0.22 * drawn)), 3.2 * count)
+    else:
+        figure = new_figure(4.0 + 3.0 * count, 3.2)
+    panels = figure.subplots(*((count, 1) if wide else (1, count)), squeeze=False).flat
     width = 0.8 / len(rows)
-    for axis, (metric, label) in zip(panels, (("dice", "Dice"), ("hd95", "HD95 in mm")), strict=True):
+    for axis, (metric, label) in zip(panels, metrics.items(), strict=True):
         for index, (name, (colour, marker, _)) in enumerate(looks(rows).items()):
             for place, structure in enumerate(structures):
                 found = [case[structure][metric] for case in rows[name].by_case.values()]
@@ -107,14 +114,15 @@ def case_figure(values: Mapping[str, Sequence[Sequence[float]]], titles: Mapping
 
 
 def fraction_figure(
-    curves: Mapping[str, Mapping[float, tuple[float, float | None]]], titles: Mapping[str, str]
+    curves: Mapping[str, Mapping[float, tuple[float, float | None]]], titles: Mapping[str, str], label: str
 ) -> Figure:
-    """Mean Dice against the share of labels.
+    """A mean score against the share of labels.
 
     Args:
         curves: mean and standard deviation over seeds by share, for every recipe; where the latter is None, as with
             one seed, there is no band.
         titles: titles of recipes.
+        label: of the axis.
     """
     figure = new_figure(6.5, 3.8)
     axis = figure.subplots()
@@ -126,7 +134,7 @@ def fraction_figure(
         axis.plot(percent, means, marker=marker, ls=line, color=colour, lw=1.6, ms=4, label=titles[name])
         axis.fill_between(percent, means - spreads, means + spreads, color=colour, alpha=0.15, lw=0)
     axis.set_xlabel("labelled training cases in %", fontsize=9)
-    axis.set_ylabel("mean Dice", fontsize=9)
+    axis.set_ylabel(label, fontsize=9)
     style_axis(axis)
     axis.legend(fontsize=8, frameon=False)
     return figure

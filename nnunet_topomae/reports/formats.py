@@ -190,7 +190,7 @@ def _comparison_rows(table: Table, titles: Mapping[str, str]) -> list[str]:
             f"{COMPARED[metric].label}, difference to {titles[baseline]} (exploratory"
             f"{'' if COMPARED[metric].higher_is_better else ', lower is better'}):",
             "",
-            "| recipe | difference | 95 % interval | p | p (Holm) | p, fold means | detectable | wins "
+            "| recipe | difference | 95 % interval | p | p (Holm) | p, fold means | detectable, uncorrected | wins "
             "| paper's t-test p | verdict |",
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
@@ -224,11 +224,13 @@ def latex(results: Results) -> str:
             continue
         structures = list(next(iter(table.rows.values())).structures)
         metric, unit = ("paper_hd95", "voxels") if table.published else ("hd95", "mm")
+        betti = ["Betti error"] if "betti_error" in table.values else []
+        columns = ["Method", "Dice (\\%)", f"HD95 ({unit})", *betti, *map(_escape, structures)]
         lines = [
             f"% {_escape(heading(table))}",
-            "\\begin{tabular}{l" + "r" * (len(structures) + 2) + "}",
+            "\\begin{tabular}{l" + "r" * (len(columns) - 1) + "}",
             "\\hline",
-            " & ".join(["Method", "Dice (\\%)", f"HD95 ({unit})", *map(_escape, structures)]) + " \\\\",
+            " & ".join(columns) + " \\\\",
             "\\hline",
         ]
         of_baseline = (one for one in table.contrasts if (one.metric, one.baseline) == ("dice", results.spec.baseline))
@@ -239,6 +241,7 @@ def latex(results: Results) -> str:
             dice = format_number(100 * row.mean["dice"], 2) + ("" if spread is None else f" $\\pm$ {100 * spread:.2f}")
             cells = [_escape(titles[name]), dice + marks.get(name, "")]
             cells.append(format_number(row.mean[metric], 2))
+            cells += [format_number(row.mean["betti_error"], 2) for _ in betti]
             values = [row.structures[structure]["dice"] for structure in structures]
             cells += [format_number(100 * value, 2) for value in values]
             lines.append(" & ".join(cells) + " \\\\")
@@ -247,7 +250,7 @@ def latex(results: Results) -> str:
             mark = "$^*$" if item.get("note") else ""
             cells = [f"{_escape(item['system'])} (published)", f"{item['dice']:.2f}{mark}"]
             cells.append(format_number(item["hd95"], 2))
-            lines.append(" & ".join([*cells, *["–"] * len(structures)]) + " \\\\")
+            lines.append(" & ".join([*cells, *["–"] * len([*betti, *structures])]) + " \\\\")
         notes = [_escape(note) for note in published_notes(table)]
         if any(row.seed_sd["dice"] is not None for row in table.rows.values()):
             notes.append("$\\pm$ Standard deviation over seeds.")
@@ -263,7 +266,7 @@ def latex(results: Results) -> str:
                 f"$\\ddagger$ A difference of Dice to {baseline} is shown (primary comparison; p below 0.05{several})."
             )
         for note in notes:
-            lines.append(f"\\multicolumn{{{len(structures) + 3}}}{{l}}{{\\footnotesize {note}}} \\\\")
+            lines.append(f"\\multicolumn{{{len(columns)}}}{{l}}{{\\footnotesize {note}}} \\\\")
         parts.append("\n".join([*lines, "\\hline", "\\end{tabular}", ""]))
     return "\n".join(parts)
 

@@ -95,8 +95,8 @@ def uncertainty(spec: BenchmarkSpec) -> list[str]:
         )
     else:
         sentences.append(
-            "With one training per fold, the luck of a training cannot be told from the effect of a fold. So p is that "
-            "of a t-test over the means of the folds, and there is no second check."
+            "With one training per fold, the luck of a training cannot be told from the effect of a fold. So the means "
+            "of the folds alone tell the uncertainty, as in a t-test over them, and there is no second check."
         )
     if folds and seeds:
         checked = "trainings" if spec.held_out else "both"

@@ -232,6 +232,20 @@ def test_a_file_that_changes_during_a_run_stops_it(small, half):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_jobs_that_are_added_during_a_run_are_done_too(small):
+    go_on = small.root / "go_on"
+    small.behave(TopoMAEPretrainer={"until": str(go_on)})
+    driver = small.start("run")
+    small.wait_for(lambda: list(small.folder(PRETRAIN).path.rglob("metrics.jsonl")), 120)
+    before = {job.name for job in small.jobs}
+    small.limit(recipes='["full", "unetrpp"]')
+    go_on.touch()
+    assert driver.wait(120) == 0
+    assert set(small.done()) == {job.name for job in small.jobs} > before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_failing_job_takes_only_its_dependants_with_it(bench):
     bench.limit(recipes='["unetrpp", "full"]', folds="[0]", seeds="[0]")
     bench.behave(TopoMAEPretrainer={"fails": True})

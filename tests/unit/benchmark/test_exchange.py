@@ -116,7 +116,7 @@ def test_damaged_and_foreign_scores_are_refused_as_a_whole(elsewhere, exported):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("content", ["{half", "[]", "{}"])
+@pytest.mark.parametrize("content", ["{half", "[]", "{}", '{"outputs": 7}'])
 def test_a_damaged_marker_names_its_file(elsewhere, content):
     spec, jobs = elsewhere
     folder = JobFolder.of(jobs[0], spec)
@@ -124,6 +124,17 @@ def test_a_damaged_marker_names_its_file(elsewhere, content):
     (folder.path / "done.json").write_text(content)
     with pytest.raises(ValueError, match=r"done.json is damaged.*Delete .* to make it again"):
         describe(jobs, spec)
+
+
+@pytest.mark.slow
+def test_a_damaged_score_of_another_machine_names_its_file(elsewhere, exported):
+    spec, jobs = elsewhere
+    import_scores(spec, jobs, exported)
+    job = next(job for job in jobs if job.kind == "score")
+    file = JobFolder.of(job, spec).path / "imported.json"
+    file.write_text('{"x": 1}')
+    with pytest.raises(ValueError, match=r"imported.json is no file of exported scores.*delete .* import the score"):
+        collect(spec, jobs)
 
 
 def test_links_survive_a_move(tmp_path):

@@ -267,7 +267,7 @@ def test_the_caption_of_the_label_fractions_explains_bands_that_are_there(seeds,
     tables = [table, replace(table, fraction=0.1)]
     *_, (name, _, _, text) = benchmark._figures(replace(results, tables=tables), table)
     assert name == "D_labels" and text.startswith(caption)
-    drawn = benchmark._fraction_curves(replace(results, tables=tables), "D")
+    drawn = benchmark._fraction_curves(replace(results, tables=tables), "D", "dice")
     assert drawn == {recipe: {1.0: (0.8, spread), 0.1: (0.8, spread)} for recipe in NAMES}
 
 
@@ -308,6 +308,10 @@ def test_markdown_has_betti_errors_and_costs(betti):
     text = markdown(make_results(betti=betti), {})
     assert ("| Betti error |" in text) == betti
     assert ("| 0.9000 | 1.25 | 0.0 |" in text) == betti
+    lines = latex(make_results(betti=betti))
+    assert ("& HD95 (mm) & Betti error & organ" in lines) == betti
+    assert ("& 5.00 & 1.25 & 80.00 \\\\" in lines) == betti
+    assert f"\\begin{{tabular}}{{l{'rrrr' if betti else 'rrr'}}}" in lines
     assert "| fusion, all losses | 0.8000 | 0.0100 | 0.0200 | 5.00 |" in text
     assert "| fusion, all losses | 100 | 40 | – | 3000 T | 1.50 | 0.50 | 2.00 | 2.5 |" in text
 

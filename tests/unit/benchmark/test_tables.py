@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nnunet_topomae.benchmark import tables
 from nnunet_topomae.benchmark.collect import Entry, collect
 from nnunet_topomae.benchmark.compared import COMPARED
 from nnunet_topomae.benchmark.contrasts import (
@@ -382,7 +383,10 @@ def test_a_comparison_that_was_stated_late_is_counted(finished_demo):
     # Where and with what it was made is what the jobs say, not this machine.
     found = build_results(spec, jobs, entries)
     assert found.machine == {"processor": "a quick one", "cores": "64"}
-    assert found.versions == {"torch": "9.9", "commit": "-"}
+    assert found.versions == {"torch": "9.9", "commit": "not known"}
+    # Scores of earlier versions tell it by the version of the package.
+    made_with = {"commit": None, "versions": {"nnunet-topomae": "0.1.1.dev500+g37b41cace"}}
+    assert tables._commit(made_with) == "37b41cace"
 
 
 def test_trainings_that_began_with_other_seeds_or_on_several_machines_are_known(finished_demo, monkeypatch):

@@ -129,7 +129,7 @@ def test_killed_attempts_count(worker: Worker, monkeypatch: pytest.MonkeyPatch) 
     assert 80.0 <= done["cpu_seconds"] < 90.0
 
 
-@pytest.mark.parametrize("content", ["[{", "{}", "7"])
+@pytest.mark.parametrize("content", ["[{", "{}", "7", '[{"seconds": "50"}]'])
 def test_damaged_attempts_are_named(worker: Worker, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
     """What earlier attempts have cost is not forgotten without a word."""
     worker.folder.path.mkdir(parents=True)

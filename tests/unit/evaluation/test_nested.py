@@ -78,12 +78,18 @@ def test_folds_that_differ_much_count_alone():
 def test_folds_that_differ_count_the_more_the_better_the_rest_is_known():
     folds = _Part(1.5, 4.0)
     shares = [
-        (_with_folds(_Part(1.0, freedom), folds).freedom - freedom - 4) / -freedom for freedom in (3.0, 15.0, 30.0)
+        (_with_folds(_Part(1.0, freedom), folds, 8.0).freedom - freedom - 4) / -freedom for freedom in (3.0, 15.0, 30.0)
     ]
     assert shares == pytest.approx([0.505, 0.625, 1.0])
-    assert _with_folds(_Part(1.0, 30.0), folds) == folds
+    assert _with_folds(_Part(1.0, 30.0), folds, 8.0) == folds
     # Folds that differ less than the rest explains count less than half.
-    assert _with_folds(_Part(1.0, 30.0), _Part(0.25, 4.0)).variance == pytest.approx(31 / 34)
+    assert _with_folds(_Part(1.0, 30.0), _Part(0.25, 4.0), 8.0).variance == pytest.approx(31 / 34)
+
+
+@pytest.mark.parametrize(("patients", "weight"), [(2.0, 0.5), (8.0, 0.5), (24.0, 0.75), (56.0, 0.875)])
+def test_means_of_folds_count_the_more_the_more_patients_they_have(patients: float, weight: float) -> None:
+    total = _with_folds(_Part(1.0, 12.0), _Part(1.0, 4.0), patients)
+    assert (total.variance, total.freedom) == (1.0, pytest.approx(16.0 - 12.0 * weight))
 
 
 def test_held_out_cases_share_the_folds_of_the_trainings():

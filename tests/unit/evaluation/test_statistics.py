@@ -123,6 +123,9 @@ def test_caveats_say_where_interval_p_and_folds_disagree():
     (corrected,) = replace(found, adjusted_p=0.2).caveats
     assert corrected.startswith("the interval is of this comparison alone")
     assert replace(found, fold_p=0.2).caveats == ["a t-test over the means of the 5 folds alone does not show it"]
+    (unseen,) = replace(found, p=0.2, adjusted_p=0.4, fold_p=0.012).caveats
+    assert unseen == "a t-test over the means of the 5 folds alone has p 0.012, without correction"
+    assert replace(found, p=0.2, adjusted_p=0.4, fold_p=0.06).caveats == []
     assert replace(found, folds=1).caveats == ["one fold: whether another split would agree is not known"]
     (few,) = replace(found, folds=2).caveats
     assert few.startswith("only 2 folds: whether a recipe suits some of them better is hardly seen")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import nnunet_topomae
 from nnunet_topomae.nnunet import provenance
 
 
@@ -32,6 +33,14 @@ def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / ".git").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance.describe_commit(tmp_path) is None
+
+
+def test_an_installed_package_tells_its_commit_by_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nnunet_topomae, "__file__", str(tmp_path / "nnunet_topomae" / "__init__.py"))
+    monkeypatch.setattr(nnunet_topomae, "__version__", "0.1.1.dev5+gca8923521")
+    assert provenance.describe_commit() == "ca8923521"
+    monkeypatch.setattr(nnunet_topomae, "__version__", "0.2.0")
+    assert provenance.describe_commit() is None
 
 
 def test_packages_that_are_absent_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,15 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from skimage.color import deltaE_ciede2000, rgb2lab
 
+from nnunet_topomae.benchmark.results import Cost, Row
 from nnunet_topomae.evaluation.statistics import Comparison
 from nnunet_topomae.reports import overlays
-from nnunet_topomae.reports.benchmark_plots import case_figure, difference_figure, fraction_figure
+from nnunet_topomae.reports.benchmark_plots import (
+    case_figure,
+    difference_figure,
+    fraction_figure,
+    structure_figure,
+)
 from nnunet_topomae.reports.case_files import CaseFiles
 from nnunet_topomae.reports.overlays import case_picture, overlay_figure
 from nnunet_topomae.reports.page import Picture
@@ -212,8 +218,10 @@ def test_a_spread_that_is_not_known_has_no_band() -> None:
     figure = fraction_figure(
         {"one": {0.1: (0.7, None), 1.0: (0.8, None)}, "two": {0.1: (0.6, 0.02), 1.0: (0.8, 0.01)}},
         {"one": "one seed", "two": "two seeds"},
+        "mean Dice",
     )
     (axis,) = figure.axes
+    assert axis.get_ylabel() == "mean Dice"
     unknown, known = ([path for path in band.get_paths() if len(path)] for band in axis.collections)
     assert unknown == [] and known[0].get_extents().bounds == pytest.approx((10, 0.58, 90, 0.23))
     assert [line.get_ydata().tolist() for line in axis.lines] == [[0.7, 0.8], [0.6, 0.8]]
@@ -231,6 +239,18 @@ def test_long_titles_are_not_cut_off(title: str) -> None:
     for extent in (text.get_window_extent() for text in texts):
         assert extent.x0 >= 0 and extent.y0 >= 0 and extent.x1 <= figure.bbox.width and extent.y1 <= figure.bbox.height
     assert axis.get_window_extent().width > figure.bbox.width / 2
+
+
+@pytest.mark.parametrize("betti", [False, True])
+def test_every_structure_is_drawn_with_its_betti_error_where_it_was_computed(betti: bool) -> None:
+    scores = {"dice": 0.8, "hd95": 5.0, "betti_error": 2.0 if betti else np.nan}
+    cost = Cost(1.0, 0.0, None, 1.0, None, None, None, None, 1.0)
+    row = Row({"organ": scores}, scores, {}, None, 1, {"one": {"organ": scores}}, 1, None, cost)
+    figure = structure_figure({"a": row}, {"a": "A"})
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == ["Dice", "HD95 in mm", *["Betti error"] * betti]
+    dots = [axis.collections[0].get_offsets()[0][1] for axis in figure.axes]
+    assert dots == [0.8, 5.0, *[2.0] * betti]
 
 
 def test_recipes_have_markers_of_their_own() -> None:
