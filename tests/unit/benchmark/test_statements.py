@@ -353,3 +353,27 @@ def test_names_and_labels_are_text_on_the_page_of_a_benchmark(tmp_path, monkeypa
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("&lt;blink") > 5 and "{{ 1 + 1 }}" in page
     assert not Elements(page).found & {"blink", "onload", "onfocus", "script"}
+
+
+@pytest.mark.parametrize("betti", [False, True])
+def test_betti_errors_are_on_the_page_and_in_figures_of_their_own(tmp_path, monkeypatch, betti):
+    others = ("volume_error", "absolute_volume_error", "spurious", "paper_dice", "paper_hd95")
+    metrics = MEAN | dict.fromkeys(others, 1.0)
+    metrics |= {} if betti else {"betti_error": float("nan")}
+    spreads = {"dice": 0.01, "betti_error": 0.1}
+    row = replace(ROW, structures={"organ": metrics}, mean=metrics, seed_sd=spreads, by_case={"0": {"organ": metrics}})
+    results = make_results("betti_error" if betti else "dice", betti=betti)
+    values = {metric: {"full": [[0.8], [0.9]]} for metric in (["dice", "betti_error"] if betti else ["dice"])}
+    ranks = {"dice": dict.fromkeys(NAMES, [1 / 3] * 3)}
+    table = replace(results.tables[0], rows=dict.fromkeys(NAMES, row), values=values, ranks=ranks, cases=["0"])
+    results = replace(results, tables=[table, replace(table, fraction=0.1)])
+    monkeypatch.setattr(benchmark, "collect", lambda *_: [])
+    monkeypatch.setattr(benchmark, "build_results", lambda *_: results)
+    monkeypatch.setattr(benchmark, "worst_cases", lambda *_: [])
+    _, written = benchmark.write_benchmark_report(results.spec, [], tmp_path)
+    drawn = {path.name for path in written if "betti_error" in path.name}
+    expected = {"D_betti_error_differences.svg", "D_betti_error_labels.svg", "D_labels10_betti_error_differences.svg"}
+    assert drawn == (expected if betti else set())
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ('<th scope="col">Betti error, count</th>' in page) == betti
+    assert ("<td>1.25</td>" in page) == ("Dots of Dice, HD95 and Betti error" in page) == betti
