@@ -98,7 +98,7 @@ def _run(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
     slots = choose_gpus(args.gpus, args.slots, spec.device, os.environ)
     try:
         outcome = LocalScheduler(spec, args.b, slots).run(jobs)
-        while not (outcome.failed or outcome.interrupted) and (edited := _edited(args.b, jobs)):
+        while not (outcome.failed or outcome.interrupted) and (edited := _with_added(args.b, jobs)):
             spec, jobs = edited
             outcome = LocalScheduler(spec, args.b, slots).run(jobs)
     except KeyboardInterrupt as stop:
@@ -115,18 +115,25 @@ def _run(args: argparse.Namespace, spec: BenchmarkSpec, jobs: list[Job]) -> int:
     return 0
 
 
-def _edited(file: Path, jobs: list[Job]) -> tuple[BenchmarkSpec, list[Job]] | None:
-    """What the benchmark's file asks for now, if its jobs are others than these."""
+def _with_added(file: Path, jobs: list[Job]) -> tuple[BenchmarkSpec, list[Job]] | None:
+    """What the benchmark's file asks for now, if jobs were added to it.
+
+    Raises:
+        RuntimeError: jobs of before are others now.
+    """
     spec = read_spec(file)
     now = make_jobs(spec)
-    before, after = ({job.name: job.fingerprint for job in found} for found in (jobs, now))
-    if before == after:
+    before = {job.name: job.fingerprint for job in jobs}
+    changed = [job for job in now if before.get(job.name, job.fingerprint) != job.fingerprint]
+    if changed:
+        raise RuntimeError(
+            f"{file}, the data or the code were changed during the run: these are other jobs now: {names(changed)}. "
+            "What was done is kept. Run again to do them as they are now."
+        )
+    added = sum(job.name not in before for job in now)
+    if not added:
         return None
-    new = sum(before.get(name) != fingerprint for name, fingerprint in after.items())
-    gone = len(before.keys() - after.keys())
-    print(
-        f"{file}, the data or the code were changed during the run: {new} jobs are new, {gone} are left out. Going on."
-    )
+    print(f"{file} was edited during the run: {added} jobs are new. Going on with them.")
     return spec, now
 
 

@@ -16,6 +16,7 @@ from nnunet_topomae.benchmark.recipes import RECIPES
 from nnunet_topomae.benchmark.spec import read_spec
 from nnunet_topomae.benchmark.stages import Task, train
 from nnunet_topomae.benchmark.store import JobFolder
+from nnunet_topomae.commands.benchmark import _with_added
 from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.training.record import add_facts, write_epoch
 
@@ -65,6 +66,21 @@ def test_jobs_know_what_they_are(raw, tmp_path):
     assert jobs[-1].need("train").recipe == "nnunet" and jobs[-1].find("pretrain") is None
     with pytest.raises(ValueError, match="needs no job of the stage predict"):
         jobs[-1].need("predict")
+
+
+def test_what_was_added_to_the_file_is_found_and_what_was_changed_is_refused(raw, tmp_path, capsys):
+    text = 'datasets = [5]\nrecipes = ["unetrpp", "nnunet"]\nfolds = [0]\nseeds = [0]\n'
+    jobs, file = jobs_of(tmp_path, text), tmp_path / "b.toml"
+    assert _with_added(file, jobs) is None
+    file.write_text(text.replace('"unetrpp", ', ""))  # what was left out does not have to be done
+    assert _with_added(file, jobs) is None
+    file.write_text(text.replace("seeds = [0]", "seeds = [0, 1]"))
+    spec, now = _with_added(file, jobs)
+    assert spec.seeds == (0, 1) and len(now) == len(jobs) + 4
+    assert capsys.readouterr().out == f"{file} was edited during the run: 4 jobs are new. Going on with them.\n"
+    file.write_text(f"{text}tolerance = 3.0\n")
+    with pytest.raises(RuntimeError, match=r"b.toml, the data or the code were changed.*__score.*Run again"):
+        _with_added(file, jobs)
 
 
 def test_folds_do_not_share_random_numbers(raw, tmp_path):
