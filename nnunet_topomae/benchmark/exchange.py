@@ -77,7 +77,8 @@ def import_scores(spec: BenchmarkSpec, jobs: Sequence[Job], folder: Path) -> Imp
     found, errors = [], []
     for file in files:
         try:
-            found.append((_check(file, by_name), read_json(file)))
+            content = _read_exported(file)
+            found.append((_find_job(file, content, by_name), content))
         except ValueError as error:
             errors.append(str(error))
     if errors:
@@ -136,24 +137,6 @@ def _parameters(job: Job) -> dict[str, dict[str, Any]]:
     return {str(one.kind): dict(one.parameters) for one in reversed(list(_chain(job)))}
 
 
-def _check(file: Path, by_name: Mapping[str, Job]) -> Job:
-    """The job that a file belongs to.
-
-    Raises:
-        ValueError: there is none, or the file is damaged.
-    """
-    content = _read_exported(file)
-    job = by_name.get(content["job"])
-    if job is None:
-        raise ValueError(
-            f"{file} is of job {content['job']}, which is not in this benchmark: use the same "
-            "benchmark file on both machines"
-        )
-    if job.fingerprint != content["fingerprint"]:
-        raise ValueError(f"{file} was made with other settings: {_difference(content['parameters'], _parameters(job))}")
-    return job
-
-
 def _read_exported(file: Path) -> dict[str, Any]:
     """The content of a file of exported scores.
 
@@ -166,6 +149,23 @@ def _read_exported(file: Path) -> dict[str, Any]:
     if hash_json({key: value for key, value in content.items() if key != "sha256"}) != content["sha256"]:
         raise ValueError(f"{file} is damaged or was edited: it does not fit its checksum. Copy it again")
     return content
+
+
+def _find_job(file: Path, content: Mapping[str, Any], by_name: Mapping[str, Job]) -> Job:
+    """The job that the content of a file belongs to.
+
+    Raises:
+        ValueError: there is none.
+    """
+    job = by_name.get(content["job"])
+    if job is None:
+        raise ValueError(
+            f"{file} is of job {content['job']}, which is not in this benchmark: use the same "
+            "benchmark file on both machines"
+        )
+    if job.fingerprint != content["fingerprint"]:
+        raise ValueError(f"{file} was made with other settings: {_difference(content['parameters'], _parameters(job))}")
+    return job
 
 
 def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

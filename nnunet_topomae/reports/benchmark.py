@@ -147,16 +147,19 @@ def _viewers(
 
 def _figures(results: Results, table: Table) -> Iterator[tuple[str, Any, str, str]]:
     """Name, figure, description and caption of every figure of a table."""
-    titles, key, betti = results.titles, table.key, "betti_error" in table.values
+    titles, key = results.titles, table.key
     if not table.rows:
         return
-    for metric in ("dice", "betti_error"):
+    stems = {"dice": key}
+    if "betti_error" in table.values:
+        stems["betti_error"] = f"{key}_betti_error"
+    for metric, stem in stems.items():
         compared = {titles[name]: found for name, found in table.compared(metric, results.spec.baseline).items()}
         if not compared:
             continue
         baseline, label = titles[results.spec.baseline], f"mean {COMPARED[metric].label}"
         yield (
-            f"{key}_differences" if metric == "dice" else f"{key}_{metric}_differences",
+            f"{stem}_differences",
             difference_figure(compared, label, baseline),
             f"Differences of {label} to {baseline} with 95 % intervals",
             _shown_means(results, table, metric),
@@ -170,16 +173,16 @@ def _figures(results: Results, table: Table) -> Iterator[tuple[str, Any, str, st
     yield (
         f"{key}_structures",
         structure_figure(table.rows, titles),
-        f"Dots of {'Dice, HD95 and Betti error' if betti else 'Dice and HD95'} for every case, structure and recipe, "
-        "with a bar at the mean",
+        f"Dots of {'Dice, HD95 and Betti error' if len(stems) > 1 else 'Dice and HD95'} for every case, structure and "
+        "recipe, with a bar at the mean",
         "A dot is a case, averaged over seeds; a bar is the mean over the cases.",
     )
-    for metric in ("dice", "betti_error") if betti else ("dice",):
+    for metric, stem in stems.items() if table.fraction == 1 else ():
         curves, label = _fraction_curves(results, table.dataset, metric), f"mean {COMPARED[metric].label}"
-        if table.fraction < 1 or all(len(curve) == 1 for curve in curves.values()):
+        if all(len(curve) == 1 for curve in curves.values()):
             continue
         yield (
-            f"{key}_labels" if metric == "dice" else f"{key}_{metric}_labels",
+            f"{stem}_labels",
             fraction_figure(curves, titles, label),
             f"Curves of {label} against the share of labelled training cases",
             "Bands: standard deviation over seeds. With a part of the labels, every seed has labelled cases of its own."

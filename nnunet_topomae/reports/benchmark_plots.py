@@ -14,6 +14,7 @@ from nnunet_topomae.reports.plots import looks, new_figure, style_axis
 INK, GREY = "#334155", "#94a3b8"
 # Columns of dots, one for every structure and recipe, that two panels next to each other have room for.
 SIDE_BY_SIDE = 16
+# Metrics of which every case is drawn.
 PANELS = {"dice": "Dice", "hd95": "HD95 in mm", "betti_error": "Betti error"}
 # Letters of 9 points that have room beside the differences, and below them.
 TITLE, LABEL = 32, 80

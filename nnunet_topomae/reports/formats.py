@@ -224,8 +224,10 @@ def latex(results: Results) -> str:
             continue
         structures = list(next(iter(table.rows.values())).structures)
         metric, unit = ("paper_hd95", "voxels") if table.published else ("hd95", "mm")
-        betti = ["Betti error"] if "betti_error" in table.values else []
-        columns = ["Method", "Dice (\\%)", f"HD95 ({unit})", *betti, *map(_escape, structures)]
+        means = {metric: f"HD95 ({unit})"}
+        if "betti_error" in table.values:
+            means["betti_error"] = COMPARED["betti_error"].label
+        columns = ["Method", "Dice (\\%)", *means.values(), *map(_escape, structures)]
         lines = [
             f"% {_escape(heading(table))}",
             "\\begin{tabular}{l" + "r" * (len(columns) - 1) + "}",
@@ -240,8 +242,7 @@ def latex(results: Results) -> str:
             spread = row.seed_sd["dice"]
             dice = format_number(100 * row.mean["dice"], 2) + ("" if spread is None else f" $\\pm$ {100 * spread:.2f}")
             cells = [_escape(titles[name]), dice + marks.get(name, "")]
-            cells.append(format_number(row.mean[metric], 2))
-            cells += [format_number(row.mean["betti_error"], 2) for _ in betti]
+            cells += [format_number(row.mean[key], 2) for key in means]
             values = [row.structures[structure]["dice"] for structure in structures]
             cells += [format_number(100 * value, 2) for value in values]
             lines.append(" & ".join(cells) + " \\\\")
@@ -250,7 +251,7 @@ def latex(results: Results) -> str:
             mark = "$^*$" if item.get("note") else ""
             cells = [f"{_escape(item['system'])} (published)", f"{item['dice']:.2f}{mark}"]
             cells.append(format_number(item["hd95"], 2))
-            lines.append(" & ".join([*cells, *["–"] * len([*betti, *structures])]) + " \\\\")
+            lines.append(" & ".join([*cells, *["–"] * (len(columns) - len(cells))]) + " \\\\")
         notes = [_escape(note) for note in published_notes(table)]
         if any(row.seed_sd["dice"] is not None for row in table.rows.values()):
             notes.append("$\\pm$ Standard deviation over seeds.")
